@@ -15,7 +15,7 @@ from tornado.httputil import HTTPServerRequest
 
 from ..core.errors import GatewayError, KernelLaunchError, LimitReachedError
 
-log = logging.getLogger("EnterpriseGatewayApp")
+log = logging.getLogger(__name__)
 
 _TOKEN_ARGUMENT = re.compile(r"([?&]token=)[^&\s]*", re.IGNORECASE)
 
@@ -92,9 +92,7 @@ class JSONErrorsMixin(web.RequestHandler):
         message = ""
         if isinstance(error, web.HTTPError):
             reason = error.reason or reason
-            message = error.get_message() if hasattr(error, "get_message") else (error.log_message or "")
-            if error.log_message and error.args:
-                message = error.log_message % error.args
+            message = (error.log_message or "") % error.args if error.args else error.log_message or ""
         elif isinstance(error, LimitReachedError) or (
             isinstance(error, GatewayError) and not isinstance(error, KernelLaunchError)
         ):
