@@ -77,3 +77,21 @@ def boolean(text: str) -> bool:
 def comma_list(text: str) -> tuple[str, ...]:
     """Split a comma list; blanks around entries and empty entries are dropped."""
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+EG_KERNEL_LAUNCH_TIMEOUT = declare(
+    "EG_KERNEL_LAUNCH_TIMEOUT", float, 30.0, "Seconds to wait for a kernel's connection information."
+)
+EG_MIN_PORT_RANGE_SIZE = declare(
+    "EG_MIN_PORT_RANGE_SIZE", int, 1000, "The smallest port range that is accepted; also told to launchers."
+)
+EG_MAX_PORT_RANGE_RETRIES = declare(
+    "EG_MAX_PORT_RANGE_RETRIES", int, 5, "How often a port of a range is tried again; also told to launchers."
+)
+EG_POLL_INTERVAL = declare("EG_POLL_INTERVAL", float, 0.5, "Seconds between two polls, where polling is needed.")
+EG_MAX_POLL_ATTEMPTS = declare("EG_MAX_POLL_ATTEMPTS", int, 10, "How many polls a wait consists of.")
+EG_SENSITIVE_ENV_KEYS = declare(
+    "EG_SENSITIVE_ENV_KEYS", comma_list, (), "Words; variables whose names contain one are masked in the debug log."
+)
+EG_REDACTION_MASK = declare("EG_REDACTION_MASK", str, "********", "What masked values are replaced by in the log.")
+EG_REMOTE_USER = declare("EG_REMOTE_USER", str, "", "The user for SSH connections; default is the gateway's own.")

@@ -1,0 +1,179 @@
+"""The lean handler that all of the gateway's HTTP handlers derive from, and the two that belong to no service."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from jupyter_server.auth.identity import User
+from tornado import web
+from tornado.log import access_log
+
+from ..core.errors import InvalidRequestError
+from .mixins import CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, redacted_uri
+
+if TYPE_CHECKING:
+    from ..services.kernels.remotemanager import RemoteMappingKernelManager
+
+ANONYMOUS = User(username="anonymous")
+
+
+def log_request(handler: web.RequestHandler) -> None:
+    """Write one access-log line without the token; given to tornado as ``log_function``."""
+    status = handler.get_status()
+    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+    request = handler.request
+    access_log.log(
+        level,
+        "%d %s %.200s (%s) %.2fms",
+        status,
+        request.method,
+        redacted_uri(request),
+        request.remote_ip,
+        1000.0 * request.request_time(),
+    )
+
+
+class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.RequestHandler):
+    """Checks token, host and origin before a verb runs; offers the managers to it."""
+
+    def set_default_headers(self) -> None:
+        """Set what every answer carries; called by tornado, also before an error is written."""
+        self.set_header("Content-Type", "application/json")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_cors_headers()
+
+    def prepare(self) -> None:
+        """Refuse what must not reach a verb: wrong token, foreign host, foreign origin, wrong certificate."""
+        self.check_token()
+        if self.request.method != "OPTIONS":
+            self.check_peer_certificate()
+            self.check_host()
+            self.check_cross_site()
+
+    def check_host(self) -> None:
+        """Refuse foreign Host headers when there is no token and only loopback is served (DNS rebinding)."""
+        if self.settings.get("eg_auth_token") or not is_loopback(self.settings.get("eg_ip", "127.0.0.1")):
+            return
+        host = hostname(self.request.host)
+        if not is_loopback(host) and host not in self.settings.get("eg_allowed_hosts", ()):
+            raise web.HTTPError(403, "The Host header names %r; add it to allowed_hosts or set a token.", host)
+
+    def check_cross_site(self) -> None:
+        """Refuse requests that a page of a foreign origin makes, unless ``allow_origin`` permits it."""
+        origin = self.request.headers.get("Origin")
+        if origin is None:
+            state_changing = self.request.method not in {"GET", "HEAD"}
+            if state_changing and self.request.headers.get("Sec-Fetch-Site") == "cross-site":
+                raise web.HTTPError(404)
+        elif not self.is_allowed_origin(origin):
+            raise web.HTTPError(404)
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether ``origin`` is the gateway's own, or permitted by the setting ``allow_origin``."""
+        if urlparse(origin).netloc.lower() == self.request.host.lower():
+            return True
+        allowed = self.settings.get("allow_origin", "")
+        return bool(allowed == "*" or origin.lower() == allowed.lower() != "")
+
+    def check_peer_certificate(self) -> None:
+        """Refuse TLS peers whose certificate does not carry the name ``authorized_origin``."""
+        expected = self.settings.get("eg_authorized_origin")
+        if not expected:
+            return
+        certificate = self.request.get_ssl_certificate()
+        names = [
+            value
+            for kind, value in (certificate or {}).get("subjectAltName", ())  # type: ignore[union-attr]
+            if kind in {"DNS", "IP Address"}
+        ]
+        if expected not in names:
+            raise web.HTTPError(403)
+
+    def get_current_user(self) -> User:
+        """Return who asks; without an identity provider everybody is anonymous."""
+        return ANONYMOUS
+
+    async def authorize(self, action: str, resource: str) -> None:
+        """Ask the configured authorizer; refuse with 403 when it says no.
+
+        Parameters
+        ----------
+        action
+            ``read``, ``write`` or ``execute``.
+        resource
+            ``kernels``, ``sessions``, ``kernelspecs`` or ``api``.
+        """
+        authorizer = self.settings.get("authorizer")
+        if authorizer is None:
+            return
+        allowed = authorizer.is_authorized(self, self.current_user, action, resource)
+        if hasattr(allowed, "__await__"):
+            allowed = await allowed
+        if not allowed:
+            raise web.HTTPError(403, "%s is not authorized to %s %s.", self.current_user.username, action, resource)
+
+    @property
+    def kernel_manager(self) -> RemoteMappingKernelManager:
+        """The manager of all kernels."""
+        return self.settings["kernel_manager"]  # type: ignore[no-any-return]
+
+    @property
+    def base_url(self) -> str:
+        """The prefix of all routes, ending in a slash."""
+        return str(self.settings.get("base_url", "/"))
+
+    def get_json_body(self) -> dict[str, Any]:
+        """Return the request's JSON object; an empty body is an empty object.
+
+        Raises
+        ------
+        InvalidRequestError
+            The body is not JSON, or not an object.
+        """
+        text = self.request.body.strip()
+        if not text:
+            return {}
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError("Invalid JSON in body of request") from error
+        if not isinstance(body, dict):
+            raise InvalidRequestError("The body of the request must be a JSON object.")
+        return body
+
+    def finish_json(self, model: Any, status: int = 200) -> None:
+        """Write ``model`` as the JSON answer."""
+        self.set_status(status)
+        self.finish(json.dumps(model))
+
+
+class NotFoundHandler(JSONErrorsMixin, web.RequestHandler):
+    """Answers 404 as JSON for every path that no other handler serves."""
+
+    def prepare(self) -> None:
+        """Refuse whatever the verb is."""
+        raise web.HTTPError(404)
+
+
+def hostname(host: str) -> str:
+    """Return the name of a Host header without its port, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is ``localhost`` or a loopback address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+default_handlers = [(r".*", NotFoundHandler)]

@@ -1,0 +1,120 @@
+"""What every HTTP answer of the gateway has in common: CORS headers, the token check, JSON errors."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import traceback
+from http.client import responses
+from typing import Any
+
+from tornado import web
+from tornado.httputil import HTTPServerRequest
+
+from ..core.errors import GatewayError, KernelLaunchError, LimitReachedError
+
+log = logging.getLogger(__name__)
+
+_TOKEN_ARGUMENT = re.compile(r"([?&]token=)[^&\s]*", re.IGNORECASE)
+
+
+def redacted_uri(request: HTTPServerRequest) -> str:
+    """Return the request's path and query with the value of any ``token`` argument masked."""
+    return _TOKEN_ARGUMENT.sub(r"\1********", request.uri or "")
+
+
+class CORSMixin(web.RequestHandler):
+    """Answers pre-flight requests and adds the configured CORS headers to every response."""
+
+    SETTINGS_TO_HEADERS = {
+        "eg_allow_credentials": "Access-Control-Allow-Credentials",
+        "eg_allow_headers": "Access-Control-Allow-Headers",
+        "eg_allow_methods": "Access-Control-Allow-Methods",
+        "eg_allow_origin": "Access-Control-Allow-Origin",
+        "eg_expose_headers": "Access-Control-Expose-Headers",
+        "eg_max_age": "Access-Control-Max-Age",
+    }
+
+    def set_cors_headers(self) -> None:
+        """Add each CORS header whose setting is not empty, verbatim."""
+        for setting, header in self.SETTINGS_TO_HEADERS.items():
+            value = self.settings.get(setting)
+            if value:
+                self.set_header(header, str(value))
+
+    def options(self, *args: str, **kwargs: str) -> None:
+        """Answer a pre-flight request: an empty body, no token needed."""
+        self.finish()
+
+
+class TokenAuthorizationMixin(web.RequestHandler):
+    """Compares the client's token with ``eg_auth_token`` before anything else happens."""
+
+    SCHEMES = ("token ", "Bearer ")
+
+    def has_valid_token(self) -> bool:
+        """Whether no token is configured, or the client sent the right one.
+
+        An argument ``token`` wins over the ``Authorization`` header, also when it is wrong.
+        """
+        expected = self.settings.get("eg_auth_token")
+        if not expected:
+            return True
+        given = self.get_argument("token", None)
+        if given is None:
+            header = self.request.headers.get("Authorization", "")
+            scheme = next((s for s in self.SCHEMES if header.startswith(s)), None)
+            given = header[len(scheme) :] if scheme else ""
+        return hmac.compare_digest(given.encode(), str(expected).encode())
+
+    def check_token(self) -> None:
+        """Refuse the request with 401 unless the token is right; pre-flight requests are exempt."""
+        if self.request.method != "OPTIONS" and not self.has_valid_token():
+            raise web.HTTPError(401)
+
+
+class JSONErrorsMixin(web.RequestHandler):
+    """Answers every failure with ``{"reason": …, "message": …}`` and never with a traceback."""
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Give errors of our own family their own status; called by tornado for any exception."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, GatewayError):
+            status_code = error.status
+        super().send_error(status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Write the error document; called by tornado."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        reason = responses.get(status_code, "Unknown")
+        message = ""
+        if isinstance(error, web.HTTPError):
+            reason = error.reason or reason
+            message = (error.log_message or "") % error.args if error.args else error.log_message or ""
+        elif isinstance(error, LimitReachedError) or (
+            isinstance(error, GatewayError) and not isinstance(error, KernelLaunchError)
+        ):
+            message = str(error)
+        elif isinstance(error, KernelLaunchError):
+            # Upstream gives the cause of a failed launch as the reason; clients show one or the other.
+            reason = message = str(error)
+        elif error is not None:
+            message = "Unknown server error"
+        self.set_status(status_code)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps({"reason": reason, "message": message}))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log a failure once, without the token that the query may carry."""
+        where = f"{self.request.method} {redacted_uri(self.request)}"
+        if isinstance(value, GatewayError):
+            log.log(logging.WARNING if value.status < 500 else logging.ERROR, "%d %s: %s", value.status, where, value)
+            if value.__cause__ is not None:
+                log.debug("caused by %s", "".join(traceback.format_exception(value.__cause__)))
+        elif isinstance(value, web.HTTPError):
+            if value.log_message:
+                log.warning("%d %s: %s", value.status_code, where, value.log_message % value.args)
+        else:
+            log.error("Unexpected failure of %s", where, exc_info=(typ, value, tb))
