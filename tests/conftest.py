@@ -1,7 +1,7 @@
 """How every test of the project runs: on a loop of its own, in a clean environment, leaving nothing behind.
 
-A test fails when the event loop was held for more than 50 ms, when a task, thread, descriptor or process stays behind, when
-the gateway logged a warning that the test did not expect, and when it changed the environment.
+A test fails when the event loop was held for more than 50 ms, when a task, thread, descriptor or process stays behind,
+when the gateway logged a warning that the test did not expect, and when it changed the environment.
 
 * ``async def`` tests, and async generator fixtures of function scope, run on one fresh loop per test;
 * ``expect_log(pattern)`` is the context manager for a warning that belongs there;
@@ -73,7 +73,7 @@ def _on_loop(function: Callable[..., Any], runner: LoopRunner) -> Callable[..., 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note failures for the leak check, and turn skips into failures in CI: a suite that is skipped there proves nothing."""
+    """Note failures for the leak check; in CI a skip is a failure, because a skipped suite proves nothing."""
     report = yield
     if report.failed:
         item.stash[_call_failed] = True
@@ -85,7 +85,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Do the same for modules that skip themselves."""
     report = yield
     if _in_ci() and report.skipped:

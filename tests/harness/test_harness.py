@@ -81,7 +81,10 @@ async def test():
 """,
         "event loop was held for 1",
     ),
-    "a leaked task": ("import asyncio\nasync def test(): asyncio.create_task(asyncio.sleep(99))\n", "task left running"),
+    "a leaked task": (
+        "import asyncio\nasync def test(): asyncio.create_task(asyncio.sleep(99))\n",
+        "task left running",
+    ),
     "a leaked thread": (
         "import threading, time\ndef test(): threading.Thread(target=time.sleep, args=(5,), name='mine').start()\n",
         "thread left running: mine",

@@ -33,7 +33,10 @@ class Snapshot:
         """Return a sentence for each thing that is open now and was not before."""
         return [
             *(f"thread left running: {name}" for _, name in self.threads - before.threads),
-            *(f"file descriptor left open: {number} -> {what}" for number, what in self.descriptors - before.descriptors),
+            *(
+                f"file descriptor left open: {number} -> {what}"
+                for number, what in self.descriptors - before.descriptors
+            ),
             *(f"process left behind: {pid} {what}" for pid, _, what in self.processes - before.processes),
         ]
 
