@@ -255,6 +255,14 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         like), which have to be named.""",
     ).tag(env=envvars.EG_CLIENT_ENVS)
 
+    unrestricted_client_envs = List(
+        Unicode(),
+        config=True,
+        help="""Names of those client variables whose values may be longer than 4096 characters and hold `$`, backticks
+        and line ends: certificates and pretty-printed KERNEL_VOLUMES, for example. Only name variables that no shell
+        script of a kernelspec evaluates.""",
+    ).tag(env=envvars.EG_UNRESTRICTED_CLIENT_ENVS)
+
     env_whitelist = List(Unicode(), config=True, help="Deprecated: use `client_envs`.")
 
     inherited_envs = List(

@@ -245,6 +245,7 @@ EG_KERNEL_INFO_TIMEOUT = for_option(
 
 EG_CLIENT_ENVS = for_option("client_envs", comma_list, (), "EG_ENV_WHITELIST")
 EG_INHERITED_ENVS = for_option("inherited_envs", comma_list, (), "EG_ENV_PROCESS_WHITELIST")
+EG_UNRESTRICTED_CLIENT_ENVS = for_option("unrestricted_client_envs", comma_list, ())
 EG_KERNEL_HEADERS = for_option("kernel_headers", comma_list, ())
 EG_IMPERSONATION_ENABLED = for_option("impersonation_enabled", boolean, False)
 EG_UNAUTHORIZED_USERS = for_option("unauthorized_users", comma_list, ("root",))
