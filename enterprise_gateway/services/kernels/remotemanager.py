@@ -323,6 +323,23 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         """Return the models of all kernels in the order of their start."""
         return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
 
+    # --- taking over kernels on record
+
+    async def revive_all(self) -> None:
+        """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
+        if self.records is not None and self.keeps_kernels:
+            await self.records.revive_all()
+
+    async def start_kernel_from_session(self, **record: Any) -> bool:
+        """Take over one kernel from the entries of its record; kept for stores of third parties.
+
+        Raises
+        ------
+        NotFoundError
+            The kernel is dead.
+        """
+        return self.records is not None and await self.records.take_over(record)
+
     # --- interrupt, restart, shutdown
 
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
