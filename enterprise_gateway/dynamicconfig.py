@@ -44,7 +44,7 @@ class DynamicConfig:
             The object has no options.
         """
         if not isinstance(configurable, Configurable):
-            raise RuntimeError(
+            raise RuntimeError(  # noqa: TRY004 - upstream's
                 f"'{name}' is not a Configurable: {type(configurable).__name__} has no options to update."
             )
         self._configurables[name] = configurable
@@ -81,7 +81,7 @@ class DynamicConfig:
             await asyncio.sleep(interval)
             try:
                 await self.update_async()
-            except Exception:  # noqa: BLE001 - whatever a config file does must not end the polling
+            except Exception:
                 self._app.log.exception("The config files could not be read again")
 
     def _read_changed(self) -> Config | None:

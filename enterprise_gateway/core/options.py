@@ -33,7 +33,7 @@ class EnvironmentDefaults(Configurable):
 
 
 def _default_reader(trait: TraitType[Any, Any], variable: EnvVar[Any]) -> Callable[[Configurable], Any]:
-    return lambda self: _container(trait, variable())
+    return lambda _: _container(trait, variable())
 
 
 def _container(trait: TraitType[Any, Any], value: Any) -> Any:

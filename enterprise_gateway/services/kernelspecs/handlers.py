@@ -62,7 +62,10 @@ class MainKernelSpecHandler(KernelSpecHandler):
         listing: SpecListing = self.settings.setdefault("kernel_spec_listing", SpecListing())
         default = self.kernel_manager.default_kernel_name
         if user:
-            answer = listing.visible(snapshot, self.base_url, default, user, *self.user_lists)
+            lists = self.user_lists
+            answer = listing.visible(
+                snapshot, self.base_url, default, lambda item: user_rules(item, *lists).permits(user)
+            )
         else:
             answer = listing.full(snapshot, self.base_url, default)
         self.etag = answer.etag

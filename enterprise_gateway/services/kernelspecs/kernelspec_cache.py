@@ -7,6 +7,7 @@ import inspect
 import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
@@ -52,7 +53,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         self.cache_misses = 0
         self.observer: BaseObserver | None = None
         self._observed_dirs: set[str] = set()
-        self._snapshot: Snapshot | None = None
+        self._snapshot = Snapshot()
         self._fingerprint: tuple[Any, ...] | None = None
         self._stale = True
         self._checked_at = 0.0
@@ -95,11 +96,10 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             items = await self._ask_manager(self.kernel_spec_manager.get_all_specs)
             return await offload(take_snapshot, items)
         if self._stale or time.monotonic() - self._checked_at >= self._check_interval:
-            if self._refreshing is None:
+            if self._refreshing is None or self._refreshing.get_loop() is not asyncio.get_running_loop():
                 self._refreshing = asyncio.ensure_future(offload(self._refresh))
                 self._refreshing.add_done_callback(self._end_refresh)
             await asyncio.shield(self._refreshing)
-        assert self._snapshot is not None
         return self._snapshot
 
     @property
@@ -109,13 +109,12 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             return {}
         if self._stale:
             self._refresh()
-        assert self._snapshot is not None
         return dict(self._snapshot.items)
 
     @property
     def observed_dirs(self) -> set[str]:
         """The directories below which changes are noticed at once."""
-        if self._is_caching and self._snapshot is None:
+        if self._is_caching and not self._checked_at:
             self._refresh()
         return self._observed_dirs
 
@@ -136,7 +135,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         """Note that a kernelspec changed; called by watchdog for every event below the observed directories."""
         if event.event_type not in {"created", "modified", "deleted", "moved", "closed"}:
             return  # our own reading is reported as well
-        names = {os.path.basename(os.fsdecode(path)) for path in (event.src_path, event.dest_path) if path}
+        names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
         if event.is_directory or "kernel.json" in names or any(is_resource(name) for name in names):
             self._mark_stale()
 
@@ -166,7 +165,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         """Read the kernelspecs again if they may have changed; blocks, so coroutines offload it."""
         with self._lock:
             was_stale, self._stale = self._stale, False
-            known = self._snapshot.items.values() if self._snapshot else ()
+            known = self._snapshot.items.values()
             if (
                 was_stale
                 or self._fingerprint is None
@@ -181,17 +180,17 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             self._snapshot = current
         self._fingerprint = fingerprint(self.kernel_spec_manager, current.items.values())
         for item in current.items.values():
-            self._observe(os.path.dirname(item["resource_dir"]))
+            self._observe(str(Path(item["resource_dir"]).parent))
 
     def _add(self, name: str, spec: KernelSpec) -> None:
         """Keep a kernelspec that the manager knew and the cache did not."""
         item = CacheItem(spec=spec.to_dict(), resource_dir=spec.resource_dir)
         with self._lock:
-            known = self._snapshot or Snapshot()
+            known = self._snapshot
             self._snapshot = Snapshot(
                 {**known.items, name: item}, {**known.resources, name: resource_files(spec.resource_dir)}
             )
-            self._observe(os.path.dirname(spec.resource_dir))
+            self._observe(str(Path(spec.resource_dir).parent))
 
     def _observe(self, directory: str) -> None:
         """Watch ``directory``; do without when the system has no watches left."""

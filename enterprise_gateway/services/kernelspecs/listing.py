@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -61,20 +61,11 @@ class SpecListing:
         snapshot: Snapshot,
         base_url: str,
         default: str,
-        user: str,
-        authorized: Iterable[str],
-        unauthorized: Iterable[str],
+        permits: Callable[[CacheItem], bool],
     ) -> Answer:
-        """Return the list of those kernelspecs that ``user`` may start."""
+        """Return the list of those kernelspecs that ``permits`` lets pass."""
         models = self._serialized_models(snapshot, base_url)
-        return _answer(
-            default,
-            {
-                name: model
-                for name, model in models.items()
-                if user_rules(snapshot.items[name], authorized, unauthorized).permits(user)
-            },
-        )
+        return _answer(default, {name: model for name, model in models.items() if permits(snapshot.items[name])})
 
     def _serialized_models(self, snapshot: Snapshot, base_url: str) -> dict[str, bytes]:
         key = (snapshot.generation, base_url)

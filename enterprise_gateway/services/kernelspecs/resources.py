@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from email.utils import formatdate
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ def read_resource(resource_dir: str, path: str) -> Resource | None:
 
     None when there is no such file, when it is a directory, or when ``path`` or a symbolic link leads outside.
     """
-    root = os.path.realpath(resource_dir)
     try:
-        file = os.path.realpath(os.path.join(root, path))
-        if os.path.commonpath([root, file]) != root or not os.path.isfile(file):
+        root = Path(resource_dir).resolve()
+        file = (root / path).resolve()
+        if not file.is_relative_to(root) or not file.is_file():
             return None
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             content = stream.read()
             modified = os.fstat(stream.fileno()).st_mtime
-    except (OSError, ValueError):
+    except (OSError, RuntimeError, ValueError):
         return None
     content_type, encoding = mimetypes.guess_type(path)
     return Resource(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any, TypedDict
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -44,7 +44,7 @@ def take_snapshot(items: Mapping[str, CacheItem]) -> Snapshot:
 def resource_files(resource_dir: str) -> tuple[str, ...]:
     """Return the files of a kernelspec that clients may show: kernel.js, kernel.css and logos."""
     try:
-        names = sorted(os.listdir(resource_dir))
+        names = sorted(entry.name for entry in Path(resource_dir).iterdir())
     except OSError:
         return ()
     return tuple(name for name in names if is_resource(name))
@@ -79,12 +79,12 @@ def fingerprint(manager: Any, items: Iterable[CacheItem]) -> tuple[Any, ...] | N
 
 
 def _watched_paths(resource_dir: str) -> tuple[str, str]:
-    return resource_dir, os.path.join(resource_dir, "kernel.json")
+    return resource_dir, str(Path(resource_dir, "kernel.json"))
 
 
 def _stat(path: str) -> tuple[int, ...] | None:
     try:
-        stat = os.stat(path)
+        stat = Path(path).stat()
     except OSError:
         return None
     return (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
