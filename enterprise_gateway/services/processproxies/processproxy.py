@@ -29,11 +29,17 @@ from ...core import envvars, kernelargs, kernelenv
 from ...core.authorization import UserRules
 from ...core.connection import ConnectionInfo
 from ...core.deadline import Deadline
-from ...core.errors import InvalidRequestError, KernelLaunchError, LauncherFailedError, LaunchTimeoutError
+from ...core.errors import (
+    HostUnreachableError,
+    InvalidRequestError,
+    KernelLaunchError,
+    LauncherFailedError,
+    LaunchTimeoutError,
+)
 from ...core.offload import offload
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
-from ...transport.localproc import LocalProcess, last_lines
+from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
 from .startup import await_startup
 
 if TYPE_CHECKING:
@@ -193,6 +199,15 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         if isinstance(self.local_proc, LocalProcess):
             self.local_proc.close()
         self.output_file.unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove whatever a launch of this kernel that was cut short has left; runs in a thread.
+
+        The base removes processes of this machine that carry the kernel's id in their environment.
+        """
+        for process in processes_of_kernel(self.kernel_id):
+            self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
+            process.kill()
 
     def select_ports(self, count: int) -> list[int]:
         """Return free ports of this machine within the port range, reserved until the kernel is gone."""
@@ -379,8 +394,21 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return super().send_signal(signum)
 
     def poll(self) -> Any:
-        """Return None while the launcher answers, False when it is gone."""
-        return self.send_signal(0)
+        """Return None while the launcher answers, False when it is gone.
+
+        Raises
+        ------
+        HostUnreachableError
+            Neither is known.
+        """
+        if self.comm is None:
+            return super().poll()
+        try:
+            return None if self.comm.probe() else False
+        except (OSError, CommPortError) as error:
+            raise HostUnreachableError(
+                f"Whether kernel {self.kernel_id} lives is not known: {self.comm_ip} does not answer ({error})."
+            ) from error
 
     def shutdown_listener(self) -> None:
         """Tell the launcher to stop listening: the kernel has been asked to shut down."""
@@ -397,8 +425,11 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         be asked, the kernel is polled.
         """
         while True:
-            if await offload(self.poll) is not None:
-                return 0
+            try:
+                if await offload(self.poll) is not None:
+                    return 0
+            except HostUnreachableError as error:
+                self.log.debug("%s", error)
             if self.comm is None or self.comm.fileno() < 0:
                 await asyncio.sleep(LIVENESS_SECONDS)
             else:
