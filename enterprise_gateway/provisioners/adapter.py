@@ -76,7 +76,6 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             "transport_encryption": manager.launch_transport_encryption,
         }
         command = kernelargs.fill(self.kernel_spec.argv + kwargs.pop("extra_arguments", []), {**values, **kwargs})
-        # A placeholder that became empty (no transport encryption) leaves no empty argument behind.
         return {"cmd": command, "env": env, **kwargs}
 
     def _write_connection_file(self) -> None:
@@ -143,7 +142,12 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if self.process_proxy is not None:
             await self._call("cleanup")
         self._launched = False
-        if self._ports is not None and not restart:
+        if not restart:
+            self.release_ports()
+
+    def release_ports(self) -> None:
+        """Give the ports of a local kernel back; a relaunch then chooses new ones."""
+        if self._ports is not None:
             self.parent.resources.ports.release(self._ports)
             self._ports = None
 

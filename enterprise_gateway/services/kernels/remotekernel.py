@@ -47,6 +47,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     channels: KernelChannels | None = None
     username = ""
+    started = datetime.now(timezone.utc)
     died_because = ""
     _resources: SharedResources | None = None
     _sigint: int | None = None
@@ -92,12 +93,19 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_start_kernel(self, **kwargs: Any) -> None:
         """Launch the kernel; whatever goes wrong, nothing of the attempt is left behind."""
+        self._attempted_start = True
+        self._ready = asyncio.get_running_loop().create_future()
+        self.started = datetime.now(timezone.utc)
         self.username = (kwargs.get("env") or {}).get("KERNEL_USERNAME") or gateway_user()
         try:
-            await super()._async_start_kernel(**kwargs)
+            command, kwargs = await self._async_pre_start_kernel(**kwargs)
+            await self._async_launch_kernel(command, **kwargs)
+            await self._async_post_start_kernel(**kwargs)
         except BaseException:
+            self._ready.cancel()
             await asyncio.shield(self._abandon())
             raise
+        self._ready.set_result(None)
 
     start_kernel = _async_start_kernel
 
@@ -213,13 +221,21 @@ class RemoteKernelManager(AsyncKernelManager):
             if self.channels is not None:
                 self.channels.announce_state("restarting")
             try:
-                await super()._async_restart_kernel(now=now, newports=newports, **kwargs)
+                await self._async_shutdown_kernel(now=now, restart=True)
+                if newports and isinstance(self.provisioner, ProcessProxyProvisioner):
+                    self.provisioner.release_ports()
+                await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
                 if self.channels is not None:
                     self.channels.connect(self.connection())
             finally:
                 self.restarting = False
 
     restart_kernel = _async_restart_kernel
+
+    async def let_go(self) -> None:
+        """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
+        self._close_control_socket()
+        await self.close()
 
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""
