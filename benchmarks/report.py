@@ -77,9 +77,9 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory), "system": platform.platform()}
 
 
-def load() -> dict[str, Any]:
-    """Return the stored results, empty when there are none."""
-    if RESULTS.exists():
+def load(fresh: bool) -> dict[str, Any]:
+    """Return the stored results; empty ones when there are none or ``fresh`` ones are wanted."""
+    if RESULTS.exists() and not fresh:
         return dict(json.loads(RESULTS.read_text()))
     return {"machine": {}, "versions": {}, "numbers": {}, "failures": {}}
 
@@ -133,9 +133,9 @@ def failures(results: dict[str, Any]) -> list[str]:
     titles = {row.key: row.title.lstrip("— ") for row in ROWS}
     by_text: dict[tuple[str, str], list[str]] = {}
     for target, failed in results["failures"].items():
-        for key, text in failed.items():
-            if key in titles:
-                by_text.setdefault((target, text), []).append(titles[key])
+        for key, title in titles.items():
+            if key in failed:
+                by_text.setdefault((target, failed[key]), []).append(title)
     return [f"* {COLUMNS[target]} failed ({rows[0]}): {text}" for (target, text), rows in by_text.items()]
 
 

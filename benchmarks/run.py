@@ -75,7 +75,7 @@ def main() -> int:
     names = options.target.split(",")
     effort = QUICK if options.quick else FULL
     targets = make_targets([name for name in names if name != "zmq"], options.python, options.eg_python)
-    results = report.load()
+    results = report.load(fresh=options.quick)
     results.update(
         machine=report.machine(),
         load=" ".join(f"{value:.1f}" for value in os.getloadavg()),
