@@ -245,6 +245,7 @@ EG_KERNEL_INFO_TIMEOUT = for_option(
 
 EG_CLIENT_ENVS = for_option("client_envs", comma_list, (), "EG_ENV_WHITELIST")
 EG_INHERITED_ENVS = for_option("inherited_envs", comma_list, (), "EG_ENV_PROCESS_WHITELIST")
+EG_UNRESTRICTED_CLIENT_ENVS = for_option("unrestricted_client_envs", comma_list, ())
 EG_KERNEL_HEADERS = for_option("kernel_headers", comma_list, ())
 EG_IMPERSONATION_ENABLED = for_option("impersonation_enabled", boolean, False)
 EG_UNAUTHORIZED_USERS = for_option("unauthorized_users", comma_list, ("root",))
@@ -295,7 +296,7 @@ EG_RESTART_STATUS_POLL_INTERVAL = declare(
     "EG_RESTART_STATUS_POLL_INTERVAL",
     _seconds,
     1.0,
-    "Seconds between two looks at a restart that is going on, while another request for the same kernel waits for it.",
+    "Seconds between two looks at a restart that is going on, while another request for the kernel waits for it.",
     group=_LAUNCH,
 )
 EG_MAX_POLL_ATTEMPTS = declare(
@@ -361,8 +362,8 @@ EG_RESPONSE_IP = declare(
     "EG_RESPONSE_IP",
     optional_text,
     None,
-    "Address at which launchers reach the gateway. When unset, the first local address that EG_PROHIBITED_LOCAL_IPS does "
-    "not exclude is used.",
+    "Address at which launchers reach the gateway. When unset, the first local address that EG_PROHIBITED_LOCAL_IPS "
+    "does not exclude is used.",
     group=_RESPONSE,
 )
 EG_RESPONSE_PORT = declare(
@@ -386,8 +387,8 @@ EG_PROHIBITED_LOCAL_IPS = declare(
     "EG_PROHIBITED_LOCAL_IPS",
     comma_list,
     (),
-    "Regular expressions (comma list) of local addresses that launchers are not told, for example 172\\.17\\..*; each is "
-    "matched from the start of the address. None are excluded when it is unset or blank.",
+    "Regular expressions (comma list) of local addresses that launchers are not told, for example 172\\.17\\..*; each "
+    "is matched from the start of the address. None are excluded when it is unset or blank.",
     group=_RESPONSE,
 )
 EG_ALLOW_PAYLOAD_V0 = declare(
@@ -447,7 +448,11 @@ EG_ENABLE_TUNNELING = declare(
     group=_SSH,
 )
 EG_KERNEL_LOG_DIR = declare(
-    "EG_KERNEL_LOG_DIR", str, "/tmp", "Directory on the hosts for the kernels' output, kernel-<id>.log.", group=_SSH
+    "EG_KERNEL_LOG_DIR",
+    str,
+    "/tmp",  # noqa: S108 - upstream's default
+    "Directory on the hosts for the kernels' output, kernel-<id>.log.",
+    group=_SSH,
 )
 EG_SSH_LOG_LEVEL = declare("EG_SSH_LOG_LEVEL", log_level, 30, "Log level of the SSH library.", group=_SSH)
 
@@ -487,14 +492,14 @@ EG_KERNEL_CLUSTER_ROLE = declare(
     "EG_KERNEL_CLUSTER_ROLE",
     str,
     "cluster-admin",
-    "ClusterRole that the kernel's service account gets in a namespace made for it; set it to a role with few rights, as "
-    "the Helm chart does.",
+    "ClusterRole that the kernel's service account gets in a namespace made for it; set it to a role with few rights, "
+    "as the Helm chart does.",
     group=_CONTAINERS,
 )
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",
+    "/tmp",  # noqa: S108 - upstream's default
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
 )
@@ -531,7 +536,7 @@ EG_YARN_CERT_BUNDLE = declare(
     "EG_YARN_CERT_BUNDLE",
     certificate_bundle,
     True,
-    "File with the certificate authorities for the resource manager; true verifies with the system's, false not at all.",
+    "File of the authorities that certify the resource manager; true verifies with the system's, false not at all.",
     group=_YARN,
 )
 EG_YARN_MUTUAL_AUTHENTICATION = declare(
