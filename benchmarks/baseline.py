@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 
 import zmq
-from client import RequestFailed
+from client import RequestError
 from scenarios import Effort, Numbers, percentile, timed
 from targets import Farms, free_port
 
@@ -39,7 +39,7 @@ class DirectKernel:
         self.poller.register(self.iopub, zmq.POLLIN)
         self.request("1")
         if not self.shell.poll(10000):
-            raise RequestFailed("the tiny kernel did not answer")
+            raise RequestError("the tiny kernel did not answer")
         self.shell.recv_multipart()
         time.sleep(0.05)
         while self.iopub.poll(50):
@@ -132,5 +132,5 @@ def stream(farms: Farms, effort: Effort) -> Numbers:
             lines += b"~" in content
             idle = content == b'{"execution_state": "idle"}'
         if lines != effort.stream:
-            raise RequestFailed(f"{effort.stream - lines} messages were dropped")
+            raise RequestError(f"{effort.stream - lines} messages were dropped")
         return {"stream_rate": lines / (time.monotonic() - began)}

@@ -14,7 +14,7 @@ from typing import Any
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
-class RequestFailed(Exception):
+class RequestError(Exception):
     """A gateway refused or did not answer; the text is what it said."""
 
 
@@ -39,7 +39,7 @@ class HttpConnection:
         while (answer := self.parse()) is None:
             chunk = self.socket.recv(1 << 18)
             if not chunk:
-                raise RequestFailed("the gateway closed the connection")
+                raise RequestError("the gateway closed the connection")
             self._data += chunk
         return answer
 
@@ -78,7 +78,7 @@ def checked(answer: tuple[int, bytes]) -> Any:
             text = error.get("message") or error.get("reason")
         except (ValueError, AttributeError):
             text = body[:200].decode(errors="replace")
-        raise RequestFailed(f"HTTP {status}: {text}")
+        raise RequestError(f"HTTP {status}: {text}")
     return json.loads(body) if body else None
 
 
@@ -107,7 +107,7 @@ class WebSocket:
             self._data += chunk
         head = self._data[:end]
         if b" 101 " not in head.split(b"\r\n", 1)[0]:
-            raise RequestFailed(f"websocket refused: {head.split(chr(13).encode(), 1)[0].decode(errors='replace')}")
+            raise RequestError(f"websocket refused: {head.split(chr(13).encode(), 1)[0].decode(errors='replace')}")
         self._data = self._data[end + 4 :]
         self.v1 = V1.encode() in head
         self._frames = {
@@ -161,7 +161,7 @@ class WebSocket:
         """Take what has arrived and yield each whole message; blocks when nothing has arrived."""
         chunk = self.socket.recv(1 << 18)
         if not chunk:
-            raise RequestFailed("the gateway closed the websocket")
+            raise RequestError("the gateway closed the websocket")
         data = self._data + chunk if self._data else chunk
         at, size = 0, len(data)
         while size - at >= 2:
@@ -189,7 +189,7 @@ class WebSocket:
         if opcode == 9:
             self.socket.sendall(frame(payload, 10))
         elif opcode == 8:
-            raise RequestFailed(f"the gateway closed the websocket: {payload[2:].decode(errors='replace')}")
+            raise RequestError(f"the gateway closed the websocket: {payload[2:].decode(errors='replace')}")
         elif opcode in (0, 1, 2):
             self._fragments.append(payload)
             if first & 0x80:

@@ -142,11 +142,9 @@ def failures(results: dict[str, Any]) -> list[str]:
 def heading(results: dict[str, Any]) -> str:
     """Return one paragraph on the machine, the versions and the date."""
     host = results["machine"]
-    lines = [
-        f"Machine: {host['cores']} cores of {host['cpu']}, {host['memory_gib']} GiB, {host['system']}; "
-        f"load average before the run {results['load']}; {results['date']}.",
-        "",
-    ]
+    memory = f"{host['memory_gib']} GiB"
+    lines = [f"Machine: {host['cores']} cores of {host['cpu']}, {memory}, {host['system']}."]
+    lines += [f"Last run: {results['date']}, load average before it {results['load']}.", ""]
     for target, versions in results["versions"].items():
         lines.append(f"* {COLUMNS[target]}: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     return "\n".join(lines) + "\n"

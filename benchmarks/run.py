@@ -20,7 +20,7 @@ from typing import Any
 import baseline
 import report
 import scenarios
-from client import RequestFailed
+from client import RequestError
 from scenarios import FULL, QUICK, Effort, Numbers
 from targets import CHECKOUT, Farms, Gateway, Target, make_targets
 
@@ -38,7 +38,7 @@ class Measure:
     direct: Callable[[Farms, Effort], Numbers] | None = None
 
     def keys(self) -> list[str]:
-        """The rows of the table that this measure fills."""
+        """Name the rows of the table that this measure fills."""
         return [row.key for row in report.ROWS if row.key.startswith(self.prefixes)]
 
 
@@ -160,7 +160,7 @@ class Session:
             gateway = Gateway(target, self._farms.directory, self._farms)
             self._startups.setdefault(target.name, []).append(gateway.startup)
             numbers = measure.run(gateway, self._effort)
-        except (RequestFailed, OSError, ValueError, KeyError) as error:
+        except (RequestError, OSError, ValueError, KeyError) as error:
             text = f"{error}" if str(error) else type(error).__name__
             keys = measure.keys()
             self._results["failures"].setdefault(target.name, {}).update(dict.fromkeys(keys, text))
@@ -202,6 +202,7 @@ class Session:
                     capture_output=True,
                     text=True,
                     timeout=60,
+                    check=False,
                 )
                 if done.returncode:
                     text = done.stderr.strip().splitlines()[-1]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from client import HttpConnection, RequestFailed, WebSocket, checked
+from client import HttpConnection, RequestError, WebSocket, checked
 from targets import FARMS, Gateway, kernel_request
 
 Numbers = dict[str, float]
@@ -69,7 +69,7 @@ def busy(gateway: Gateway, sockets: list[WebSocket], seconds: float) -> Numbers:
         last = started
         while (now := time.monotonic()) < started + seconds:
             if now > last + 20:
-                raise RequestFailed("no execute completed for 20 s")
+                raise RequestError("no execute completed for 20 s")
             for key, _ in selector.select(1):
                 ws = key.data
                 for message in ws.feed():
@@ -80,7 +80,7 @@ def busy(gateway: Gateway, sockets: list[WebSocket], seconds: float) -> Numbers:
                             done, last = done + 1, now
         cpu, elapsed = gateway.cpu() - cpu, time.monotonic() - started
     if not done:
-        raise RequestFailed("no execute completed")
+        raise RequestError("no execute completed")
     return {"many_rate": done / elapsed, "many_cpu_ms": cpu / done * 1000}
 
 
@@ -100,13 +100,13 @@ def stream(gateway: Gateway, effort: Effort) -> Numbers:
                     found = message.count(b"~")
                     if found:
                         if b"line %05d~" % lines not in message:
-                            raise RequestFailed(f"line {lines} of {effort.stream} was dropped or is out of order")
+                            raise RequestError(f"line {lines} of {effort.stream} was dropped or is out of order")
                         lines, messages = lines + found, messages + 1
                     elif msg_id in message and (b"execute_reply" in message or b'"idle"' in message):
                         missing -= 1
             elapsed, cpu = time.monotonic() - started, gateway.cpu() - cpu
         if lines != effort.stream:
-            raise RequestFailed(f"{effort.stream - lines} of {effort.stream} stream messages were dropped")
+            raise RequestError(f"{effort.stream - lines} of {effort.stream} stream messages were dropped")
         numbers[f"stream_rate{name}"] = lines / elapsed
         numbers[f"stream_cpu_us{name}"] = cpu / lines * 1e6
         numbers[f"stream_frames{name}"] = messages
@@ -129,7 +129,7 @@ def open_websocket(gateway: Gateway, effort: Effort) -> Numbers:
     return {"open_101": percentile(shaken[1:], 50), "open_reply": percentile(replied[1:], 50)}
 
 
-def api_during_starts(gateway: Gateway, effort: Effort) -> Numbers:
+def api_during_starts(gateway: Gateway, _effort: Effort) -> Numbers:
     """GET /api, one after the other with 1 ms between, from the moment 20 kernels are asked for to the last answer."""
     times: list[float] = []
     spans: list[float] = []
@@ -151,7 +151,7 @@ def api_during_starts(gateway: Gateway, effort: Effort) -> Numbers:
                             checked(answer)
                             waiting.discard(key.data)
             if waiting:
-                raise RequestFailed("kernels did not start within 60 s")
+                raise RequestError("kernels did not start within 60 s")
             spans.append((time.monotonic() - started) * 1000)
             for post in posts:
                 post.close()
@@ -167,7 +167,7 @@ def kernelspecs(gateway: Gateway, effort: Effort) -> Numbers:
     connections = [HttpConnection(gateway.port) for _ in range(4)]
     listed = connections[0].call("GET", "/api/kernelspecs")["kernelspecs"]
     if len(listed) < 60:
-        raise RequestFailed(f"{len(listed)} kernelspecs were listed, not 60")
+        raise RequestError(f"{len(listed)} kernelspecs were listed, not 60")
     done, end = 0, time.monotonic() + effort.seconds
     with selector_of(connections) as selector:
         for connection in connections:
@@ -266,7 +266,7 @@ def launcher_time(gateway: Gateway) -> float:
     return percentile(times, 50)
 
 
-def remote_burst(gateway: Gateway, effort: Effort) -> Numbers:
+def remote_burst(gateway: Gateway, _effort: Effort) -> Numbers:
     """30 remote starts asked for at once: until the last is answered, and until each has executed a cell."""
     with contextlib.closing(HttpConnection(gateway.port)) as connection:
         gateway.start_kernel(connection, "remote0")
@@ -288,7 +288,7 @@ def remote_burst(gateway: Gateway, effort: Effort) -> Numbers:
                     sockets[-1].request("execute_request")
     answered = time.monotonic() - began
     if waiting:
-        raise RequestFailed(f"{len(waiting)} of 30 remote starts were not answered within 60 s")
+        raise RequestError(f"{len(waiting)} of 30 remote starts were not answered within 60 s")
     for ws in sockets:
         while not any(b"execute_reply" in message for message in ws.feed()):
             pass
@@ -350,19 +350,19 @@ def opened(gateway: Gateway, count: int, spec: str = "tiny", limit: float = 60) 
             return
         try:
             if time.monotonic() > end:
-                raise RequestFailed(f"not started within {limit:.0f} s")
+                raise RequestError(f"not started within {limit:.0f} s")
             kernel_id = start(gateway, f"{spec}{number % FARMS}")
             ws = WebSocket(gateway.port, kernel_id, v1=True)
             sockets.append(ws)
             ws.execute()
-        except (RequestFailed, OSError) as error:
+        except (RequestError, OSError) as error:
             failures.append(f"kernel {len(sockets) + 1} of {count}: {error or type(error).__name__}")
 
     try:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(one, range(count)))
         if failures:
-            raise RequestFailed(f"{failures[0]}; last log line: {gateway.last_words()}")
+            raise RequestError(f"{failures[0]}; last log line: {gateway.last_words()}")
         yield sockets
     finally:
         for ws in sockets:
@@ -389,7 +389,7 @@ def timed(action: Callable[[], None], count: int, seconds: float) -> list[float]
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """The smallest value that ``percent`` of all values do not exceed; the median of an even number is the mean."""
+    """Return the smallest value that ``percent`` of all values do not exceed; for 50, the median."""
     if percent == 50:
         return statistics.median(values)
     ordered = sorted(values)

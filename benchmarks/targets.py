@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import HttpConnection, RequestFailed
+from client import HttpConnection, RequestError
 from tinykernel import write_stubs
 
 HERE = Path(__file__).resolve().parent
@@ -102,7 +102,7 @@ def make_peer_environment() -> Path:
         found.insert(0, sys.executable)
     interpreters = [path for path in found if path and runs(path)]
     if not interpreters:
-        raise RequestFailed("no Python 3.10 or 3.11 on PATH to install jupyter_enterprise_gateway 3.3.0 with")
+        raise RequestError("no Python 3.10 or 3.11 on PATH to install jupyter_enterprise_gateway 3.3.0 with")
     print(f"installing jupyter_enterprise_gateway 3.3.0 in {python.parent.parent}", file=sys.stderr)
     subprocess.run([interpreters[0], "-m", "venv", "--clear", python.parent.parent], check=True, timeout=120)
     subprocess.run(
@@ -115,7 +115,7 @@ def make_peer_environment() -> Path:
 
 def runs(path: str) -> bool:
     """Whether an interpreter really is there (pyenv leaves stand-ins on PATH for versions that are not active)."""
-    return subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
+    return subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 class Farms:
@@ -169,11 +169,11 @@ class Farms:
             (directory / logo).write_bytes(b"")
 
     def remote_stub(self) -> Path:
-        """The launcher stub of the first farm."""
+        """Return the launcher stub of the first farm."""
         return self.directory / "farm0-remote.sh"
 
     def local_stub(self) -> Path:
-        """The local kernel stub of the first farm."""
+        """Return the local kernel stub of the first farm."""
         return self.directory / "farm0-local.sh"
 
     def reset(self) -> None:
@@ -181,13 +181,14 @@ class Farms:
         self._tell("reset")
 
     def count(self) -> int:
-        """The number of kernels alive."""
+        """Return the number of kernels alive."""
         return sum(self._tell("count"))
 
     def _tell(self, command: str) -> list[int]:
         answers = []
         for process in self._processes:
-            assert process.stdin and process.stdout
+            assert process.stdin
+            assert process.stdout
             process.stdin.write(command + "\n")
             process.stdin.flush()
             answers.append(int(process.stdout.readline()))
@@ -250,15 +251,15 @@ class Gateway:
     def _await_answer(self, deadline: float) -> None:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise RequestFailed(f"{self.target.name} ended at its start: {self.last_words()}")
+                raise RequestError(f"{self.target.name} ended at its start: {self.last_words()}")
             with contextlib.suppress(OSError), contextlib.closing(HttpConnection(self.port, 5)) as connection:
                 connection.call("GET", "/api")
                 return
             time.sleep(0.005)
-        raise RequestFailed(f"{self.target.name} did not answer within {START_SECONDS:.0f} s: {self.last_words()}")
+        raise RequestError(f"{self.target.name} did not answer within {START_SECONDS:.0f} s: {self.last_words()}")
 
     def last_words(self) -> str:
-        """The last line of the gateway's log that is not blank."""
+        """Return the last line of the gateway's log that is not blank."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1][:300] if lines else "(no output)"
 
@@ -288,7 +289,7 @@ class Gateway:
 
 
 def kernel_request(name: str) -> dict[str, object]:
-    """The body that starts a kernel."""
+    """Return the body that starts a kernel."""
     return {"name": name, "env": {"KERNEL_USERNAME": "bench"}}
 
 
@@ -296,7 +297,7 @@ _candidates = itertools.cycle(range(20000 + os.getpid() % 5000, 32000))
 
 
 def free_port() -> int:
-    """A port of the loopback interface that is free now, outside the range that the kernel gives out by itself."""
+    """Return a loopback port that is free now, outside the range that the operating system gives out by itself."""
     for port in itertools.islice(_candidates, 5000):
         with socket.socket() as probe:
             try:
@@ -304,4 +305,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise RequestFailed("no free port")
+    raise RequestError("no free port")

@@ -270,7 +270,7 @@ class Farm:
         self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._on_command)
 
     def date(self) -> bytes:
-        """The present time as messages carry it, made once a second."""
+        """Return the present time as messages carry it, made once a second."""
         now = int(time.time())
         if now != self._date[0]:
             self._date = (now, time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(now)).encode())
