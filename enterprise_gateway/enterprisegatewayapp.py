@@ -366,7 +366,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
         if self.availability_mode == self.AVAILABILITY_STANDALONE:
-            await maybe_await(self.kernel_session_manager.start_sessions())
+            await self.kernel_manager.revive_all()
         self._poll_config_files()
         self.http_server.add_sockets(self._sockets or [])
         scheme = "https" if self.http_server.ssl_options is not None else "http"
