@@ -78,8 +78,8 @@ format: $(VENV)/.installed-lint ## let ruff correct and format
 docs: $(VENV)/.installed-docs ## build the documentation into docs/_build/html; warnings are errors
 	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.installed-bench ## measure the gateway against its peers
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.installed-local ## measure the gateway against its peers
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 # --- distribute ---
 

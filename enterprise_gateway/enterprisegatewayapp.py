@@ -123,6 +123,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     http_server: httpserver.HTTPServer | None = None
     dynamic_config_poller: DynamicConfig | None = None
     _sockets: list[socket.socket] | None = None
+    _logs_for_root = False
     _stop_requested: asyncio.Event | None = None
 
     # -- Logging
@@ -136,9 +137,13 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         return "%Y-%m-%d %H:%M:%S"
 
     def get_default_logging_config(self) -> dict[str, Any]:
-        """Send what the gateway's modules and its libraries log to the application's handler too."""
+        """Send what the gateway's modules and its libraries log to the application's handler too.
+
+        A root logger that has handlers of its own belongs to a program that embeds the gateway; it is left alone.
+        """
         config: dict[str, Any] = super().get_default_logging_config()
-        if "handlers" in config:
+        self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
+        if "handlers" in config and self._logs_for_root:
             config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
         return config
 
