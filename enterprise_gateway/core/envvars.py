@@ -158,6 +158,18 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(name for name in names if name not in {"", "null"})
 
 
+def word_of(*words: str) -> Callable[[str], str]:
+    """Return a parser that accepts one of ``words``, whatever its case."""
+
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return word
+
+    return parse
+
+
 def log_level(text: str) -> int:
     """Parse the name or the number of a log level."""
     levels = {"CRITICAL": 50, "FATAL": 50, "ERROR": 40, "WARNING": 30, "WARN": 30, "INFO": 20, "DEBUG": 10}
@@ -463,6 +475,32 @@ EG_KERNEL_LOG_DIR = declare(
     group=_SSH,
 )
 EG_SSH_LOG_LEVEL = declare("EG_SSH_LOG_LEVEL", log_level, 30, "Log level of the SSH library.", group=_SSH)
+
+EG_SSH_KEY_FILES = declare(
+    "EG_SSH_KEY_FILES",
+    comma_list,
+    (),
+    "Private key files to log in with; when unset, the keys of the SSH agent and of ~/.ssh are used.",
+    group=_SSH,
+)
+EG_SSH_KNOWN_HOSTS = declare(
+    "EG_SSH_KNOWN_HOSTS",
+    comma_list,
+    ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"),
+    "Files with the keys of the hosts; accept-new adds to the first one.",
+    group=_SSH,
+)
+EG_SSH_HOST_KEY_POLICY = declare(
+    "EG_SSH_HOST_KEY_POLICY",
+    word_of("reject", "accept-new", "ignore"),
+    "reject",
+    "What to do with a host whose key is not known: reject it; accept and note the key (a changed key is refused); "
+    "or ignore host keys altogether, which lets anybody in between read and change everything.",
+    group=_SSH,
+)
+EG_SSH_CONNECT_TIMEOUT = declare(
+    "EG_SSH_CONNECT_TIMEOUT", _seconds, 10.0, "Seconds that each step of connecting to a host may take.", group=_SSH
+)
 
 _CONTAINERS = "Kubernetes and Docker"
 EG_KERNEL_IMAGE = declare(
