@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import enterprise_gateway.drivers.sql_store
+import enterprise_gateway.drivers.webhook_rest  # noqa: F401 -- now: in a test the imports would hold the loop
 from enterprise_gateway.services.sessions.kernelsessionmanager import (
     FileKernelSessionManager,
     KernelSessionManager,
@@ -45,6 +49,14 @@ def a_start(user: str = "alice", key: bytes = b"connection-key") -> dict[str, An
         },
         "process_info": {"pid": 4711, "pgid": 4711, "ip": "127.0.0.1", "rest_credential": "conductor-secret"},
     }
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until ``condition`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        await asyncio.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

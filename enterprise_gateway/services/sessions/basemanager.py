@@ -315,6 +315,8 @@ class KernelSessionManager(LoggingConfigurable):
 
     async def close(self) -> None:
         """Write what is not written yet, waiting ``store_timeout`` at most, and stop what goes on in the background."""
+        if self._closed:
+            return
         self._closed = True
         unsaved = await self.flush()
         if unsaved:
@@ -370,7 +372,7 @@ class KernelSessionManager(LoggingConfigurable):
             return
         self._unsaved.add(kernel_id)
         try:
-            await self._calls.in_time(self._write(kernel_id))
+            await self._calls.in_time(self._write(kernel_id), finish=True)
         except StoreUnavailableError:
             self._retry_later()
             if required:

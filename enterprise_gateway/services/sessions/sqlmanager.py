@@ -18,6 +18,8 @@ from .basemanager import KernelSessionManager
 from .secretfiles import read_secret_file
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from enterprise_gateway.drivers.sql_store import SqlStore
 
 T = TypeVar("T")
@@ -61,6 +63,7 @@ class SQLKernelSessionManager(KernelSessionManager):
         self._tokens: dict[str, int] = {}
         self._opened: SqlStore | None = None
         self._opening = threading.Lock()
+        self._url = self._read_url()
 
     # -- the store's verbs --------------------------------------------------------------------------------------------
 
@@ -207,9 +210,13 @@ class SQLKernelSessionManager(KernelSessionManager):
         """Return the database, opened at the first call; called in threads."""
         with self._opening:
             if self._opened is None:
-                from enterprise_gateway.drivers.sql_store import SqlStore, parse_url, sqlite_url
+                from enterprise_gateway.drivers.sql_store import SqlStore
 
-                text = read_secret_file(self.database_url_file) if self.database_url_file else self.database_url
-                url = parse_url(text) if text else sqlite_url(Path(self.persistence_root) / "kernel_sessions.sqlite")
-                self._opened = SqlStore(url, timeout=self.store_timeout, pool_size=self.store_concurrency)
+                self._opened = SqlStore(self._url, timeout=self.store_timeout, pool_size=self.store_concurrency)
             return self._opened
+
+    def _read_url(self) -> sa.URL:
+        from enterprise_gateway.drivers.sql_store import parse_url, sqlite_url
+
+        text = read_secret_file(self.database_url_file) if self.database_url_file else self.database_url
+        return parse_url(text) if text else sqlite_url(Path(self.persistence_root) / "kernel_sessions.sqlite")
