@@ -1,0 +1,1 @@
+"""A client for scripts and integration tests; see :mod:`enterprise_gateway.client.gateway_client`."""

@@ -1,0 +1,186 @@
+"""The one adapter between jupyter_client's kernel provisioners and process proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from typing import Any
+
+from jupyter_client.provisioning import KernelProvisionerBase
+
+from ..core import envvars, kernelargs, kernelenv
+from ..core.offload import offload
+from ..services.processproxies.processproxy import (
+    BaseProcessProxyABC,
+    RemoteProcessProxy,
+    check_argv,
+    make_process_proxy,
+)
+from ..services.processproxies.shared import gateway_environment
+
+CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
+
+
+class ProcessProxyProvisioner(KernelProvisionerBase):
+    """Lets a process proxy launch and stand for a kernel; made by the kernel's manager.
+
+    The methods below are jupyter_client's contract and are called by :class:`RemoteKernelManager`; each says what it
+    asks of the proxy.
+    """
+
+    process_proxy: BaseProcessProxyABC | None = None
+    _ports: list[int] | None = None
+    _launched = False
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a kernel was launched and not cleaned up since."""
+        return self._launched
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Make the proxy, the environment, the connection file (local kernels) and the command line.
+
+        Parameters
+        ----------
+        kwargs
+            ``env``: the client's accepted variables; ``cwd``, ``kernel_headers``, ``extra_arguments``.
+
+        Returns
+        -------
+        dict
+            ``cmd`` and ``env`` for :meth:`launch_kernel`, with the remaining arguments.
+        """
+        manager = self.parent
+        check_argv(self.kernel_spec.argv, manager.kernel_name)
+        self.process_proxy = make_process_proxy(manager)
+        env = kernelenv.build(
+            process=gateway_environment(),
+            client=kwargs.pop("env", None) or {},
+            spec=self.kernel_spec.env,
+            client_envs=manager.client_envs,
+            inherited_envs=manager.inherited_envs,
+        )
+        if isinstance(self.process_proxy, RemoteProcessProxy):
+            await self.process_proxy.prepare()
+        else:
+            self._write_connection_file()
+        values = {
+            "connection_file": manager.connection_file,
+            "prefix": sys.prefix,
+            "resource_dir": self.kernel_spec.resource_dir,
+            "response_address": manager.response_address,
+            "public_key": manager.public_key,
+            "port_range": str(self.process_proxy.port_range),
+            "kernel_id": self.kernel_id,
+            "transport_encryption": manager.launch_transport_encryption,
+        }
+        command = kernelargs.fill(self.kernel_spec.argv + kwargs.pop("extra_arguments", []), {**values, **kwargs})
+        return {"cmd": command, "env": env, **kwargs}
+
+    def _write_connection_file(self) -> None:
+        """Choose the five ports at the first launch, keep them at a relaunch, and write the connection file."""
+        manager, proxy = self.parent, self.process_proxy
+        assert proxy is not None
+        if self._ports is None:
+            self._ports = proxy.select_ports(len(CHANNELS))
+            for name, port in zip(CHANNELS, self._ports, strict=True):
+                setattr(manager, name, port)
+        manager.provide_curve_keys()
+        manager.write_connection_file()
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Have the proxy launch the kernel; return the connection information."""
+        assert self.process_proxy is not None
+        # From here on something may exist that has to be cleaned up, whatever happens.
+        self._launched = True
+        await self.process_proxy.launch_process(cmd, **kwargs)
+        connection = getattr(self.process_proxy, "connection", None)
+        return connection.to_dict() if connection is not None else self.parent.get_connection_info()  # type: ignore[no-any-return]
+
+    async def poll(self) -> int | None:
+        """Return None while the kernel lives."""
+        if not self._launched:
+            return 0
+        result = await self._call("poll")
+        return None if result is None else int(result) if isinstance(result, int) else 0
+
+    async def wait(self) -> int | None:
+        """Wait until the kernel has ended; jupyter_client limits the time."""
+        return await self.wait_for_exit()
+
+    async def wait_for_exit(self) -> int | None:
+        """Wait until the kernel has ended: for the proxy's own event where it has one, else by polling."""
+        proxy = self.process_proxy
+        if proxy is None or not self._launched:
+            return 0
+        if hasattr(proxy, "wait_for_exit"):
+            return await proxy.wait_for_exit()  # type: ignore[no-any-return]
+        while (result := await self.poll()) is None:
+            await asyncio.sleep(envvars.EG_POLL_INTERVAL())
+        return result
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal the kernel."""
+        await self._call("send_signal", signum)
+
+    async def kill(self, restart: bool = False) -> None:
+        """End the kernel for certain."""
+        await self._call("kill")
+
+    async def terminate(self, restart: bool = False) -> None:
+        """Ask the kernel's process to end."""
+        await self._call("terminate")
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Tell the launcher's listener that the kernel has been asked to shut down."""
+        if isinstance(self.process_proxy, RemoteProcessProxy):
+            await self._call("shutdown_listener")
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Have the proxy release everything; give the ports back unless the kernel is relaunched."""
+        if self.process_proxy is not None:
+            await self._call("cleanup")
+        self._launched = False
+        if not restart:
+            self.release_ports()
+
+    def release_ports(self) -> None:
+        """Give the ports of a local kernel back; a relaunch then chooses new ones."""
+        if self._ports is not None:
+            self.parent.resources.ports.release(self._ports)
+            self._ports = None
+
+    async def _call(self, verb: str, *args: Any) -> Any:
+        """Call a verb of the proxy: awaited, called at once, or in a thread when it may block."""
+        method = getattr(self.process_proxy, verb)
+        if inspect.iscoroutinefunction(method):
+            return await method(*args)
+        if getattr(self.process_proxy, "calls_block", True):
+            return await offload(method, *args)
+        return method(*args)
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """Return what a later gateway needs to take the kernel over."""
+        assert self.process_proxy is not None
+        return self.process_proxy.get_process_info()
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Take over a kernel of an earlier gateway."""
+        self.process_proxy = make_process_proxy(self.parent)
+        await self._call("load_process_info", provisioner_info)
+        self._launched = True
+
+    def claim_ports(self) -> None:
+        """Reserve the ports of a local kernel that was taken over, so that no other kernel is given them."""
+        if not isinstance(self.process_proxy, RemoteProcessProxy):
+            self._ports = [getattr(self.parent, name) for name in CHANNELS]
+            self.parent.resources.ports.claim(self._ports)
+
+    async def remove_leftovers(self) -> None:
+        """Have the proxy remove whatever carries the kernel's id."""
+        await self._call("remove_leftovers")
+
+    def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
+        """Let a proxy raise the time that its kernels have for shutting down."""
+        return max(recommended, getattr(self.process_proxy, "shutdown_wait_time", 0.0))

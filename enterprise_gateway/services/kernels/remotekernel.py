@@ -1,0 +1,274 @@
+"""The manager of one kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import zmq
+from jupyter_client.manager import AsyncKernelManager
+from traitlets import Bool, Unicode
+
+from ...config import EnterpriseGatewayConfigMixin
+from ...core.connection import ConnectionInfo
+from ...provisioners.adapter import ProcessProxyProvisioner
+from ..processproxies.processproxy import BaseProcessProxyABC
+from ..processproxies.shared import SharedResources, gateway_environment
+
+if TYPE_CHECKING:
+    from ...transport.channels import KernelChannels
+
+OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
+
+
+class LibraryOptions(EnterpriseGatewayConfigMixin):
+    """The options of a kernel manager that no gateway has made; configured as ``c.RemoteKernelManager.<option>``."""
+
+    @classmethod
+    def section_names(cls) -> list[str]:
+        """Return the configuration sections that apply, for traitlets."""
+        return [*super().section_names(), "RemoteKernelManager"]
+
+
+class RemoteKernelManager(AsyncKernelManager):
+    """Starts, restarts and stops one kernel through its process proxy.
+
+    Every option of the gateway can be read from it by name (``port_range``, ``authorized_users`` …): process proxies
+    do so. In a gateway these are the application's; without one (``NotebookClient(kernel_manager_class=…)``) they come
+    from the environment and from configuration.
+    """
+
+    restarting = Bool(False, help="Whether the kernel is being restarted now.")
+    response_address = Unicode("", help="Where launchers report, ``ip:port``; empty for local kernels.")
+    public_key = Unicode("", help="The key that launchers encrypt their response with.")
+
+    channels: KernelChannels | None = None
+    username = ""
+    started = datetime.now(timezone.utc)
+    died_because = ""
+    _resources: SharedResources | None = None
+    _sigint: int | None = None
+    _busy: asyncio.Lock | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an option of the gateway; called for attributes that the manager itself does not have."""
+        if name in OPTIONS:
+            return getattr(self.resources.options, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def resources(self) -> SharedResources:
+        """What this kernel's launch shares with others': the mapping manager's, or its own in library mode."""
+        shared = getattr(self.parent, "resources", None)
+        if isinstance(shared, SharedResources):
+            return shared
+        if self._resources is None:
+            self._resources = SharedResources(LibraryOptions(config=self.config))
+        return self._resources
+
+    @property
+    def process_proxy(self) -> BaseProcessProxyABC | None:
+        """The process proxy of the present launch."""
+        return getattr(self.provisioner, "process_proxy", None)
+
+    @property
+    def outlives_gateway(self) -> bool:
+        """Whether the kernel is to live on when the gateway ends."""
+        return bool(getattr(self.parent, "keeps_kernels", False))
+
+    @property
+    def execution_state(self) -> str:
+        """The kernel's state by its last status message: ``starting``, ``idle``, ``busy``, ``restarting``, ``dead``."""
+        return self.channels.execution_state if self.channels is not None else "starting"
+
+    @property
+    def last_activity(self) -> datetime:
+        """When the kernel last did something for a client (UTC)."""
+        return self.channels.last_activity if self.channels is not None else datetime.now(timezone.utc)
+
+    # --- start
+
+    async def _async_start_kernel(self, **kwargs: Any) -> None:
+        """Launch the kernel; whatever goes wrong, nothing of the attempt is left behind."""
+        self._attempted_start = True
+        self._ready = asyncio.get_running_loop().create_future()
+        self.started = datetime.now(timezone.utc)
+        try:
+            command, kwargs = await self._async_pre_start_kernel(**kwargs)
+            await self._async_launch_kernel(command, **kwargs)
+            await self._async_post_start_kernel(**kwargs)
+        except BaseException:
+            self._ready.cancel()
+            await asyncio.shield(self.abandon())
+            raise
+        self._ready.set_result(None)
+
+    start_kernel = _async_start_kernel
+
+    async def _async_pre_start_kernel(self, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:  # type: ignore[override]
+        """Attach the adapter to the kernel's process proxy, unless its kernelspec names a provisioner."""
+        if not self.kernel_id:
+            self.kernel_id = kwargs.pop("kernel_id", None) or str(uuid.uuid4())
+        kwargs.pop("kernel_id", None)
+        spec = self.kernel_spec
+        if self.provisioner is None and not spec.metadata.get("kernel_provisioner"):
+            self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
+        if self.parent is None and kwargs.get("env") is None:
+            env = gateway_environment()
+            kwargs["env"] = {name: value for name, value in env.items() if name.startswith("KERNEL_")}
+        return await super()._async_pre_start_kernel(**kwargs)
+
+    async def _async_post_start_kernel(self, **kwargs: Any) -> None:
+        """Let the provisioner finish; control sockets are connected when needed, deaths watched by the parent."""
+        assert self.provisioner is not None
+        await self.provisioner.post_launch(**kwargs)
+
+    pre_start_kernel = _async_pre_start_kernel  # type: ignore[assignment]
+    post_start_kernel = _async_post_start_kernel
+
+    async def abandon(self) -> None:
+        """Remove what a failed launch may have created."""
+        self.shutting_down = True
+        if self.provisioner is not None and self.provisioner.has_process:
+            await self.provisioner.kill()
+        await self._async_cleanup_resources()
+        await self.close()
+
+    def provide_curve_keys(self) -> None:
+        """Make the key pair for an encrypted transport, when the policy and the kernelspec ask for one."""
+        if self.launch_transport_encryption and self.curve_publickey is None:
+            self.curve_publickey, self.curve_secretkey = zmq.curve_keypair()
+
+    @property
+    def launch_transport_encryption(self) -> str:
+        """The encryption policy that the kernel is launched with; empty when it is not encrypted."""
+        policy = self._transport_encryption_policy()
+        wanted = policy == "required" or (policy == "auto" and self._kernel_supports_curve_encryption())
+        return policy if wanted else ""
+
+    def connection(self) -> ConnectionInfo:
+        """Return how the kernel is reached now."""
+        return ConnectionInfo.from_dict(self.get_connection_info())
+
+    # --- taking over a kernel of an earlier gateway
+
+    async def load_process(self, process_info: dict[str, Any]) -> None:
+        """Attach to the process that a record describes; it may turn out to be gone."""
+        self.provisioner = ProcessProxyProvisioner(
+            kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+        )
+        await self.provisioner.load_provisioner_info(process_info)
+
+    def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
+        """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
+        self.load_connection_info(info.to_dict())
+        self._connection_file_written = True
+        launched_with = record.get("launch_args") or {}
+        self._launch_args = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
+        if launched_with.get("path"):
+            self._launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+        self._attempted_start = True
+        self.ready.set_result(None)
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            self.provisioner.claim_ports()
+
+    async def remove_leftovers(self) -> None:
+        """Remove what an interrupted start, restart or stop has left of the kernel."""
+        assert isinstance(self.provisioner, ProcessProxyProvisioner)
+        await self.provisioner.remove_leftovers()
+        await self.abandon()
+
+    # --- interrupt, shutdown, restart
+
+    async def _async_signal_kernel(self, signum: int) -> None:
+        """Send a signal; an interrupt is sent as the signal that the kernelspec's EG_ALTERNATE_SIGINT names."""
+        if signum == signal.SIGINT:
+            if self._sigint is None:
+                self._sigint = self._interrupt_signal()
+            signum = self._sigint
+        await super()._async_signal_kernel(signum)
+
+    signal_kernel = _async_signal_kernel
+
+    def _interrupt_signal(self) -> int:
+        name = self.kernel_spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
+        try:
+            return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
+        except KeyError:
+            self.log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is no signal", name, self.kernel_name)
+            return signal.SIGINT.value
+
+    async def _async_interrupt_kernel(self) -> None:
+        """Interrupt what the kernel executes, by signal or by message as its kernelspec says."""
+        if self.kernel_spec.interrupt_mode == "message" and self.channels is not None:
+            self.channels.post("interrupt_request", {})
+        else:
+            await super()._async_interrupt_kernel()
+
+    interrupt_kernel = _async_interrupt_kernel
+
+    async def _async_request_shutdown(self, restart: bool = False) -> None:
+        """Ask the kernel to shut down, through the gateway's channels when there are any."""
+        if self.channels is None:
+            await super()._async_request_shutdown(restart=restart)
+            return
+        self.channels.post("shutdown_request", {"restart": restart})
+        assert self.provisioner is not None
+        await self.provisioner.shutdown_requested(restart=restart)
+
+    request_shutdown = _async_request_shutdown
+
+    async def _async_wait(self, pollinterval: float = 0.1) -> None:
+        """Wait for the kernel's end: an event where the back end has one."""
+        wait_for_exit = getattr(self.provisioner, "wait_for_exit", None)
+        if wait_for_exit is not None:
+            await wait_for_exit()
+        else:
+            await super()._async_wait(pollinterval)
+
+    async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        """Stop the kernel; after it nothing of it is left, unless it is about to be restarted."""
+        await super()._async_shutdown_kernel(now=now, restart=restart)
+        if not restart:
+            await self.close()
+
+    shutdown_kernel = _async_shutdown_kernel
+
+    async def _async_restart_kernel(self, now: bool = False, newports: bool = False, **kwargs: Any) -> None:
+        """Restart the kernel; a second request waits for the one under way and is done with it."""
+        self._busy = self._busy or asyncio.Lock()
+        under_way = self._busy.locked()
+        async with self._busy:
+            if under_way:
+                return
+            self.restarting = True
+            if self.channels is not None:
+                self.channels.announce_state("restarting")
+            try:
+                await self._async_shutdown_kernel(now=now, restart=True)
+                if newports and isinstance(self.provisioner, ProcessProxyProvisioner):
+                    self.provisioner.release_ports()
+                await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
+                if self.channels is not None:
+                    self.channels.connect(self.connection())
+            finally:
+                self.restarting = False
+
+    restart_kernel = _async_restart_kernel
+
+    async def let_go(self) -> None:
+        """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
+        self._close_control_socket()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the kernel's channels, and in library mode what was started for it."""
+        if self.channels is not None:
+            self.channels.close()
+        if self._resources is not None:
+            await self._resources.close()
+            self._resources = None

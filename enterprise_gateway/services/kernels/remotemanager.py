@@ -1,0 +1,474 @@
+"""The manager of all kernels: one straight line from a request to a running kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections import Counter
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, NoSuchKernel
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from jupyter_core.paths import exists
+from traitlets import Any as AnyTrait
+from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, observe, validate
+from traitlets.utils.importstring import import_item
+
+from ...core import envvars
+from ...core.errors import ConflictError, NotFoundError, UnknownKernelSpecError
+from ...core.kernelargs import check_kernel_id, check_launch_timeout
+from ...core.limits import KernelLimits
+from ...core.offload import offload
+from ...transport.channels import KernelChannels
+from ...transport.limits import ChannelLimits
+from ..processproxies.processproxy import gateway_user, process_proxy_config
+from ..processproxies.shared import SharedResources
+from .culler import KernelCuller
+from .records import KernelRecords
+from .remotekernel import LibraryOptions, RemoteKernelManager
+from .restarter import KernelRestarter
+
+
+__all__ = [
+    "RemoteKernelManager",
+    "RemoteMappingKernelManager",
+    "TrackPendingRequests",
+    "get_process_proxy_config",
+    "import_item",
+    "new_kernel_id",
+]
+
+
+class RemoteMappingKernelManager(AsyncMultiKernelManager):
+    """Starts, lists, restarts, culls and stops kernels; one per gateway.
+
+    The application is its ``parent`` and carries the options. Handlers call the coroutines below; all of them raise
+    errors of :mod:`enterprise_gateway.core.errors`.
+    """
+
+    kernel_manager_class = DottedObjectName(
+        "enterprise_gateway.services.kernels.remotemanager.RemoteKernelManager",
+        config=True,
+        help="The class that manages one kernel; a subclass of RemoteKernelManager.",
+    )
+    root_dir = Unicode(config=True, help="Directory that the `path` of a start request is relative to.")
+    kernel_info_timeout = Float(
+        60.0,
+        config=True,
+        help="Seconds a kernel may take to answer the first kernel_info_request before its messages are forwarded anyway.",
+    )
+    buffer_offline_messages = Bool(
+        True, config=True, help="Whether messages are kept for clients while their websocket is away."
+    )
+    allowed_message_types = List(
+        Unicode(), config=True, help="Types of messages that clients may send; empty allows all."
+    )
+    allow_tracebacks = Bool(True, config=True, help="Whether clients see the traceback of errors in their code.")
+    traceback_replacement_message = Unicode(
+        "An exception occurred at runtime, which is not shown due to security reasons.",
+        config=True,
+        help="Shown instead of a traceback when allow_tracebacks is off.",
+    )
+    kernel_session_manager = AnyTrait(None, allow_none=True, help="The store of kernel sessions; set by the application.")
+    records: KernelRecords | None = None
+
+    @classmethod
+    def section_names(cls) -> list[str]:
+        """Return the configuration sections that apply: operators use all of these names."""
+        return ["MultiKernelManager", "MappingKernelManager", "AsyncMappingKernelManager", *super().section_names()]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.resources = SharedResources(self.parent if self.parent is not None else LibraryOptions(config=self.config))
+        options = self.resources.options
+        self.limits = KernelLimits(
+            self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
+        )
+        self.restarter = KernelRestarter(parent=self)
+        self.culler = KernelCuller(parent=self)
+        self._launching: dict[str, asyncio.Task[Any]] = {}
+
+    @observe("kernel_session_manager")
+    def _session_manager_changed(self, change: Any) -> None:
+        self.records = KernelRecords(self, change["new"]) if change["new"] is not None else None
+
+    @default("context")
+    def _context_default(self) -> zmq.asyncio.Context:
+        self._created_context = True
+        context = zmq.asyncio.Context(envvars.EG_ZMQ_IO_THREADS() or 1)
+        # libzmq's default of 1023 sockets is reached with a few hundred kernels.
+        limit = context.get(zmq.SOCKET_LIMIT)
+        context.set(zmq.MAX_SOCKETS, min(envvars.EG_ZMQ_MAX_SOCKETS() or limit, limit))
+        return context
+
+    @default("root_dir")
+    def _root_dir_default(self) -> str:
+        return os.getcwd()
+
+    @validate("root_dir")
+    def _root_dir_validate(self, proposal: Any) -> str:
+        path = os.path.abspath(proposal["value"])
+        if not exists(path) or not os.path.isdir(path):
+            raise TraitError(f"root_dir {path!r} is not a directory")
+        return path
+
+    @property
+    def keeps_kernels(self) -> bool:
+        """Whether kernels live on when the gateway ends, because their sessions are stored."""
+        store = self.kernel_session_manager
+        return bool(store is not None and store.enable_persistence)
+
+    @property
+    def revives_on_request(self) -> bool:
+        """Whether a kernel that is not in the table may be one of another replica."""
+        return self.resources.options.availability_mode == "replication"
+
+    # --- start
+
+    async def start_kernel(  # type: ignore[override]
+        self,
+        *,
+        kernel_name: str | None = None,
+        path: str | None = None,
+        env: dict[str, str] | None = None,
+        kernel_headers: dict[str, str] | None = None,
+        kernel_id: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Start a kernel and return its id; called by the handlers of kernels and sessions.
+
+        Parameters
+        ----------
+        kernel_name
+            Name of a kernelspec; None means ``default_kernel_name``.
+        path
+            Directory the kernel is to start in, relative to ``root_dir``.
+        env
+            The client's accepted variables.
+        kernel_headers
+            Request headers captured for the process proxy.
+
+        Raises
+        ------
+        GatewayError
+            The request cannot be used (4xx), or the launch failed: then nothing of it is left.
+        """
+        env = dict(env or {})
+        kernel_id = self._choose_kernel_id(kernel_id, env)
+        if env.get("KERNEL_LAUNCH_TIMEOUT"):
+            check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
+        name, spec = await self._find_kernel_spec(kernel_name or self.default_kernel_name)
+        if kernel_id in self._launching or kernel_id in self:
+            raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
+        with self.limits.reserve(env.get("KERNEL_USERNAME") or gateway_user()):
+            kernel = self._make_kernel_manager(kernel_id, name, spec)
+            launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
+            launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
+            self._launching[kernel_id] = launch
+            try:
+                await launch
+            finally:
+                # Only reached early when our caller was cancelled: the client has gone away.
+                launch.cancel()
+                await asyncio.wait([launch])
+                del self._launching[kernel_id]
+        self.log.info("Kernel started: %s (%s)", kernel_id, name)
+        return kernel_id
+
+    async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
+        env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
+        cwd = {"cwd": self.cwd_for_path(path)} if path else {}
+        kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
+        try:
+            if self.records is not None:
+                await self.records.starting(kernel, launch_args)
+            await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
+            if self.records is not None:
+                await self.records.running(kernel)
+            self.enter(kernel)
+        except BaseException:
+            await asyncio.shield(self._give_up(kernel))
+            raise
+
+    async def _give_up(self, kernel: RemoteKernelManager) -> None:
+        """Remove what a failed launch has left, and then its record."""
+        await kernel.abandon()
+        if self.records is not None:
+            await self.records.gone(kernel.kernel_id)
+
+    def enter(self, kernel: RemoteKernelManager) -> None:
+        """Connect to a kernel that runs and manage it from now on."""
+        kernel.channels = self._make_channels(kernel)
+        kernel.channels.connect(kernel.connection())
+        self._kernels[kernel.kernel_id] = kernel
+        self.restarter.watch(kernel)
+        self.culler.start()
+
+    def _choose_kernel_id(self, kernel_id: str | None, env: dict[str, str]) -> str:
+        chosen = kernel_id or env.get("KERNEL_ID")
+        if not chosen:
+            return str(uuid.uuid4())
+        check_kernel_id(chosen)
+        if chosen in self._launching or chosen in self:
+            raise ConflictError(f"Kernel id {chosen} is in use; choose another KERNEL_ID.")
+        return chosen
+
+    async def _find_kernel_spec(self, name: str) -> tuple[str, KernelSpec]:
+        """Return the kernelspec of a name, and the name it is installed under."""
+        name = NATIVE_KERNEL_NAME if name == "python" else name
+        allowed = self.kernel_spec_manager.allowed_kernelspecs
+        cache = getattr(self.parent, "kernel_spec_cache", None)
+        try:
+            if allowed and name.lower() not in {entry.lower() for entry in allowed}:
+                raise NoSuchKernel(name)
+            if cache is not None:
+                return name, await cache.get_kernel_spec(name)
+            return name, await offload(self.kernel_spec_manager.get_kernel_spec, name)
+        except NoSuchKernel as error:
+            raise UnknownKernelSpecError(
+                f"No kernelspec named {name[:100]!r} is installed; GET /api/kernelspecs lists those there are."
+            ) from error
+
+    async def make_kernel_manager(self, kernel_id: str, kernel_name: str) -> RemoteKernelManager:
+        """Return the manager for a kernel on record, not entered in the table yet."""
+        name, spec = await self._find_kernel_spec(kernel_name)
+        return self._make_kernel_manager(kernel_id, name, spec)
+
+    def _make_kernel_manager(self, kernel_id: str, kernel_name: str, spec: KernelSpec) -> RemoteKernelManager:
+        kernel: RemoteKernelManager = self.kernel_manager_factory(
+            connection_file=os.path.join(self.connection_dir, f"kernel-{kernel_id}.json"),
+            parent=self,
+            log=self.log,
+            kernel_name=kernel_name,
+            kernel_spec_manager=self.kernel_spec_manager,
+            transport_encryption=self.resources.options.transport_encryption,
+        )
+        kernel.kernel_id = kernel_id
+        kernel._kernel_spec = spec  # read in a thread already; the property would read it again on the loop
+        return kernel
+
+    def _make_channels(self, kernel: RemoteKernelManager) -> KernelChannels:
+        options = self.resources.options
+        return KernelChannels(
+            kernel.kernel_id,
+            context=zmq.Context.shadow(self.context),
+            limits=ChannelLimits(
+                replay=options.replay_limit if self.buffer_offline_messages else 0,
+                queue=options.ws_queue_limit,
+                max_message=options.ws_max_message_size,
+                info_timeout=self.kernel_info_timeout,
+                allowed_message_types=frozenset(self.allowed_message_types),
+                allow_tracebacks=self.allow_tracebacks,
+                traceback_replacement=self.traceback_replacement_message,
+            ),
+            log=self.log,
+        )
+
+    def cwd_for_path(self, path: str) -> str:
+        """Return the directory for an API path: the nearest one that exists below ``root_dir``."""
+        root = os.path.realpath(self.root_dir)
+        directory = os.path.realpath(os.path.join(root, path.lstrip("/")))
+        while not os.path.isdir(directory) and directory != root and len(directory) > len(root):
+            directory = os.path.dirname(directory)
+        inside = directory == root or directory.startswith(root + os.sep)
+        return directory if inside else root
+
+    def new_kernel_id(self, **kwargs: Any) -> str:
+        """Return the id for a new kernel: the client's KERNEL_ID if it is usable, else a random one."""
+        return new_kernel_id(**kwargs)
+
+    def _running_by_user(self) -> Counter[str]:
+        return Counter(kernel.username for kernel in self._kernels.values() if kernel.execution_state != "dead")
+
+    # --- find, list
+
+    async def find_kernel(self, kernel_id: str) -> RemoteKernelManager:
+        """Return a kernel's manager, reviving the kernel from the session store in replication mode.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such kernel.
+        """
+        if kernel_id not in self._kernels and self.revives_on_request and self.records is not None:
+            await self.records.revive(kernel_id)
+        return self.get_kernel(kernel_id)
+
+    def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
+        """Return a kernel's manager if it is in the table."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            raise NotFoundError(f"Kernel does not exist: {kernel_id}")
+        return kernel  # type: ignore[no-any-return]
+
+    def kernel_model(self, kernel_id: str) -> dict[str, Any]:
+        """Return what the REST API says of a kernel."""
+        kernel = self.get_kernel(kernel_id)
+        model = {
+            "id": kernel_id,
+            "name": kernel.kernel_name,
+            "last_activity": kernel.last_activity.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "execution_state": kernel.execution_state,
+            "connections": kernel.channels.connections if kernel.channels is not None else 0,
+        }
+        if kernel.died_because:
+            model["reason"] = kernel.died_because
+        return model
+
+    def list_kernels(self) -> list[dict[str, Any]]:
+        """Return the models of all kernels in the order of their start."""
+        return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
+
+    # --- taking over kernels on record
+
+    async def revive_all(self) -> None:
+        """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
+        if self.records is not None and self.keeps_kernels:
+            await self.records.revive_all()
+
+    async def start_kernel_from_session(self, **record: Any) -> bool:
+        """Take over one kernel from the entries of its record; kept for stores of third parties.
+
+        Raises
+        ------
+        NotFoundError
+            The kernel is dead.
+        """
+        return self.records is not None and await self.records.take_over(record)
+
+    # --- interrupt, restart, shutdown
+
+    async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
+        """Interrupt what a kernel executes."""
+        kernel = await self.find_kernel(kernel_id)
+        await kernel.interrupt_kernel()
+        self.log.info("Kernel interrupted: %s", kernel_id)
+
+    async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
+        """Restart a kernel; done when its new process is launched."""
+        kernel = await self.find_kernel(kernel_id)
+        self.restarter.forget(kernel)
+        await self.relaunch(kernel, now=now)
+        self.restarter.watch(kernel)
+        self.log.info("Kernel restarted: %s", kernel_id)
+
+    async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
+        try:
+            if self.records is not None:
+                await self.records.restarting(kernel)
+            await kernel.restart_kernel(now=now, newports=newports)
+            if self.records is not None:
+                await self.records.running(kernel)
+        except BaseException as error:
+            self.lose(kernel, f"it could not be restarted: {error}")
+            raise
+        kernel.died_because = ""
+
+    def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
+        """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
+        kernel.died_because = reason
+        if kernel.channels is not None:
+            kernel.channels.announce_state("dead", reason)
+        self.log.warning("Kernel %s is dead: %s", kernel.kernel_id, reason)
+
+    async def shutdown_kernel(  # type: ignore[override]
+        self, kernel_id: str, now: bool = False, restart: bool = False
+    ) -> None:
+        """Stop a kernel, also one that is starting, and remove all that belongs to it."""
+        launch = self._launching.get(kernel_id)
+        if launch is not None:
+            launch.cancel()
+            await asyncio.wait([launch])
+            if kernel_id not in self:
+                return
+        kernel = await self.find_kernel(kernel_id)
+        self.restarter.forget(kernel)
+        if self.records is not None:
+            await self.records.stopping(kernel)
+        try:
+            await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
+        finally:
+            self.remove_kernel(kernel_id)
+            if self.records is not None:
+                await self.records.gone(kernel_id)
+        self.log.info("Kernel shut down: %s", kernel_id)
+
+    def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
+        """Take a kernel out of the table."""
+        return self._kernels.pop(kernel_id, None)  # type: ignore[no-any-return]
+
+    async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
+        """Stop all kernels at once; a failure of one is logged and does not keep the others."""
+        kernel_ids = [*self._launching, *self._kernels]
+        results = await asyncio.gather(
+            *(self.shutdown_kernel(kernel_id, now=now) for kernel_id in kernel_ids), return_exceptions=True
+        )
+        for kernel_id, result in zip(kernel_ids, results, strict=True):
+            if isinstance(result, Exception) and not isinstance(result, NotFoundError):
+                self.log.error("Kernel %s could not be shut down: %s", kernel_id, result)
+
+    async def stop(self, keep_kernels: bool) -> None:
+        """Stop managing kernels; called once when the gateway ends.
+
+        Parameters
+        ----------
+        keep_kernels
+            True leaves the kernels running and only lets go of them.
+        """
+        self.culler.stop()
+        if keep_kernels:
+            for launch in list(self._launching.values()):
+                launch.cancel()
+            if self._launching:
+                await asyncio.wait(self._launching.values())
+            for kernel in list(self._kernels.values()):
+                self.restarter.forget(kernel)
+                if self.records is not None:
+                    await self.records.left(kernel)
+                await kernel.let_go()
+            self._kernels.clear()
+        else:
+            await self.shutdown_all(now=True)
+        await self.resources.close()
+        self.context.destroy(linger=100)
+
+
+class TrackPendingRequests:
+    """Counts starts that are under way, in total and per user; kept for those who import it."""
+
+    def __init__(self) -> None:
+        self._pending: Counter[str] = Counter()
+
+    def increment(self, username: str) -> None:
+        """Count one more start of a user."""
+        self._pending[username] += 1
+
+    def decrement(self, username: str) -> None:
+        """Count one start of a user less."""
+        self._pending[username] -= 1
+
+    def get_counts(self, username: str) -> tuple[int, int]:
+        """Return the starts under way of all users, and of this one."""
+        return self._pending.total(), self._pending[username]
+
+
+def get_process_proxy_config(kernelspec: KernelSpec) -> dict[str, Any]:
+    """Return the process-proxy stanza of a kernelspec, completed by defaults."""
+    return process_proxy_config(kernelspec)
+
+
+def new_kernel_id(**kwargs: Any) -> str:
+    """Return ``kwargs["env"]["KERNEL_ID"]`` if it is set, else a new id.
+
+    Raises
+    ------
+    InvalidRequestError
+        The KERNEL_ID is not a version 4 UUID.
+    """
+    chosen = (kwargs.get("env") or {}).get("KERNEL_ID")
+    return check_kernel_id(chosen) if chosen else str(uuid.uuid4())

@@ -1,0 +1,82 @@
+"""What all kernels of one gateway (or of one notebook client in library mode) share while they are launched."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core import envvars
+from ...core.ports import HIGHEST, PortPool, PortRange
+
+if TYPE_CHECKING:
+    from ...transport.response import ResponseServer
+
+log = logging.getLogger(__name__)
+
+
+class SharedResources:
+    """The options in force, the ports in use and the response server.
+
+    Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
+
+    Parameters
+    ----------
+    options
+        The object that carries the traits of ``EnterpriseGatewayConfigMixin``; read at every use, so that a changed
+        option applies to kernels that exist already.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
+        self._responses: ResponseServer | None = None
+
+    async def responses(self) -> ResponseServer:
+        """Return the response server, started when the first remote kernel needs it."""
+        if self._responses is None:
+            from ...transport.localip import response_ip
+            from ...transport.response import ResponseServer
+
+            self._responses = ResponseServer(
+                ip=response_ip(envvars.EG_RESPONSE_IP(), envvars.EG_PROHIBITED_LOCAL_IPS()),
+                port=envvars.EG_RESPONSE_PORT(),
+                port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
+                any_address=envvars.EG_RESPONSE_ADDR_ANY(),
+                allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
+                log=log,
+            )
+        await self._responses.start()
+        return self._responses
+
+    async def close(self) -> None:
+        """Stop what was started here."""
+        if self._responses is not None:
+            await self._responses.stop()
+            self._responses = None
+
+
+def is_free_port(port: int) -> bool:
+    """Whether a port can be bound on all of this machine's addresses now."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _unsolicited_ports() -> tuple[int, int]:
+    """Return a range from which the system does not choose the ports of outgoing connections."""
+    try:
+        lower, upper = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        lower, upper = 49152, 65535
+    below, above = (10000, lower - 1), (upper + 1, HIGHEST)
+    return max(below, above, key=lambda bounds: bounds[1] - bounds[0])
+
+
+def gateway_environment() -> dict[str, str]:
+    """Return the gateway's own environment, the source of base and inherited variables."""
+    return envvars.process_environment()

@@ -1,0 +1,134 @@
+"""REST requests about sessions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+
+from ...core.errors import InvalidRequestError, NotFoundError, UnknownKernelSpecError
+from ..kernels.handlers import StartsKernels, text_entry
+from .sessionmanager import SessionManager
+
+SESSION_ID = r"(?P<session_id>\w+-\w+-\w+-\w+-\w+)"
+
+
+class SessionRequests(StartsKernels):
+    """What the session handlers have in common."""
+
+    @property
+    def session_manager(self) -> SessionManager:
+        """The table of sessions."""
+        return self.settings["session_manager"]  # type: ignore[no-any-return]
+
+    def kernel_entries(self, body: dict[str, Any]) -> tuple[str | None, str | None]:
+        """Return ``kernel.name`` and ``kernel.id`` of a request."""
+        kernel = body.get("kernel") or {}
+        if not isinstance(kernel, dict):
+            raise InvalidRequestError("'kernel' must be a JSON object.")
+        return text_entry(kernel, "name"), text_entry(kernel, "id")
+
+
+class SessionRootHandler(SessionRequests):
+    """``/api/sessions``: lists sessions, creates one."""
+
+    async def get(self) -> None:
+        """Answer the models of all sessions, if listing is switched on."""
+        await self.authorize("read", "sessions")
+        if not self.settings.get("eg_list_kernels"):
+            raise web.HTTPError(403, "Forbidden")
+        self.finish_json(self.session_manager.list_sessions())
+
+    async def post(self) -> None:
+        """Create a session, with a new kernel; an existing session of the same path is answered as it is."""
+        await self.authorize("write", "sessions")
+        body = self.get_json_body()
+        if not body:
+            raise InvalidRequestError("No JSON data provided")
+        path, kind = self._path_and_type(body)
+        session = self.session_manager.find_by_path(path)
+        if session is None:
+            self.check_limit()
+            kernel_name, _ = self.kernel_entries(body)
+            try:
+                kernel_id = await self.start_kernel(kernel_name=kernel_name, path=path)
+            except UnknownKernelSpecError as error:
+                self._finish_unavailable(kernel_name, error)
+                return
+            session = self.session_manager.create_session(path, kernel_id, text_entry(body, "name"), kind)
+        self.set_header("Location", f"{self.base_url}api/sessions/{session.session_id}")
+        self.finish_json(self.session_manager.model(session), 201)
+
+    def _path_and_type(self, body: dict[str, Any]) -> tuple[str, str]:
+        notebook = body.get("notebook")
+        if isinstance(notebook, dict) and "path" in notebook:
+            body = {**body, "path": notebook["path"], "type": "notebook"}
+        for field in ("path", "type"):
+            if body.get(field) is None:
+                raise InvalidRequestError(f"Missing field in JSON data: {field}")
+        return text_entry(body, "path") or "", text_entry(body, "type") or ""
+
+    def _finish_unavailable(self, kernel_name: str | None, error: UnknownKernelSpecError) -> None:
+        """Answer 501, which notebook clients show as a kernel to be chosen anew."""
+        self.finish_json(
+            {
+                "reason": "Not Implemented",
+                "message": f"The '{kernel_name}' kernel is not available. {error}",
+                "short_message": f"{kernel_name} not found",
+            },
+            501,
+        )
+
+
+class SessionHandler(SessionRequests):
+    """``/api/sessions/<id>``: shows, changes, ends one session."""
+
+    async def get(self, session_id: str) -> None:
+        """Answer the session's model."""
+        await self.authorize("read", "sessions")
+        self.finish_json(self.session_manager.model(self.session_manager.get_session(session_id)))
+
+    async def patch(self, session_id: str) -> None:
+        """Change ``path``, ``name``, ``type``, ``kernel.id`` or ``kernel.name``; the replaced kernel is stopped."""
+        await self.authorize("write", "sessions")
+        body = self.get_json_body()
+        session = self.session_manager.get_session(session_id)
+        changes = {field: value for field in ("path", "name", "type") if (value := text_entry(body, field)) is not None}
+        notebook = body.get("notebook")
+        if isinstance(notebook, dict) and notebook.get("path") is not None:
+            changes["path"] = text_entry(notebook, "path") or ""
+        kernel_id = await self._replacement_kernel(body, changes.get("path", session.path))
+        for field, value in changes.items():
+            setattr(session, field, value)
+        replaced = session.kernel_id
+        if kernel_id is not None and kernel_id != replaced:
+            session.kernel_id = kernel_id
+            await self.kernel_manager.shutdown_kernel(replaced)
+        self.finish_json(self.session_manager.model(session))
+
+    async def _replacement_kernel(self, body: dict[str, Any], path: str) -> str | None:
+        """Return the kernel that the request names or asks to be started; None to keep the present one."""
+        kernel_name, kernel_id = self.kernel_entries(body)
+        if kernel_id is not None:
+            await self.kernel_manager.find_kernel(kernel_id)
+            return kernel_id
+        if kernel_name is not None:
+            self.check_limit()
+            return await self.start_kernel(kernel_name=kernel_name, path=path)
+        return None
+
+    async def delete(self, session_id: str) -> None:
+        """End the session and its kernel."""
+        await self.authorize("write", "sessions")
+        try:
+            await self.session_manager.delete_session(session_id)
+        except NotFoundError as error:
+            raise web.HTTPError(410, "Kernel deleted before session") from error
+        self.set_status(204)
+        self.finish()
+
+
+default_handlers: list[tuple[str, type[web.RequestHandler]]] = [
+    (r"/api/sessions", SessionRootHandler),
+    (rf"/api/sessions/{SESSION_ID}", SessionHandler),
+]

@@ -1,0 +1,96 @@
+"""Sessions: which notebook uses which kernel. Kept in memory; unrelated to the store of kernel sessions."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from traitlets import Instance
+from traitlets.config import LoggingConfigurable
+
+from ...core.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from ..kernels.remotemanager import RemoteMappingKernelManager
+
+
+@dataclass
+class Session:
+    """One session; ``path`` is the notebook's."""
+
+    session_id: str
+    path: str
+    name: str | None
+    type: str | None
+    kernel_id: str
+
+
+class SessionManager(LoggingConfigurable):
+    """The table of sessions; used by the session handlers.
+
+    Parameters
+    ----------
+    kernel_manager
+        Starts and stops the sessions' kernels.
+    """
+
+    kernel_manager: RemoteMappingKernelManager = Instance(  # type: ignore[assignment]
+        "enterprise_gateway.services.kernels.remotemanager.RemoteMappingKernelManager"
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sessions: dict[str, Session] = {}
+
+    def session_exists(self, path: str) -> bool:
+        """Whether a session with a living kernel uses ``path``."""
+        return self.find_by_path(path) is not None
+
+    def find_by_path(self, path: str) -> Session | None:
+        """Return the session of a path whose kernel exists."""
+        return next((s for s in self._present() if s.path == path), None)
+
+    def create_session(self, path: str, kernel_id: str, name: str | None = None, type: str | None = None) -> Session:
+        """Enter a session for a kernel that was started."""
+        session = Session(str(uuid.uuid4()), path, name, type, kernel_id)
+        self._sessions[session.session_id] = session
+        return session
+
+    def get_session(self, session_id: str) -> Session:
+        """Return a session.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such session, or its kernel is gone.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotFoundError(f"Session not found: {session_id}")
+        if session.kernel_id not in self.kernel_manager:
+            del self._sessions[session_id]
+            raise NotFoundError(f"Session not found: the kernel of session {session_id} has been deleted")
+        return session
+
+    def list_sessions(self) -> list[dict[str, Any]]:
+        """Return the models of all sessions whose kernels exist, and forget the others."""
+        return [self.model(session) for session in self._present()]
+
+    def _present(self) -> list[Session]:
+        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self.kernel_manager}
+        return list(self._sessions.values())
+
+    def model(self, session: Session) -> dict[str, Any]:
+        """Return what the REST API says of a session."""
+        return {
+            "id": session.session_id,
+            "notebook": {"path": session.path},
+            "kernel": self.kernel_manager.kernel_model(session.kernel_id),
+        }
+
+    async def delete_session(self, session_id: str) -> None:
+        """Stop the session's kernel and forget the session."""
+        session = self.get_session(session_id)
+        await self.kernel_manager.shutdown_kernel(session.kernel_id)
+        self._sessions.pop(session_id, None)

@@ -1,0 +1,214 @@
+"""Processes of this machine: start them, watch them end, signal their group, adopt them after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ADOPTED_POLL_SECONDS = 0.5
+
+
+class LocalProcess:
+    """A kernel's or launcher's process on this machine, started by us or adopted.
+
+    Looks like a ``subprocess.Popen`` to those who expect one (``pid``, ``poll``, ``wait``, ``send_signal``,
+    ``terminate``, ``kill``). A process is identified by its id *and* its start time, so that a reused process id is
+    never signalled.
+    """
+
+    def __init__(self, pid: int, start_time: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self.start_time = start_time
+        self.pgid = _group_of(pid)
+        self._child = child
+        self._returncode: int | None = None
+        self._exit: asyncio.Future[int] | None = None
+        self._pidfd = -1
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | None = None,
+        output: Path | None = None,
+        independent: bool = False,
+    ) -> LocalProcess:
+        """Start ``argv`` in a session of its own; may block for some milliseconds.
+
+        Parameters
+        ----------
+        output
+            File of mode 0600 that receives standard output and error; None discards them.
+        independent
+            False tells kernels (by ``JPY_PARENT_PID``) to end when the gateway has died.
+
+        Raises
+        ------
+        OSError
+            The command does not exist or cannot be executed.
+        """
+        environment = dict(env)
+        if not independent:
+            environment["JPY_PARENT_PID"] = str(os.getpid())
+        sink: int = subprocess.DEVNULL
+        if output is not None:
+            sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            child = subprocess.Popen(
+                list(argv),
+                env=environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
+        finally:
+            if output is not None:
+                os.close(sink)
+        return cls(child.pid, start_time_of(child.pid) or 0, child)
+
+    @classmethod
+    def adopt(cls, pid: int, start_time: int) -> LocalProcess | None:
+        """Return a handle on a process of an earlier gateway, or None when that process is gone."""
+        if pid <= 1 or start_time_of(pid) != start_time:
+            return None
+        return cls(pid, start_time, None)
+
+    def poll(self) -> int | None:
+        """Return None while the process lives, else its exit code: ``-n`` for signal n, 0 when unknown."""
+        if self._returncode is None:
+            if self._child is not None:
+                self._returncode = self._child.poll()
+            elif start_time_of(self.pid) != self.start_time:
+                self._returncode = 0
+        return self._returncode
+
+    async def wait_for_exit(self) -> int:
+        """Wait until the process has ended and return its exit code; costs nothing while it lives."""
+        if self._exit is None:
+            self._exit = asyncio.get_running_loop().create_future()
+            self._watch()
+        return await asyncio.shield(self._exit)
+
+    def _watch(self) -> None:
+        if self.poll() is not None:
+            self._finish()
+        elif sys.platform == "linux":
+            try:
+                self._pidfd = os.pidfd_open(self.pid)
+            except ProcessLookupError:
+                self._finish()
+            else:
+                asyncio.get_running_loop().add_reader(self._pidfd, self._finish)
+        else:
+            asyncio.get_running_loop().call_later(ADOPTED_POLL_SECONDS, self._watch)
+
+    def _finish(self) -> None:
+        exit_code = self.poll()
+        if exit_code is None:  # the pidfd is readable before the child can be reaped only for a moment
+            asyncio.get_running_loop().call_later(0.001, self._finish)
+            return
+        self.close()
+        if self._exit is not None and not self._exit.done():
+            self._exit.set_result(exit_code)
+
+    def close(self) -> None:
+        """Stop watching; the process is left alone."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def send_signal(self, signum: int) -> bool:
+        """Signal the process's group when it leads one, else the process; return whether it was there."""
+        if self.poll() is not None:
+            return False
+        try:
+            if self.pgid == self.pid:
+                os.killpg(self.pgid, signum)
+            else:
+                os.kill(self.pid, signum)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Block until the process has ended; for callers in threads and third-party proxies."""
+        if self._child is not None:
+            self._returncode = self._child.wait(timeout)
+        return self.poll()
+
+    def terminate(self) -> None:
+        """Ask the process's group to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process's group."""
+        self.send_signal(signal.SIGKILL)
+
+
+def start_time_of(pid: int) -> int | None:
+    """Return when a process started, in an arbitrary unit that is unique until reboot; None when it is gone.
+
+    A zombie counts as gone: nothing can be done with it any more.
+    """
+    if sys.platform != "linux":
+        return _start_time_by_signal(pid)
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command name in parentheses may itself contain blanks and parentheses.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _start_time_by_signal(pid: int) -> int | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    return 0
+
+
+def processes_of_kernel(kernel_id: str) -> list[LocalProcess]:
+    """Return the group leaders among this user's processes whose environment names the kernel; blocks."""
+    found = []
+    marker = f"KERNEL_ID={kernel_id}".encode()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (directory / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        pid = int(directory.name)
+        if marker in environment and _group_of(pid) == pid:
+            process = LocalProcess.adopt(pid, start_time_of(pid) or -1)
+            if process is not None:
+                found.append(process)
+    return found
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def last_lines(path: Path, count: int = 10) -> str:
+    """Return the last lines of an output file, or an empty text when there are none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-count:])

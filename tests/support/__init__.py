@@ -1,0 +1,1 @@
+"""What tests of several areas share: event loops, leak checks, gateways, kernelspecs."""
