@@ -69,8 +69,10 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def service() -> Iterator[SessionService]:
     """Return a running web service without sessions."""
-    with SessionService() as running:
-        yield running
+    running = SessionService()
+    running.start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture
@@ -83,7 +85,8 @@ def make(tmp_path: Path, request: pytest.FixtureRequest, _loop_runner: LoopRunne
             request.getfixturevalue(fixture)  # now: in the test it would hold the loop
 
     def make_one(kind: str, **options: Any) -> KernelSessionManager:
-        options = {"enable_persistence": True, "persistence_root": str(tmp_path), "store_timeout": 5.0, "log": LOG, **options}
+        always = {"enable_persistence": True, "persistence_root": str(tmp_path), "store_timeout": 5.0, "log": LOG}
+        options = {**always, **options}
         manager: KernelSessionManager
         if kind == "webhook":
             url = request.getfixturevalue("service").url

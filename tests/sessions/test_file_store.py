@@ -147,7 +147,7 @@ asyncio.run(main())
 
 
 async def test_a_writer_killed_at_any_moment_leaves_whole_files(make, tmp_path):
-    """A process that writes records all the time is killed, ten times: every file is a complete record, none is lost."""
+    """A process that writes all the time is killed, ten times: every file is a complete record, none is lost."""
     kernel_ids = [a_kernel_id() for _ in range(3)]
     first = make("file")
     for kernel_id in kernel_ids:

@@ -64,7 +64,7 @@ async def test_two_hundred_kernels_are_taken_up_in_three_seconds(kind, make):
 
 
 async def test_the_dead_are_removed_and_the_log_says_why(make, caplog):
-    """A kernel that is not alive, or gone, loses its record and what is left of it; one log line each has the reason."""
+    """A kernel that is not alive loses its record and what is left of it; one log line each has the reason."""
     caplog.set_level("INFO")
     alive, dead, gone = await recorded(make, "running", "running", "restarting")
     kernels, manager = Kernels(), make("file")
@@ -117,7 +117,7 @@ async def test_what_could_not_be_judged_stays(make, expect_log):
 
 
 async def test_an_unavailable_store_is_waited_for(make, service, expect_log):
-    """At start the store may come up later than the gateway; without patience the error is raised, nothing is removed."""
+    """At start the store may come up later than the gateway; without patience the error is raised."""
     kernel_ids = await recorded(make, "running", kind="webhook")
     service.status = 503
     manager, kernels = make("webhook"), Kernels()
@@ -178,7 +178,7 @@ async def test_what_another_gateway_is_at_is_left_alone(make):
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 async def test_replicas_remove_only_what_they_hold_the_lease_of(kind, make):
-    """Where a lease is held by a living replica, another connects to running kernels but removes and finishes nothing."""
+    """Another replica connects to the running kernels of a lease holder, but removes and finishes nothing of its."""
     owner, other, kernels = make(kind), make(kind), Kernels()
     running, dead, starting = (a_kernel_id() for _ in range(3))
     for kernel_id, phase in ((running, "running"), (dead, "running"), (starting, "starting")):

@@ -144,7 +144,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_two_processes_reserve_at_the_same_time(kind, make, tmp_path, request):
-    """Of forty places asked for by two processes at once exactly as many are given as the limit allows; it starts empty.
+    """Of forty places asked for by two processes at once exactly as many are given as the limit allows.
 
     The processes also make the tables, at the same time.
     """
@@ -185,8 +185,9 @@ async def test_a_server_that_restarts_is_used_again(make, postgres, database_url
 
 @pytest.mark.postgres
 async def test_a_server_that_freezes_holds_nobody_up(make, postgres, database_url, expect_log):
-    """With a server that takes connections and never answers, callers get 503 in time and threads end; then it goes on."""
-    manager, kernel_id = make("postgresql", database_url=database_url, store_timeout=0.5, store_concurrency=2), a_kernel_id()
+    """With a server that never answers, callers get 503 in time and threads end; then it goes on."""
+    manager = make("postgresql", database_url=database_url, store_timeout=0.5, store_concurrency=2)
+    kernel_id = a_kernel_id()
     await manager.record_phase(kernel_id, "running", **a_start())
     loop = asyncio.get_running_loop()
     with postgres.frozen(), expect_log("no answer within|not available"):
@@ -261,7 +262,8 @@ async def test_a_database_of_a_newer_version_is_left_alone(make, tmp_path, expec
 
 
 @pytest.mark.parametrize(
-    "text", ["mysql://u:pa55word@h/d", "nonsense pa55word", "sqlite://", "sqlite:///:memory:", "postgresql+asyncpg://h/d"]
+    "text",
+    ["mysql://u:pa55word@h/d", "nonsense pa55word", "sqlite://", "sqlite:///:memory:", "postgresql+asyncpg://h/d"],
 )
 def test_unsupported_databases_are_refused(text):
     """Only SQLite files and PostgreSQL; the sentence does not hold the password."""

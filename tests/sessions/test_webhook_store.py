@@ -61,7 +61,7 @@ async def test_logins(make, service, auth_type, expect_log):
 
 @pytest.mark.parametrize("status", [500, 503, 302, 401, 403])
 async def test_a_service_that_fails_is_no_empty_store(make, service, status, expect_log):
-    """Any answer but a definite one raises the error with status 503, in one sentence that shows nothing of the cause."""
+    """Any answer but a definite one raises the error with status 503, in a sentence without the cause."""
     service.status = status
     with expect_log(f"answered by {status}"), pytest.raises(StoreUnavailableError) as raised:
         await make("webhook").fetch_session(a_kernel_id())
