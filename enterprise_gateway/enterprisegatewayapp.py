@@ -123,6 +123,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     http_server: httpserver.HTTPServer | None = None
     dynamic_config_poller: DynamicConfig | None = None
     _sockets: list[socket.socket] | None = None
+    _logs_for_root = False
     _stop_requested: asyncio.Event | None = None
 
     # -- Logging
@@ -136,9 +137,13 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         return "%Y-%m-%d %H:%M:%S"
 
     def get_default_logging_config(self) -> dict[str, Any]:
-        """Send what the gateway's modules and its libraries log to the application's handler too."""
+        """Send what the gateway's modules and its libraries log to the application's handler too.
+
+        A root logger that has handlers of its own belongs to a program that embeds the gateway; it is left alone.
+        """
         config: dict[str, Any] = super().get_default_logging_config()
-        if "handlers" in config:
+        self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
+        if "handlers" in config and self._logs_for_root:
             config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
         return config
 
@@ -366,7 +371,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
         if self.availability_mode == self.AVAILABILITY_STANDALONE:
-            await maybe_await(self.kernel_session_manager.start_sessions())
+            await self.kernel_manager.revive_all()
         self._poll_config_files()
         self.http_server.add_sockets(self._sockets or [])
         scheme = "https" if self.http_server.ssl_options is not None else "http"

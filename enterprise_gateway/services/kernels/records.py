@@ -31,7 +31,7 @@ class KernelRecords:
     def __init__(self, manager: RemoteMappingKernelManager, store: KernelSessionManager) -> None:
         self._manager = manager
         self._store = store
-        self._revival = Revival(store, revive_one=self._revive_one, remove_one=self._remove_one)
+        self._revival = Revival(store, revive_one=self.take_over, remove_one=self._remove_one)
 
     async def starting(self, kernel: RemoteKernelManager, launch_args: Mapping[str, Any]) -> None:
         """Record what is about to be launched, and so what may have to be removed."""
@@ -87,7 +87,14 @@ class KernelRecords:
         """
         return await self._revival.revive(kernel_id) is not None
 
-    async def _revive_one(self, record: Mapping[str, Any]) -> bool:
+    async def take_over(self, record: Mapping[str, Any]) -> bool:
+        """Enter the kernel of a record in the manager's table.
+
+        Raises
+        ------
+        NotFoundError
+            The kernel is dead.
+        """
         kernel = await self._kernel_of(record)
         if not await kernel.is_alive():
             raise NotFoundError("its process is gone")

@@ -187,17 +187,18 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             if self.records is not None:
                 await self.records.starting(kernel, launch_args)
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
-            try:
-                if self.records is not None:
-                    await self.records.running(kernel)
-            except BaseException:
-                await asyncio.shield(kernel.abandon())
-                raise
-        except BaseException:
             if self.records is not None:
-                await asyncio.shield(self.records.gone(kernel.kernel_id))
+                await self.records.running(kernel)
+            self.enter(kernel)
+        except BaseException:
+            await asyncio.shield(self._give_up(kernel))
             raise
-        self.enter(kernel)
+
+    async def _give_up(self, kernel: RemoteKernelManager) -> None:
+        """Remove what a failed launch has left, and then its record."""
+        await kernel.abandon()
+        if self.records is not None:
+            await self.records.gone(kernel.kernel_id)
 
     def enter(self, kernel: RemoteKernelManager) -> None:
         """Connect to a kernel that runs and manage it from now on."""
@@ -256,11 +257,10 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             kernel.kernel_id,
             context=zmq.Context.shadow(self.context),
             limits=ChannelLimits(
-                buffer_offline_messages=self.buffer_offline_messages,
-                replay_bytes=options.replay_limit,
-                websocket_queue_bytes=options.ws_queue_limit,
-                max_message_bytes=options.ws_max_message_size,
-                kernel_info_timeout=self.kernel_info_timeout,
+                replay=options.replay_limit if self.buffer_offline_messages else 0,
+                queue=options.ws_queue_limit,
+                max_message=options.ws_max_message_size,
+                info_timeout=self.kernel_info_timeout,
                 allowed_message_types=frozenset(self.allowed_message_types),
                 allow_tracebacks=self.allow_tracebacks,
                 traceback_replacement=self.traceback_replacement_message,
@@ -322,6 +322,23 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     def list_kernels(self) -> list[dict[str, Any]]:
         """Return the models of all kernels in the order of their start."""
         return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
+
+    # --- taking over kernels on record
+
+    async def revive_all(self) -> None:
+        """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
+        if self.records is not None and self.keeps_kernels:
+            await self.records.revive_all()
+
+    async def start_kernel_from_session(self, **record: Any) -> bool:
+        """Take over one kernel from the entries of its record; kept for stores of third parties.
+
+        Raises
+        ------
+        NotFoundError
+            The kernel is dead.
+        """
+        return self.records is not None and await self.records.take_over(record)
 
     # --- interrupt, restart, shutdown
 

@@ -51,15 +51,14 @@ class StoreCalls:
 
         Raises
         ------
+        GatewayError
+            As the function raised it.
         StoreUnavailableError
-            It raised anything but a ``GatewayError``, which passes.
+            It raised anything else.
         """
         async with self._slots:
             try:
                 result = await offload(function, *args, **kwargs)
-            except StoreUnavailableError as error:
-                self._note_failure(error)
-                raise
             except GatewayError:
                 raise
             except Exception as error:
