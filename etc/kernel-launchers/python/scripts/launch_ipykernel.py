@@ -532,6 +532,7 @@ class Listener:
         for line in lines:
             command = self._authenticated(peer, line)
             if command is None:
+                self._send(peer, {"seq": peer.sequence + 1, "ok": False, "error": "the command is not authentic"})
                 self._drop(peer)
                 return
             answer: Dict[str, Any] = {"seq": peer.sequence, "ok": True}

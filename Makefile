@@ -1,0 +1,106 @@
+# What developers, CI and packagers do; `make help` lists it. Needs Python 3.10 or later with venv, and nothing else.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+# python3, or else the newest Python found; PYTHON=… chooses another.
+PYTHON ?=
+IP ?= 127.0.0.1
+PORT ?= 8888
+ARGS ?=
+DIST := dist
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help env activate clean clean-env run run-dev test test-debug lint format docs bench bdist sdist dist \
+	test-install test-install-wheel test-install-tar check_dists
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-zA-Z_-]+:.*## / { printf "%-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- environments: one stamp file per set of packages, renewed when pyproject.toml changes ---
+
+$(BIN)/python:
+	@bash scripts/make-venv.sh "$(VENV)" "$(PYTHON)"
+
+$(VENV)/.installed-%: $(BIN)/python pyproject.toml
+	@echo "Installing into $(VENV) (extra: $*) ..."
+	@$(INSTALL) --editable '.[$*]'
+	@touch $@
+
+env: $(VENV)/.installed-local $(VENV)/.installed-test $(VENV)/.installed-lint ## make the development environment in .venv
+
+activate: ## print how to activate the environment
+	@echo "source $(BIN)/activate"
+
+clean: ## remove what building and testing left
+	rm -rf build $(DIST) site docs/_build *.egg-info .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-env: ## remove the environment
+	rm -rf $(VENV)
+
+# --- run ---
+
+run: $(VENV)/.installed-local ## serve a Python kernel at http://127.0.0.1:8888 (PORT=… IP=… ARGS=…)
+	@echo
+	@echo "  The gateway will be at   http://$(IP):$(PORT)    (stop it with Ctrl-C)"
+	@echo "  Connect JupyterLab with  jupyter lab --gateway-url=http://$(IP):$(PORT)"
+	@echo
+	@PATH="$(abspath $(BIN)):$$PATH" exec jupyter enterprisegateway --ip=$(IP) --port=$(PORT) --port_retries=0 \
+		--log-level=INFO $(ARGS)
+
+run-dev: ARGS += --debug
+run-dev: run ## the same with debug messages
+
+# --- check ---
+
+test: $(VENV)/.installed-test ## run the tests (ARGS=… for pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-debug: ARGS += -vv --capture=no --log-cli-level=DEBUG
+test-debug: test ## run the tests with all that they say
+
+lint: $(VENV)/.installed-lint ## ruff, mypy and import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-lint ## let ruff correct and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs ## build the documentation into docs/_build/html; warnings are errors
+	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.installed-bench ## measure the gateway against its peers
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+# --- distribute ---
+
+bdist: $(VENV)/.build-tool ## build the wheel
+	@$(BIN)/python -m build --wheel --outdir $(DIST) .
+
+sdist: $(VENV)/.build-tool ## build the source archive
+	@$(BIN)/python -m build --sdist --outdir $(DIST) .
+
+dist: sdist bdist ## build both
+
+check_dists: dist ## build both and check their metadata
+	@$(INSTALL) twine
+	@$(BIN)/python -m twine check --strict $(DIST)/*
+
+test-install-wheel: bdist ## install the wheel into an environment of its own and start it
+	@bash scripts/test-install.sh "$(PYTHON)" $(DIST)/jupyter_enterprise_gateway-*.whl
+
+test-install-tar: sdist ## the same with the source archive
+	@bash scripts/test-install.sh "$(PYTHON)" $(DIST)/jupyter_enterprise_gateway-*.tar.gz
+
+test-install: test-install-wheel test-install-tar ## both
+
+$(VENV)/.build-tool: $(BIN)/python
+	@$(INSTALL) build
+	@touch $@

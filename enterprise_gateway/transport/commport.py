@@ -1,0 +1,183 @@
+"""Signals for a kernel, through the communication port of its launcher."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from typing import Any
+
+from ..core.deadline import Deadline
+from ..core.errors import GatewayError
+
+_MAX_LINE = 65536
+_CONTEXT = b"EG-comm-v2"
+
+
+class CommPortError(GatewayError):
+    """The communication port did not do what it was asked to; the kernel may nevertheless be alive."""
+
+
+class CommPort:
+    """The verbs of a launcher's communication port, for use in threads (``offload``).
+
+    With a ``secret`` version 2 is spoken: commands are authenticated and answered, and the connection is kept open
+    until :meth:`close`, so that its end tells of the kernel's end (:meth:`fileno` can be watched for that). Without
+    one, version 1: each command is a connection of its own, and nothing is answered.
+
+    Parameters
+    ----------
+    host, port
+        Where the launcher listens, or the near end of a tunnel to there.
+    kernel_id
+        For messages.
+    secret
+        The launch secret, when the kernel reported with payload version 2.
+    timeout
+        Seconds for each step: connecting, and each answer.
+    """
+
+    def __init__(
+        self, host: str, port: int, *, kernel_id: str, secret: bytes | None = None, timeout: float = 5.0
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.kernel_id = kernel_id
+        self._key = hmac.new(secret, _CONTEXT, hashlib.sha256).digest() if secret else None
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+        self._buffer = b""
+        self._challenge = ""
+        self._sequence = 0
+
+    def __repr__(self) -> str:
+        return f"<CommPort of kernel {self.kernel_id} at {self.host}:{self.port}>"
+
+    def probe(self) -> bool:
+        """Tell whether the kernel's launcher is there."""
+        return self.signal(0)
+
+    def signal(self, signum: int) -> bool:
+        """Have the launcher signal its kernel; return False when there is no launcher any more.
+
+        Raises
+        ------
+        CommPortError
+            The launcher refused the signal.
+        OSError
+            The host did not answer in time or cannot be reached: whether the kernel lives is not known.
+        """
+        return self._send({"signum": int(signum)})
+
+    def shutdown(self) -> bool:
+        """Tell the launcher to stop listening; return False when it has done so already.
+
+        Raises
+        ------
+        CommPortError, OSError
+            As for :meth:`signal`.
+        """
+        sent = self._send({"shutdown": 1})
+        self.close()
+        return sent
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection kept open, -1 when there is none.
+
+        It becomes readable, with nothing to read, when the launcher ends.
+        """
+        return -1 if self._connection is None else self._connection.fileno()
+
+    def close(self) -> None:
+        """Close the connection kept open, if any; the next command makes a new one."""
+        with self._lock:
+            self._disconnect()
+
+    def _send(self, command: dict[str, Any]) -> bool:
+        with self._lock:
+            try:
+                if self._key is None:
+                    self._send_v1(command)
+                else:
+                    self._send_v2(self._key, json.dumps(command))
+            except (ConnectionRefusedError, EOFError):
+                return False
+            return True
+
+    def _send_v1(self, command: dict[str, Any]) -> None:
+        with socket.create_connection((self.host, self.port), self._timeout) as connection:
+            connection.sendall(json.dumps(command).encode())
+            connection.shutdown(socket.SHUT_WR)
+
+    def _send_v2(self, key: bytes, command: str) -> None:
+        """Send on the open connection; when it turns out to have ended, once more on a new one."""
+        if self._connection is not None:
+            try:
+                self._exchange(key, command)
+                return
+            except (EOFError, ConnectionError):
+                self._disconnect()
+        self._connect()
+        self._exchange(key, command)
+
+    def _connect(self) -> None:
+        self._connection = socket.create_connection((self.host, self.port), self._timeout)
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._buffer, self._sequence = b"", 0
+        try:
+            greeting = self._read_object()
+            challenge = greeting.get("challenge")
+            if greeting.get("version") != 2 or not isinstance(challenge, str) or len(challenge) < 32:
+                raise CommPortError(f"The listener of kernel {self.kernel_id} does not speak version 2")
+            self._challenge = challenge
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _exchange(self, key: bytes, command: str) -> None:
+        assert self._connection is not None
+        self._sequence += 1
+        signed = f"{self._challenge}.{self._sequence}.{command}".encode()
+        mac = hmac.new(key, signed, hashlib.sha256).hexdigest()
+        line = json.dumps({"seq": self._sequence, "command": command, "mac": mac})
+        try:
+            self._connection.sendall(line.encode() + b"\n")
+            answer = self._read_object()
+            if answer.get("seq") != self._sequence:
+                raise CommPortError(f"The listener of kernel {self.kernel_id} answered something else")
+        except BaseException:
+            self._disconnect()  # an answer that comes later must not be taken for the next command's
+            raise
+        if answer.get("ok") is not True:
+            reason = str(answer.get("error", "no reason given"))[:200]
+            raise CommPortError(f"The listener of kernel {self.kernel_id} refused {command}: {reason}")
+
+    def _read_object(self) -> dict[str, Any]:
+        """Return the next line's object, within the time allowed for all of it."""
+        assert self._connection is not None
+        deadline = Deadline(self._timeout)
+        while b"\n" not in self._buffer:
+            self._connection.settimeout(max(deadline.remaining, 0.001))
+            data = self._connection.recv(_MAX_LINE)
+            if not data:
+                raise EOFError
+            self._buffer += data
+            if len(self._buffer) > _MAX_LINE:
+                raise CommPortError(f"The listener of kernel {self.kernel_id} sent too long a line")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise CommPortError(f"The listener of kernel {self.kernel_id} sent no JSON object") from error
+        return value
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

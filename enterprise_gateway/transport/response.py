@@ -1,0 +1,418 @@
+"""The server that launchers report to: how can the kernel be reached?"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import socket
+import time
+from collections import deque
+from types import TracebackType
+
+from ..core.connection import ConnectionInfo
+from ..core.deadline import Deadline
+from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
+from ..core.offload import offload
+from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
+
+MAX_PAYLOAD_BYTES = 65536
+MAX_CONNECTIONS = 256
+CONNECTION_SECONDS = 10.0
+MAX_REMEMBERED_REJECTIONS = 5
+MAX_REASON = 200
+MAX_WARNINGS_PER_MINUTE = 60
+MAX_QUEUED_MESSAGES = 1000
+_BACKLOG = 1024  # connections that the system holds for us
+_ACCEPTED_AT_ONCE = 64  # how many of them one turn of the loop takes
+
+
+class Expectation:
+    """One kernel that is being launched and may report once; made by :meth:`ResponseServer.expect`.
+
+    Use it as a context manager, or call :meth:`close` whatever happens. Messages that name this kernel but cannot be
+    accepted do not end the launch (anybody could send one): ``rejections`` holds their reasons, for the operator.
+    """
+
+    def __init__(
+        self, server: ResponseServer, kernel_id: str, *, secret: bytes | None = None, minimum_version: int = 1
+    ) -> None:
+        self.kernel_id = kernel_id
+        self.secret = secret
+        self.minimum_version = minimum_version
+        self.payload_version: int | None = None
+        self.rejections: list[str] = []
+        self._server = server
+        self._future: asyncio.Future[ConnectionInfo] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<Expectation of kernel {self.kernel_id}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether the kernel has reported, or is no longer expected."""
+        return self._future.done()
+
+    async def wait(self, deadline: Deadline) -> ConnectionInfo:
+        """Return what the launcher reports; may be called again after it ran out of time.
+
+        Raises
+        ------
+        LaunchTimeoutError
+            Nothing acceptable came before the deadline; the message quotes what was refused.
+        KernelLaunchError
+            The expectation was closed meanwhile, as when the gateway stops.
+        """
+        await asyncio.wait([self._future], timeout=deadline.remaining)
+        if self._future.cancelled():
+            raise KernelLaunchError(f"The launch of kernel {self.kernel_id} was given up")
+        if self._future.done():
+            return self._future.result()
+        message = (
+            f"KernelID: '{self.kernel_id}' launch timeout due to: Waited too long ({deadline.seconds:g}s) "
+            "to get connection file"
+        )
+        if self.rejections:
+            message += "; refused responses: " + "; ".join(self.rejections)
+        raise LaunchTimeoutError(message)
+
+    def accept(self, report: Report) -> None:
+        """Take the report; called by the server for the first acceptable message.
+
+        Raises
+        ------
+        PayloadError
+            The kernel has reported already, or its kernelspec demands a later version.
+        """
+        if report.version < self.minimum_version:
+            raise PayloadError(
+                f"payload version {report.version} is refused: this kernel must use {self.minimum_version}"
+            )
+        if self._future.done():
+            raise PayloadError("the kernel has reported already")
+        self.payload_version = report.version
+        self._future.set_result(report.connection_info)
+
+    def reject(self, reason: str) -> None:
+        """Remember why a message that names this kernel was refused."""
+        if reason not in self.rejections and len(self.rejections) < MAX_REMEMBERED_REJECTIONS:
+            self.rejections.append(reason)
+
+    def close(self) -> None:
+        """Expect this kernel no more."""
+        self._server.forget(self)
+        self._future.cancel()
+
+    def __enter__(self) -> Expectation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ResponseServer:
+    """Listens for launchers and hands each expected kernel's connection information to who waits for it.
+
+    Silent, slow, oversized and garbage connections cost one socket for at most ``CONNECTION_SECONDS``; when there
+    are too many, the one that has been silent for longest is closed.
+
+    Parameters
+    ----------
+    ip
+        Address that launchers are told, IPv4 or IPv6, and that is bound.
+    port, port_retries
+        First port to try, and how many others to try when it is taken.
+    any_address
+        Bind all addresses of the ip's family, while ``ip`` is still the one that launchers are told.
+    allow_v0
+        Accept payload version 0, which is encrypted with the kernel's id: only for launchers of old.
+    """
+
+    def __init__(
+        self,
+        *,
+        ip: str,
+        port: int = 8877,
+        port_retries: int = 10,
+        any_address: bool = False,
+        allow_v0: bool = False,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+    ) -> None:
+        self.ip = ip.strip("[]")
+        self.port = port
+        self._port_retries = port_retries
+        self._any_address = any_address
+        self._allow_v0 = allow_v0
+        self._log = log or logging.getLogger(__name__)
+        self._warnings = _Budget(MAX_WARNINGS_PER_MINUTE, 60.0)
+        self._expected: dict[str, Expectation] = {}
+        self._connections: dict[_Connection, None] = {}
+        self._queue: deque[tuple[Envelope, str]] = deque()
+        self._server: asyncio.Server | None = None
+        self._keys: KeyPair | None = None
+
+    @property
+    def address(self) -> str:
+        """``ip:port`` as launchers are told; an IPv6 address stands in brackets."""
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+    @property
+    def public_key(self) -> str:
+        """Base64 of the public key that launchers encrypt with; there once the server has started."""
+        if self._keys is None:
+            raise RuntimeError("the response server has not been started")
+        return self._keys.public_key
+
+    async def start(self) -> None:
+        """Make the keys, and listen on the first free port.
+
+        Raises
+        ------
+        OSError
+            No port was free, or the address is not one of this host's.
+        """
+        if self._server is not None:
+            return
+        keys = self._keys or await offload(KeyPair.generate)
+        listening = await self._bind()
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self), sock=listening, backlog=_ACCEPTED_AT_ONCE
+        )
+        # asyncio takes as many connections in one turn as its backlog has room for: a flood would hold the loop. The
+        # system's backlog may nevertheless be long, so that a launcher in the midst of a flood is not put off.
+        listening.listen(_BACKLOG)
+        self._keys = keys
+        self._log.info("Kernels' launchers report to %s", self.address)
+
+    async def _bind(self) -> socket.socket:
+        """Return a socket bound to the first free port, and remember that port."""
+        host = self.ip
+        if self._any_address:
+            host = "::" if ":" in self.ip else "0.0.0.0"
+        for port in _candidates(self.port, self._port_retries):
+            family, kind, protocol, _, address = (
+                await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )[0]
+            bound = socket.socket(family, kind, protocol)
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if host == "::":
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            try:
+                bound.bind(address)
+            except OSError as error:
+                bound.close()
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                continue
+            self.port = bound.getsockname()[1]
+            return bound
+        raise OSError(errno.EADDRINUSE, f"no free port for the response server near {self.port} on {host}")
+
+    async def stop(self) -> None:
+        """Close the listening socket, every connection and every expectation."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        self._queue.clear()
+        for connection in list(self._connections):
+            connection.drop()
+        for expectation in list(self._expected.values()):
+            expectation.close()
+        if server is not None:
+            await server.wait_closed()
+
+    def expect(self, kernel_id: str, *, secret: str | None = None, minimum_version: int = 1) -> Expectation:
+        """Register a kernel before anything of it is launched; called by process proxies.
+
+        Parameters
+        ----------
+        secret
+            What the launcher gets as ``EG_LAUNCH_SECRET``; without one only version 1 can be used.
+        minimum_version
+            The least payload version that is accepted for this kernel.
+
+        Raises
+        ------
+        PayloadError
+            The kernel is expected already.
+        """
+        if kernel_id in self._expected:
+            raise PayloadError(f"kernel {kernel_id} is being launched already")
+        expectation = Expectation(
+            self, kernel_id, secret=secret.encode() if secret else None, minimum_version=minimum_version
+        )
+        self._expected[kernel_id] = expectation
+        return expectation
+
+    def forget(self, expectation: Expectation) -> None:
+        """Drop an expectation; a message for its kernel is then refused."""
+        if self._expected.get(expectation.kernel_id) is expectation:
+            del self._expected[expectation.kernel_id]
+
+    # -- called by connections
+
+    def opened(self, connection: _Connection) -> None:
+        """Count a new connection, and close another when there are too many."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            silent = (known for known in self._connections if not known.has_spoken)
+            next(silent, next(iter(self._connections))).drop()
+        self._connections[connection] = None
+
+    def closed(self, connection: _Connection) -> None:
+        """Forget a connection."""
+        self._connections.pop(connection, None)
+
+    def received(self, wire: bytes, peer: str) -> None:
+        """Use one message, or refuse it and log why.
+
+        A message of version 2 says whose it is: the kernel's launch gets it at once. Older ones have to be decrypted
+        first, about a millisecond each: one for each turn of the loop, after everything else.
+        """
+        try:
+            envelope = parse(wire)
+        except PayloadError as error:
+            self.refused(peer, str(error))
+            return
+        if envelope.version == 2:
+            self._use(envelope, peer)
+        elif len(self._queue) < MAX_QUEUED_MESSAGES:
+            self._queue.append((envelope, peer))
+            if len(self._queue) == 1:
+                asyncio.get_running_loop().call_soon(self._use_queued)
+        else:
+            self.refused(peer, "too many messages at once")
+
+    def _use_queued(self) -> None:
+        if self._queue:
+            self._use(*self._queue[0])
+            self._queue.popleft()
+        if self._queue:
+            asyncio.get_running_loop().call_soon(self._use_queued)
+
+    def _use(self, envelope: Envelope, peer: str) -> None:
+        kernel_id = envelope.kernel_id
+        try:
+            report = self._open(envelope)
+            kernel_id = report.kernel_id
+            self._expectation(kernel_id).accept(report)
+        except PayloadError as error:
+            self.refused(peer, str(error), kernel_id)
+        else:
+            self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
+
+    def refused(self, peer: str, reason: str, kernel_id: str = "") -> None:
+        """Log, at a bounded rate, and remember why a message or a connection was not used."""
+        reason = reason[:MAX_REASON]
+        expectation = self._expected.get(kernel_id)
+        if expectation is not None:
+            expectation.reject(f"{peer}: {reason}")
+        if self._warnings.take():
+            self._log.warning("Refused a response from %s for kernel %.40r: %s", peer, kernel_id, reason)
+
+    def _expectation(self, kernel_id: str) -> Expectation:
+        try:
+            return self._expected[kernel_id]
+        except KeyError:
+            raise PayloadError("no kernel of this id is being launched") from None
+
+    def _open(self, envelope: Envelope) -> Report:
+        """Decrypt a message if somebody waits for such a one: refusing the others must cost nothing."""
+        assert self._keys is not None
+        if envelope.version == 2:
+            expectation = self._expectation(envelope.kernel_id)
+            if expectation.done:
+                raise PayloadError("the kernel has reported already")
+            return self._keys.open(envelope, expectation.secret)
+        if not any(not expectation.done for expectation in self._expected.values()):
+            raise PayloadError("no kernel is being launched")
+        return self._keys.open(envelope) if envelope.version == 1 else self._open_legacy(envelope)
+
+    def _open_legacy(self, envelope: Envelope) -> Report:
+        if not self._allow_v0:
+            raise PayloadError("the message is not JSON, or of payload version 0, which is not allowed")
+        for expectation in self._expected.values():
+            if not expectation.done:
+                try:
+                    report = open_legacy(envelope, expectation.kernel_id)
+                except PayloadError:
+                    continue
+                self._log.warning("Kernel %s uses the insecure payload version 0", report.kernel_id)
+                return report
+        raise PayloadError("the message fits no kernel that is being launched")
+
+
+class _Connection(asyncio.Protocol):
+    """One launcher's connection: its message ends with the end of what it sends."""
+
+    def __init__(self, server: ResponseServer) -> None:
+        self._server = server
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._peer = "?"
+
+    @property
+    def has_spoken(self) -> bool:
+        return bool(self._received)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
+        self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS, self._too_slow)
+        self._server.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > MAX_PAYLOAD_BYTES:
+            self._server.refused(self._peer, f"more than {MAX_PAYLOAD_BYTES} bytes")
+            self.drop()
+
+    def eof_received(self) -> None:
+        if self._received:  # else a port scan or a health probe
+            self._server.received(bytes(self._received), self._peer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._server.closed(self)
+
+    def drop(self) -> None:
+        """Close at once; nothing is ever sent on these connections."""
+        self._server.closed(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _too_slow(self) -> None:
+        if self._received:
+            self._server.refused(self._peer, f"not complete after {CONNECTION_SECONDS:g} seconds")
+        self.drop()
+
+
+class _Budget:
+    """Allows so many events per period."""
+
+    def __init__(self, events: int, seconds: float) -> None:
+        self._events, self._seconds = events, seconds
+        self._left, self._renewal = events, 0.0
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        if now >= self._renewal:
+            self._left, self._renewal = self._events, now + self._seconds
+        self._left -= 1
+        return self._left >= 0
+
+
+def _candidates(port: int, retries: int) -> list[int]:
+    """Return the ports to try: five in sequence, then random ones nearby; 0 leaves the choice to the system."""
+    if port == 0:
+        return [0]
+    count = retries + 1
+    ports = [port + offset for offset in range(min(5, count))]
+    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]
+    return [candidate for candidate in ports if 0 < candidate < 65536]
