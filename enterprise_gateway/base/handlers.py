@@ -24,7 +24,7 @@ ANONYMOUS = User(username="anonymous")
 def log_request(handler: web.RequestHandler) -> None:
     """Write one access-log line without the token; given to tornado as ``log_function``."""
     status = handler.get_status()
-    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+    level = logging.INFO if status < 500 else logging.ERROR
     request = handler.request
     access_log.log(
         level,

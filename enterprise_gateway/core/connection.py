@@ -81,9 +81,7 @@ class ConnectionInfo:
             kernel_name=self.kernel_name,
         )
         if self.curve_publickey and self.curve_secretkey:
-            info.update(
-                curve_publickey=self.curve_publickey.decode(), curve_secretkey=self.curve_secretkey.decode()
-            )
+            info.update(curve_publickey=self.curve_publickey.decode(), curve_secretkey=self.curve_secretkey.decode())
         return info
 
 

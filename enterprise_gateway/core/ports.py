@@ -105,6 +105,10 @@ class PortPool:
                 return port
         raise PortRangeError(f"No free port found within {source} after {tries} attempts.")
 
+    def claim(self, ports: list[int]) -> None:
+        """Keep ports from being handed out: a kernel that was taken over uses them."""
+        self._taken.update(ports)
+
     def release(self, ports: list[int]) -> None:
         """Give ports back; called when their kernel is gone."""
         self._taken.difference_update(ports)

@@ -171,6 +171,16 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         await self._call("load_process_info", provisioner_info)
         self._launched = True
 
+    def claim_ports(self) -> None:
+        """Reserve the ports of a local kernel that was taken over, so that no other kernel is given them."""
+        if not isinstance(self.process_proxy, RemoteProcessProxy):
+            self._ports = [getattr(self.parent, name) for name in CHANNELS]
+            self.parent.resources.ports.claim(self._ports)
+
+    async def remove_leftovers(self) -> None:
+        """Have the proxy remove whatever carries the kernel's id."""
+        await self._call("remove_leftovers")
+
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """Let a proxy raise the time that its kernels have for shutting down."""
         return max(recommended, getattr(self.process_proxy, "shutdown_wait_time", 0.0))

@@ -179,6 +179,23 @@ def _start_time_by_signal(pid: int) -> int | None:
     return 0
 
 
+def processes_of_kernel(kernel_id: str) -> list[LocalProcess]:
+    """Return the group leaders among this user's processes whose environment names the kernel; blocks."""
+    found = []
+    marker = f"KERNEL_ID={kernel_id}".encode()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (directory / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        pid = int(directory.name)
+        if marker in environment and _group_of(pid) == pid:
+            process = LocalProcess.adopt(pid, start_time_of(pid) or -1)
+            if process is not None:
+                found.append(process)
+    return found
+
+
 def _group_of(pid: int) -> int:
     try:
         return os.getpgid(pid)

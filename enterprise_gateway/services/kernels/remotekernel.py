@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from traitlets import Bool, Unicode
 from ...config import EnterpriseGatewayConfigMixin
 from ...core.connection import ConnectionInfo
 from ...provisioners.adapter import ProcessProxyProvisioner
-from ..processproxies.processproxy import BaseProcessProxyABC, gateway_user
+from ..processproxies.processproxy import BaseProcessProxyABC
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -96,14 +97,13 @@ class RemoteKernelManager(AsyncKernelManager):
         self._attempted_start = True
         self._ready = asyncio.get_running_loop().create_future()
         self.started = datetime.now(timezone.utc)
-        self.username = (kwargs.get("env") or {}).get("KERNEL_USERNAME") or gateway_user()
         try:
             command, kwargs = await self._async_pre_start_kernel(**kwargs)
             await self._async_launch_kernel(command, **kwargs)
             await self._async_post_start_kernel(**kwargs)
         except BaseException:
             self._ready.cancel()
-            await asyncio.shield(self._abandon())
+            await asyncio.shield(self.abandon())
             raise
         self._ready.set_result(None)
 
@@ -130,7 +130,7 @@ class RemoteKernelManager(AsyncKernelManager):
     pre_start_kernel = _async_pre_start_kernel  # type: ignore[assignment]
     post_start_kernel = _async_post_start_kernel
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
         """Remove what a failed launch may have created."""
         self.shutting_down = True
         if self.provisioner is not None and self.provisioner.has_process:
@@ -153,6 +153,34 @@ class RemoteKernelManager(AsyncKernelManager):
     def connection(self) -> ConnectionInfo:
         """Return how the kernel is reached now."""
         return ConnectionInfo.from_dict(self.get_connection_info())
+
+    # --- taking over a kernel of an earlier gateway
+
+    async def load_process(self, process_info: dict[str, Any]) -> None:
+        """Attach to the process that a record describes; it may turn out to be gone."""
+        self.provisioner = ProcessProxyProvisioner(
+            kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+        )
+        await self.provisioner.load_provisioner_info(process_info)
+
+    def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
+        """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
+        self.load_connection_info(info.to_dict())
+        self._connection_file_written = True
+        launched_with = record.get("launch_args") or {}
+        self._launch_args = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
+        if launched_with.get("path"):
+            self._launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+        self._attempted_start = True
+        self.ready.set_result(None)
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            self.provisioner.claim_ports()
+
+    async def remove_leftovers(self) -> None:
+        """Remove what an interrupted start, restart or stop has left of the kernel."""
+        assert isinstance(self.provisioner, ProcessProxyProvisioner)
+        await self.provisioner.remove_leftovers()
+        await self.abandon()
 
     # --- interrupt, shutdown, restart
 

@@ -61,7 +61,7 @@ class KernelRestarter(LoggingConfigurable):
             restarts = 1 if stable else restarts + 1
             reason = describe_exit(exit_code)
             if not self._may_restart(kernel, restarts):
-                self.parent._lose(kernel, reason)
+                self.parent.lose(kernel, reason)
                 return
             self.log.warning(
                 "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, restarts, self.restart_limit
@@ -69,9 +69,11 @@ class KernelRestarter(LoggingConfigurable):
             if restarts > 1 and self.restart_backoff > 0:
                 await asyncio.sleep(self.restart_backoff * 2 ** (restarts - 2))
             try:
-                await kernel.restart_kernel(now=True, newports=self.random_ports_until_alive and not stable)
-            except Exception as error:
-                self.parent._lose(kernel, f"{reason}; it could not be restarted: {error}")
+                await self.parent.relaunch(
+                    kernel, now=True, newports=self.random_ports_until_alive and not stable
+                )
+            except Exception:
+                self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
             alive_since = self.clock()
 
