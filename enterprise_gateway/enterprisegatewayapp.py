@@ -383,6 +383,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         try:
             await self._stop_requested.wait()
         finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
             await self.stop()
 
     def request_stop(self) -> None:
