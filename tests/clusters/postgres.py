@@ -32,7 +32,9 @@ class PostgresServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._run("initdb", "--auth=scram-sha-256", f"--pwfile={self._password_file}", "--username=gateway", "--no-sync")
+        self._run(
+            "initdb", "--auth=scram-sha-256", f"--pwfile={self._password_file}", "--username=gateway", "--no-sync"
+        )
 
     @property
     def url(self) -> str:

@@ -71,7 +71,13 @@ def make(tmp_path: Path, request: pytest.FixtureRequest, _loop_runner: LoopRunne
             request.getfixturevalue(fixture)  # now: in the test it would hold the loop
 
     def make_one(kind: str, **options: Any) -> KernelSessionManager:
-        options = {"enable_persistence": True, "persistence_root": str(tmp_path), "store_timeout": 5.0, "log": LOG, **options}
+        options = {
+            "enable_persistence": True,
+            "persistence_root": str(tmp_path),
+            "store_timeout": 5.0,
+            "log": LOG,
+            **options,
+        }
         manager: KernelSessionManager
         if kind == "webhook":
             url = request.getfixturevalue("service").url

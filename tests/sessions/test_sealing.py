@@ -91,7 +91,9 @@ def test_a_sealed_value_is_of_no_use_in_another_place():
     sealed = sealer.seal({"a": {"launch_args": {"env": {"X": "1", "Y": "2"}}}})
     values = sealed["a"]["launch_args"]["env"]
     swapped = {"a": {"launch_args": {"env": {"X": values["Y"], "Y": values["X"]}}, "sealed": sealed["a"]["sealed"]}}
-    changed = {"a": {"launch_args": {"env": {**values, "X": values["X"][:-5] + "AAAA="}}, "sealed": sealed["a"]["sealed"]}}
+    changed = {
+        "a": {"launch_args": {"env": {**values, "X": values["X"][:-5] + "AAAA="}}, "sealed": sealed["a"]["sealed"]}
+    }
     for session in (swapped, changed, {"b": sealed["a"]}):
         with pytest.raises(StoreUnavailableError, match="unsealed"):
             sealer.open(json.loads(json.dumps(session)))
