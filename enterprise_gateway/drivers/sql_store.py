@@ -215,6 +215,7 @@ class SqlStore:
         self,
         owner: str,
         username: str,
+        *,
         max_total: int | None,
         max_per_user: int | None,
         seconds: float,

@@ -152,7 +152,7 @@ class Revival:
                 await asyncio.wait_for(self._settle(record, report, claim), self._timeout_seconds)
             except (asyncio.TimeoutError, TimeoutError):
                 self._keep(kernel_id, f"it could not be judged within {self._timeout_seconds:g} seconds", report)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether the kernel lives
                 self._keep(kernel_id, str(error).rstrip(".") or type(error).__name__, report)
 
     async def _settle(self, record: Record, report: RevivalReport, claim: _Claim) -> None:
