@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -115,8 +116,13 @@ class Revival:
         if task is None:
             task = asyncio.create_task(self._revive(kernel_id))
             self._under_way[kernel_id] = task
-            task.add_done_callback(lambda _: self._under_way.pop(kernel_id, None))
+            task.add_done_callback(functools.partial(self._end_revival, kernel_id))
         return await asyncio.shield(task)
+
+    def _end_revival(self, kernel_id: str, task: asyncio.Task[Record | None]) -> None:
+        self._under_way.pop(kernel_id, None)
+        if not task.cancelled():
+            task.exception()  # seen: those who asked have it, unless they went away
 
     async def _revive(self, kernel_id: str) -> Record | None:
         record = await self.manager.fetch_session(kernel_id)
