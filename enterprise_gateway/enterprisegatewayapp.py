@@ -33,6 +33,7 @@ from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
 from .services.kernels.remotemanager import RemoteKernelManager, RemoteMappingKernelManager
+from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
@@ -279,7 +280,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
         base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
-        services = [*api_handlers, *kernel_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
+        services = [*api_handlers, *kernel_handlers, *websocket_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
         handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,

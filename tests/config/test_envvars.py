@@ -91,7 +91,7 @@ def test_ids_ignore_blanks():
     assert envvars.EG_PROHIBITED_UIDS({}) == (0,)
 
 
-@pytest.mark.parametrize("text", ['["a", "b"]', "'a','b'", "a,b", "'[\"a\",\"b\"]'"])
+@pytest.mark.parametrize("text", ['["a", "b"]', "'a','b'", "a,b", '\'["a","b"]\''])
 def test_allowed_kernels_are_taken_as_the_chart_writes_them(text):
     """EG_ALLOWED_KERNELS may be a JSON list, quoted names or plain ones; ``null`` allows everything."""
     assert envvars.EG_ALLOWED_KERNELS({"EG_ALLOWED_KERNELS": text}) == ("a", "b")
