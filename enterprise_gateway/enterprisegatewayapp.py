@@ -33,10 +33,15 @@ from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
 from .services.kernels.remotemanager import RemoteKernelManager, RemoteMappingKernelManager
+from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
-from .services.sessions.kernelsessionmanager import FileKernelSessionManager, WebhookKernelSessionManager
+from .services.sessions.kernelsessionmanager import (
+    FileKernelSessionManager,
+    SQLKernelSessionManager,
+    WebhookKernelSessionManager,
+)
 from .services.sessions.sessionmanager import SessionManager
 
 # The tornado settings that follow an option, and how its value is written there.
@@ -98,6 +103,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         KernelSpecCache,
         FileKernelSessionManager,
         WebhookKernelSessionManager,
+        SQLKernelSessionManager,
         RemoteMappingKernelManager,
         RemoteKernelManager,
     ]
@@ -123,6 +129,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     http_server: httpserver.HTTPServer | None = None
     dynamic_config_poller: DynamicConfig | None = None
     _sockets: list[socket.socket] | None = None
+    _logs_for_root = False
     _stop_requested: asyncio.Event | None = None
 
     # -- Logging
@@ -136,16 +143,20 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         return "%Y-%m-%d %H:%M:%S"
 
     def get_default_logging_config(self) -> dict[str, Any]:
-        """Send what the gateway's modules and its libraries log to the application's handler too."""
+        """Send what the gateway's modules and its libraries log to the application's handler too.
+
+        A root logger that has handlers of its own belongs to a program that embeds the gateway; it is left alone.
+        """
         config: dict[str, Any] = super().get_default_logging_config()
-        if "handlers" in config:
+        self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
+        if "handlers" in config and self._logs_for_root:
             config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
         return config
 
     @observe("config")
     def _config_changed(self, change: Bunch) -> None:
         # Not the application's own observer: it logs the configuration, and with it the token.
-        Configurable._config_changed(self, change)  # noqa: SLF001
+        Configurable._config_changed(self, change)
 
     # -- Configuration files
 
@@ -161,7 +172,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         else:
             named = [str(Path(path, self.config_file_name)) for path in self.config_file_paths]
         stems = [str(Path(path, "jupyter_config")) for path in self.config_file_paths] + named
-        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]  # noqa: PTH122
+        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]
 
     def read_config_files(self) -> Config:
         """Return what the config files hold now, without applying it; blocks."""
@@ -274,7 +285,14 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
         base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
-        services = [*api_handlers, *kernel_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
+        services = [
+            *api_handlers,
+            *kernel_handlers,
+            *websocket_handlers,
+            *kernelspec_handlers,
+            *session_handlers,
+            *other_handlers,
+        ]
         handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
@@ -361,12 +379,12 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def serve(self) -> None:
         """Take stored kernels over, accept requests, and stop in order when told to."""
-        assert self.http_server is not None  # noqa: S101 - made by initialize()
+        assert self.http_server is not None
         self._stop_requested = asyncio.Event()
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
         if self.availability_mode == self.AVAILABILITY_STANDALONE:
-            await maybe_await(self.kernel_session_manager.start_sessions())
+            await self.kernel_manager.revive_all()
         self._poll_config_files()
         self.http_server.add_sockets(self._sockets or [])
         scheme = "https" if self.http_server.ssl_options is not None else "http"
@@ -377,6 +395,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         try:
             await self._stop_requested.wait()
         finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
             await self.stop()
 
     def request_stop(self) -> None:
@@ -418,7 +437,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         loop.add_signal_handler(signal.SIGINT, self._stop_on_signal, signal.SIGINT)
 
     def _stop_on_signal(self, signum: signal.Signals) -> None:
-        assert self._stop_requested is not None  # noqa: S101 - handlers are set after it
+        assert self._stop_requested is not None
         if self._stop_requested.is_set() and signum == signal.SIGINT:
             self.log.critical("Interrupted again: ending at once; kernels may be left running.")
             os._exit(128 + signum)

@@ -84,7 +84,9 @@ class EnvVar(Generic[T]):
 def declare(
     name: str, parse: Callable[[str], T], default: D, help: str, *legacy: str, group: str = "", option: str = ""
 ) -> EnvVar[T | D]:
-    """Add a variable to the table and return it."""
+    """Add a variable to the table, which must not have it yet, and return it."""
+    if name in TABLE:
+        raise KeyError(f"{name} is declared twice")
     variable: EnvVar[T | D] = EnvVar((name, *legacy), parse, default, help, group, option)
     TABLE[name] = variable
     return variable
@@ -278,11 +280,17 @@ EG_KERNEL_SESSION_PERSISTENCE = for_option(
     "KernelSessionManager.enable_persistence", boolean, False, name="EG_KERNEL_SESSION_PERSISTENCE"
 )
 EG_PERSISTENCE_ROOT = for_option(
-    "KernelSessionManager.persistence_root",
-    optional_text,
-    None,
-    "EG_KERNEL_SESSION_LOCATION",
-    name="EG_PERSISTENCE_ROOT",
+    "KernelSessionManager.persistence_root", str, "", "EG_KERNEL_SESSION_LOCATION", name="EG_PERSISTENCE_ROOT"
+)
+EG_SESSION_SEALING_KEY_FILE = for_option(
+    "KernelSessionManager.sealing_key_file", str, "", name="EG_SESSION_SEALING_KEY_FILE"
+)
+EG_SESSION_STORE_TIMEOUT = for_option(
+    "KernelSessionManager.store_timeout", Number(float, 0.1), 10.0, name="EG_SESSION_STORE_TIMEOUT"
+)
+EG_SESSION_DATABASE_URL = for_option("SQLKernelSessionManager.database_url", str, "", name="EG_SESSION_DATABASE_URL")
+EG_SESSION_DATABASE_URL_FILE = for_option(
+    "SQLKernelSessionManager.database_url_file", str, "", name="EG_SESSION_DATABASE_URL_FILE"
 )
 EG_WEBHOOK_URL = for_option("WebhookKernelSessionManager.webhook_url", optional_text, None, name="EG_WEBHOOK_URL")
 EG_WEBHOOK_USERNAME = for_option(
@@ -462,7 +470,7 @@ EG_ENABLE_TUNNELING = declare(
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
-    "/tmp",  # noqa: S108 - upstream's default
+    "/tmp",
     "Directory on the hosts for the kernels' output, kernel-<id>.log.",
     group=_SSH,
 )
@@ -537,7 +545,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",  # noqa: S108 - upstream's default
+    "/tmp",
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
 )

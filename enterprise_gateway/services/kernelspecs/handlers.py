@@ -21,7 +21,7 @@ class KernelSpecHandler(GatewayHandler):
     @property
     def kernel_spec_cache(self) -> KernelSpecCache:
         """The kernelspecs."""
-        return self.settings["kernel_spec_cache"]  # type: ignore[no-any-return]
+        return self.settings["kernel_spec_cache"]
 
     async def find(self, kernel_name: str) -> KernelSpec:
         """Return the kernelspec of that name, or answer 404."""
@@ -107,8 +107,9 @@ class KernelSpecResourceHandler(KernelSpecHandler):
         try:
             wanted = requested_range(self.request.headers.get("Range", ""), size)
         except ValueError:
+            self.set_status(416)
             self.set_header("Content-Range", f"bytes */{size}")
-            raise web.HTTPError(416) from None
+            return
         start, end = wanted or (0, size)
         if wanted:
             self.set_status(206)

@@ -53,6 +53,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         self.cache_misses = 0
         self.observer: BaseObserver | None = None
         self._observed_dirs: set[str] = set()
+        self._unobservable_dirs: set[str] = set()
         self._snapshot = Snapshot()
         self._fingerprint: tuple[Any, ...] | None = None
         self._stale = True
@@ -147,7 +148,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
 
     @property
     def _check_interval(self) -> float:
-        return 0.0 if self.observer is None else self.CHECK_INTERVAL_SECONDS
+        return 0.0 if self.observer is None or self._unobservable_dirs else self.CHECK_INTERVAL_SECONDS
 
     def _mark_stale(self, change: Any = None) -> None:
         self._stale = True
@@ -180,7 +181,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             self._snapshot = current
         self._fingerprint = fingerprint(self.kernel_spec_manager, current.items.values())
         for item in current.items.values():
-            self._observe(str(Path(item["resource_dir"]).parent))
+            self._observe(Path(item["resource_dir"]).parent)
 
     def _add(self, name: str, spec: KernelSpec) -> None:
         """Keep a kernelspec that the manager knew and the cache did not."""
@@ -190,24 +191,31 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             self._snapshot = Snapshot(
                 {**known.items, name: item}, {**known.resources, name: resource_files(spec.resource_dir)}
             )
-            self._observe(str(Path(spec.resource_dir).parent))
+            self._observe(Path(spec.resource_dir).parent)
 
-    def _observe(self, directory: str) -> None:
-        """Watch ``directory``; do without when the system has no watches left."""
-        if directory in self._observed_dirs or directory not in getattr(self.kernel_spec_manager, "kernel_dirs", ()):
+    def _observe(self, directory: Path) -> None:
+        """Watch one of the manager's directories; do without when the system has no watches left."""
+        known = self._observed_dirs | self._unobservable_dirs
+        kernel_dirs = {Path(path) for path in getattr(self.kernel_spec_manager, "kernel_dirs", ())}
+        if str(directory) in known or directory not in kernel_dirs:
             return
-        from watchdog.observers import Observer
-
         try:
             if self.observer is None:
-                self.observer = Observer()
-                self.observer.daemon = True
-                self.observer.start()
-            self.observer.schedule(self, directory, recursive=True)  # type: ignore[arg-type]
+                self.observer = self._start_observer()
+            self.observer.schedule(self, str(directory), recursive=True)  # type: ignore[arg-type]
         except OSError as error:
-            self.log.warning("Changes of kernelspecs in %s are not reported by the system: %s", directory, error)
-            return
-        self._observed_dirs.add(directory)
+            self.log.warning("The system does not report changes of kernelspecs in %s: %s", directory, error)
+            self._unobservable_dirs.add(str(directory))
+        else:
+            self._observed_dirs.add(str(directory))
+
+    def _start_observer(self) -> BaseObserver:
+        from watchdog.observers import Observer
+
+        observer = Observer()
+        observer.daemon = True
+        observer.start()
+        return observer
 
     def _kernel_spec(self, item: CacheItem) -> KernelSpec:
         kernel_spec_class = getattr(self.kernel_spec_manager, "kernel_spec_class", KernelSpec)

@@ -29,16 +29,32 @@ from ...core import envvars, kernelargs, kernelenv
 from ...core.authorization import UserRules
 from ...core.connection import ConnectionInfo
 from ...core.deadline import Deadline
-from ...core.errors import InvalidRequestError, KernelLaunchError, LauncherFailedError, LaunchTimeoutError
+from ...core.errors import (
+    HostUnreachableError,
+    InvalidRequestError,
+    KernelLaunchError,
+    LauncherFailedError,
+    LaunchTimeoutError,
+)
 from ...core.offload import offload
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
-from ...transport.localproc import LocalProcess, last_lines
+from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from .responses import Response, ResponseManager
 from .startup import await_startup
 
 if TYPE_CHECKING:
     from ...transport.response import Expectation
     from ..kernels.remotemanager import RemoteKernelManager
+
+__all__ = [
+    "BaseProcessProxyABC",
+    "KernelChannel",
+    "LocalProcessProxy",
+    "RemoteProcessProxy",
+    "Response",
+    "ResponseManager",
+]
 
 NEVER_ENDING = 3600.0
 LIVENESS_SECONDS = 3.0
@@ -116,7 +132,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         env = kwargs["env"]
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             self.kernel_launch_timeout = kernelargs.check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
-        spec = self.kernel_manager.kernel_spec
+        spec = self.kernel_manager.spec
         username = env.get("KERNEL_USERNAME") or gateway_user()
         kernelenv.finish(
             env,
@@ -194,6 +210,15 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             self.local_proc.close()
         self.output_file.unlink(missing_ok=True)
 
+    def remove_leftovers(self) -> None:
+        """Remove whatever a launch of this kernel that was cut short has left; runs in a thread.
+
+        The base removes processes of this machine that carry the kernel's id in their environment.
+        """
+        for process in processes_of_kernel(self.kernel_id):
+            self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
+            process.kill()
+
     def select_ports(self, count: int) -> list[int]:
         """Return free ports of this machine within the port range, reserved until the kernel is gone."""
         return self.kernel_manager.resources.ports.take(count, self.port_range, envvars.EG_MAX_PORT_RANGE_RETRIES())
@@ -234,7 +259,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
         """Wait until the process has ended; returns its exit code."""
         if self.local_proc is None:
             return 0
-        return await self.local_proc.wait_for_exit()  # type: ignore[no-any-return]
+        return await self.local_proc.wait_for_exit()
 
     def poll(self) -> Any:
         """Return None while the process lives, else its exit code."""
@@ -273,6 +298,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.comm: CommPort | None = None
         self.tunneled_connect_info: dict[str, Any] | None = None
         self.launch_secret = secrets.token_urlsafe(32)
+        self.response_manager: ResponseManager | None = None
         self.expectation: Expectation = None  # type: ignore[assignment]  # set by prepare()
         self.connection: ConnectionInfo | None = None
         self.deadline = Deadline(self.kernel_launch_timeout)
@@ -288,6 +314,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             secret=self.launch_secret,
             minimum_version=int(self.proxy_config.get("payload_version") or self.payload_version),
         )
+        self.response_manager = ResponseManager(server, self.expectation)
 
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Give the launcher its secret and port rules, and start counting the launch time-out."""
@@ -379,8 +406,21 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return super().send_signal(signum)
 
     def poll(self) -> Any:
-        """Return None while the launcher answers, False when it is gone."""
-        return self.send_signal(0)
+        """Return None while the launcher answers, False when it is gone.
+
+        Raises
+        ------
+        HostUnreachableError
+            Neither is known.
+        """
+        if self.comm is None:
+            return super().poll()
+        try:
+            return None if self.comm.probe() else False
+        except (OSError, CommPortError) as error:
+            raise HostUnreachableError(
+                f"Whether kernel {self.kernel_id} lives is not known: {self.comm_ip} does not answer ({error})."
+            ) from error
 
     def shutdown_listener(self) -> None:
         """Tell the launcher to stop listening: the kernel has been asked to shut down."""
@@ -397,8 +437,11 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         be asked, the kernel is polled.
         """
         while True:
-            if await offload(self.poll) is not None:
-                return 0
+            try:
+                if await offload(self.poll) is not None:
+                    return 0
+            except HostUnreachableError as error:
+                self.log.debug("%s", error)
             if self.comm is None or self.comm.fileno() < 0:
                 await asyncio.sleep(LIVENESS_SECONDS)
             else:
