@@ -538,6 +538,9 @@ class Listener:
             answer: Dict[str, Any] = {"seq": peer.sequence, "ok": True}
             try:
                 self._obey(command)
+            except ProcessLookupError:
+                self._end()  # the end of the connection is the answer
+                return
             except (ValueError, OSError) as error:
                 answer.update(ok=False, error=str(error))
             self._send(peer, answer)
@@ -568,6 +571,9 @@ class Listener:
                 raise ValueError("signal {!r} is not allowed".format(signum))
             self._process.send_signal(signum)
             if signum == signal.SIGINT and self._cancels_spark_jobs:
+                # Two signals at once may both be taken by a thread that is not the main one, whose system call then
+                # goes on as if nothing had happened (seen on Linux in half of the cases).
+                time.sleep(0.05)
                 self._process.send_signal(signal.SIGUSR2)
         if command.get("shutdown"):
             self._end()
@@ -722,6 +728,14 @@ class SparkVariables:
         finally:
             self._publish()
             done.set()
+        self._reap_jvm()
+
+    def _reap_jvm(self) -> None:
+        """Wait for Spark's JVM: ipykernel's shutdown waits for its children, even those that only need reaping."""
+        gateway = getattr(getattr(sys.modules.get("pyspark"), "SparkContext", None), "_gateway", None)
+        process = getattr(gateway, "proc", None)
+        if process is not None:
+            process.wait()
 
 
 def names_spark(shell: Any, info: Any) -> bool:
