@@ -1,4 +1,4 @@
-"""The server that launchers report to: how can the kernel be reached?"""
+"""The server that launchers tell how their kernel can be reached."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import time
 from collections import deque
 from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
 from ..core import envvars
 from ..core.connection import ConnectionInfo
@@ -18,6 +19,9 @@ from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from ..core.offload import offload
 from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
 from .localip import response_ip
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_PAYLOAD_BYTES = 65536
 MAX_CONNECTIONS = 256
@@ -106,7 +110,7 @@ class Expectation:
         self._server.forget(self)
         self._future.cancel()
 
-    def __enter__(self) -> Expectation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -340,7 +344,8 @@ class ResponseServer:
 
     def _open(self, envelope: Envelope) -> Report:
         """Decrypt a message if somebody waits for such a one: refusing the others must cost nothing."""
-        assert self._keys is not None
+        if self._keys is None:
+            raise PayloadError("the response server has not been started")
         if envelope.version == 2:
             expectation = self._expectation(envelope.kernel_id)
             if expectation.done:
@@ -379,8 +384,7 @@ class _Connection(asyncio.Protocol):
         return bool(self._received)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
         self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS, self._too_slow)
         self._server.opened(self)
@@ -433,5 +437,5 @@ def _candidates(port: int, retries: int) -> list[int]:
         return [0]
     count = retries + 1
     ports = [port + offset for offset in range(min(5, count))]
-    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]
+    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]  # noqa: S311
     return [candidate for candidate in ports if 0 < candidate < 65536]
