@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 import warnings
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NamedTuple, NoReturn
 
 CHANNEL_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 REPORT_SECONDS = 30.0  # for how long an unreachable gateway is tried again
@@ -593,7 +593,7 @@ def fork_listener(server: socket.socket, secret: bytes | None, cancels_spark_job
         os.setsid()
         if os.fork() == 0:
             run_listener(server, process, secret, cancels_spark_jobs, path)
-    except BaseException:  # noqa: BLE001  logged: nobody else will
+    except BaseException:
         log.exception("The listener of the communication port failed")
     finally:
         os._exit(0)
@@ -833,84 +833,112 @@ def import_kernel_class(name: str) -> Any:
     return kernel_class
 
 
-def kernel_application(options: argparse.Namespace, path: str, report: Callable[[dict[str, Any]], None] | None) -> Any:
-    """Return ipykernel's application, changed to bind its ports first and to report those it has bound."""
-    kernel_class = import_kernel_class(options.kernel_class_name)
+class ReportingKernelApp:
+    """What is added to ipykernel's application: it keeps to a port range and reports the ports that it has bound.
+
+    A mix-in, because ipykernel is only imported when the listener has been forked; see :func:`kernel_application`.
+    """
+
+    launch: Launch
+
+    def init_connection_file(self) -> None:
+        """Set what must be so; called after the user's configuration was read, so this has the last word."""
+        self.ip, self.transport = "0.0.0.0", "tcp"
+        self.connection_file = self.launch.path
+        self.kernel_class = self.launch.kernel_class
+        self.parent_handle = 0  # the process that launched us may end at once: we live on
+        self.session.key = secrets.token_hex(32).encode()
+        self.session.signature_scheme = "hmac-sha256"
+        if self.launch.curve:
+            self.curve_publickey, self.curve_secretkey = self.launch.curve
+        for name in CHANNEL_PORTS:
+            setattr(self, name, 0)
+        atexit.register(remove_connection_file, self.launch.path)
+
+    def _bind_socket(self, bound: Any, _port: int) -> int:
+        import zmq
+
+        host = self.launch.address
+        if ":" in host:
+            self.context.setsockopt(zmq.IPV6, 1)  # for sockets made later, which connect to this one
+            bound.setsockopt(zmq.IPV6, 1)
+            host = f"[{host}]"
+
+        def bind(candidate: int) -> int:
+            bound.bind(f"tcp://{host}:{candidate or '*'}")
+            return int(bound.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2].rstrip(b"\0"))
+
+        return self.launch.ports.bind(bind)
+
+    def init_heartbeat(self) -> None:
+        """Bind the heartbeat's port here: ipykernel's own thread binds a port that was free some time ago."""
+        import zmq
+        from ipykernel.heartbeat import Heartbeat
+
+        context = zmq.Context()  # its own, as in ipykernel: heartbeats must not wait for the interpreter lock
+        bound = context.socket(zmq.ROUTER)
+        bound.linger = 1000
+        if self.launch.curve:
+            bound.curve_publickey, bound.curve_secretkey = self.launch.curve
+            bound.curve_server = True
+        self.hb_port = self._bind_socket(bound, 0)
+        self.heartbeat = Heartbeat(context, ("tcp", self.ip, self.hb_port))
+        self.heartbeat.run = lambda: beat(bound)
+        self.heartbeat.start()
+
+    def write_connection_file(self, **_kwargs: Any) -> None:
+        """Write the file and report; called when all ports are bound."""
+        info: dict[str, Any] = {name: getattr(self, name) for name in CHANNEL_PORTS}
+        info.update(connection_basics(self.session.key.decode()))
+        if self.launch.curve:
+            public, secret = self.launch.curve
+            info.update(curve_publickey=public.decode(), curve_secretkey=secret.decode())
+        write_connection_file(self.launch.path, info)
+        if self.launch.report:
+            self.launch.report(info)
+
+    def log_connection_info(self) -> None:
+        """Record the ports; what ipykernel prints here is for people at a terminal."""
+        self._ports = {name[: -len("_port")]: getattr(self, name) for name in CHANNEL_PORTS}
+
+
+def beat(bound: Any) -> None:
+    """Answer heartbeats until the socket's context ends."""
     import zmq
-    from ipykernel.heartbeat import Heartbeat
+
+    while True:
+        try:
+            zmq.proxy(bound, bound)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EINTR:
+                break
+    bound.close(linger=0)
+
+
+class Launch(NamedTuple):
+    """What the kernel's application needs to know of its launch."""
+
+    path: str
+    kernel_class: Any
+    ports: PortRange
+    address: str
+    curve: tuple[bytes, bytes] | None
+    report: Callable[[dict[str, Any]], None] | None
+
+
+def kernel_application(options: argparse.Namespace, path: str, report: Callable[[dict[str, Any]], None] | None) -> Any:
+    """Return ipykernel's application, which binds its ports first and reports those that it has bound."""
+    kernel_class = import_kernel_class(options.kernel_class_name)
+    import ipykernel
     from ipykernel.kernelapp import IPKernelApp
 
-    ports = PortRange(options.port_range)
-    address = bind_address(options)
-    can_encrypt = hasattr(IPKernelApp, "curve_secretkey")
+    # Not told by the application's traits: jupyter_client brings them to an ipykernel that does not heed them.
+    can_encrypt = ipykernel.version_info[:2] >= (7, 3)
     curve = curve_keys(options.transport_encryption, "" if can_encrypt else "ipykernel 7.3 or later is needed")
-
-    class BoundHeartbeat(Heartbeat):
-        """Answers heartbeats on a socket that is bound before the thread starts."""
-
-        def run(self) -> None:
-            while True:
-                try:
-                    zmq.proxy(self.socket, self.socket)
-                except zmq.ZMQError as error:
-                    if error.errno == errno.EINTR:
-                        continue
-                    break
-            self.socket.close(linger=0)
-
-    class ReportingKernelApp(IPKernelApp):
-        """Chooses its own ports, keeps them bound, and tells the gateway."""
-
-        def init_connection_file(self) -> None:
-            # Called after the user's configuration has been read: what is set here has the last word.
-            self.ip, self.transport = "0.0.0.0", "tcp"
-            self.connection_file = path
-            self.kernel_class = kernel_class
-            self.parent_handle = 0  # the process that launched us may end at once: we live on
-            self.session.key = secrets.token_hex(32).encode()
-            self.session.signature_scheme = "hmac-sha256"
-            if curve:
-                self.curve_publickey, self.curve_secretkey = curve
-            for name in CHANNEL_PORTS:
-                setattr(self, name, 0)
-            atexit.register(remove_connection_file, path)
-
-        def _bind_socket(self, bound: Any, port: int) -> int:
-            if ":" in address:
-                self.context.setsockopt(zmq.IPV6, 1)  # for sockets made later, which connect to this one
-                bound.setsockopt(zmq.IPV6, 1)
-            host = f"[{address}]" if ":" in address else address
-
-            def bind(candidate: int) -> int:
-                bound.bind("tcp://{}:{}".format(host, candidate or "*"))
-                return int(bound.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2].rstrip(b"\0"))
-
-            return ports.bind(bind)
-
-        def init_heartbeat(self) -> None:
-            context = zmq.Context()  # its own, as in ipykernel: heartbeats must not wait for the interpreter lock
-            bound = context.socket(zmq.ROUTER)
-            bound.linger = 1000
-            if curve:
-                self._apply_curve_server_options(bound)
-            self.hb_port = self._bind_socket(bound, 0)
-            self.heartbeat = BoundHeartbeat(context, ("tcp", self.ip, self.hb_port))
-            self.heartbeat.socket = bound
-            self.heartbeat.start()
-
-        def write_connection_file(self, **kwargs: Any) -> None:
-            info: dict[str, Any] = {name: getattr(self, name) for name in CHANNEL_PORTS}
-            info.update(connection_basics(self.session.key.decode()))
-            if curve:
-                info.update(curve_publickey=curve[0].decode(), curve_secretkey=curve[1].decode())
-            write_connection_file(path, info)
-            if report:
-                report(info)
-
-        def log_connection_info(self) -> None:
-            self._ports = {name[: -len("_port")]: getattr(self, name) for name in CHANNEL_PORTS}
-
-    return ReportingKernelApp.instance()
+    app_class: Any = type("ReportingKernelApp", (ReportingKernelApp, IPKernelApp), {})
+    app = app_class.instance()
+    app.launch = Launch(path, kernel_class, PortRange(options.port_range), bind_address(options), curve, report)
+    return app
 
 
 def connection_basics(key: str) -> dict[str, Any]:
