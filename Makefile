@@ -12,6 +12,8 @@ ARGS ?=
 DIST := dist
 
 BIN := $(VENV)/bin
+# The gateway refuses kernels to root unless told otherwise; whoever runs this as root has only that user.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--EnterpriseGatewayApp.unauthorized_users=[])
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help env activate clean clean-env run run-dev test test-debug lint format docs bench bdist sdist dist \
@@ -50,7 +52,7 @@ run: $(VENV)/.installed-local ## serve a Python kernel at http://127.0.0.1:8888 
 	@echo "  Connect JupyterLab with  jupyter lab --gateway-url=http://$(IP):$(PORT)"
 	@echo
 	@PATH="$(abspath $(BIN)):$$PATH" exec jupyter enterprisegateway --ip=$(IP) --port=$(PORT) --port_retries=0 \
-		--log-level=INFO $(ARGS)
+		--log-level=INFO $(AS_ROOT) $(ARGS)
 
 run-dev: ARGS += --debug
 run-dev: run ## the same with debug messages
@@ -76,8 +78,8 @@ format: $(VENV)/.installed-lint ## let ruff correct and format
 docs: $(VENV)/.installed-docs ## build the documentation into docs/_build/html; warnings are errors
 	@$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.installed-bench ## measure the gateway against its peers
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.installed-local ## measure the gateway against its peers
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 # --- distribute ---
 

@@ -6,7 +6,6 @@ help, the built-in default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from traitlets import (
@@ -17,48 +16,16 @@ from traitlets import (
     List,
     Set,
     TraitError,
-    TraitType,
     Type,
     Unicode,
     observe,
     validate,
 )
-from traitlets.config import Configurable
 
 from .core import envvars
+from .core.options import EnvironmentDefaults
 
 _SERVICES = "enterprise_gateway.services"
-
-
-class EnvironmentDefaults(Configurable):
-    """Options whose default comes from an environment variable.
-
-    A trait tagged ``env=<EnvVar>`` takes that variable's value, read when the trait is first used, as its default.
-    The class gets ``<trait>_env`` (the variable's name) and ``<trait>_default_value`` (the built-in default), and
-    the trait's help ends with the variable's names.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Equip the tagged traits of the new class; runs before traitlets looks for default generators."""
-        super().__init_subclass__(**kwargs)
-        for name, trait in list(vars(cls).items()):
-            if isinstance(trait, TraitType) and "env" in trait.metadata:
-                variable: envvars.EnvVar[Any] = trait.metadata["env"]
-                names = " or, for compatibility, ".join(filter(None, [variable.name, ", ".join(variable.names[1:])]))
-                trait.help = trait.__doc__ = f"{trait.help}\n\nEnvironment: {names}."
-                setattr(cls, f"{name}_env", variable.name)
-                setattr(cls, f"{name}_default_value", _container(trait, variable.default))
-                setattr(cls, f"_{name}_default", _default_reader(trait, variable))
-
-
-def _default_reader(trait: TraitType[Any, Any], variable: envvars.EnvVar[Any]) -> Callable[[Configurable], Any]:
-    return lambda self: _container(trait, variable())
-
-
-def _container(trait: TraitType[Any, Any], value: Any) -> Any:
-    if isinstance(value, tuple):
-        return set(value) if isinstance(trait, Set) else list(value)
-    return value
 
 
 class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
@@ -287,6 +254,14 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         KERNEL_. `*` permits all but those that change how programs are loaded (LD_*, PYTHON*, BASH_ENV and the
         like), which have to be named.""",
     ).tag(env=envvars.EG_CLIENT_ENVS)
+
+    unrestricted_client_envs = List(
+        Unicode(),
+        config=True,
+        help="""Names of those client variables whose values may be longer than 4096 characters and hold `$`, backticks
+        and line ends: certificates and pretty-printed KERNEL_VOLUMES, for example. Only name variables that no shell
+        script of a kernelspec evaluates.""",
+    ).tag(env=envvars.EG_UNRESTRICTED_CLIENT_ENVS)
 
     env_whitelist = List(Unicode(), config=True, help="Deprecated: use `client_envs`.")
 

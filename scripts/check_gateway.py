@@ -56,7 +56,7 @@ async def execute(url: str, kernel_id: str, code: str) -> str:
 def main(url: str) -> None:
     """Do it."""
     wait_until_it_answers(url)
-    kernel = call(f"{url}/api/kernels", "POST", {"name": "python3"})
+    kernel = call(f"{url}/api/kernels", "POST", {"name": "python3", "env": {"KERNEL_USERNAME": "check"}})
     try:
         text = asyncio.run(asyncio.wait_for(execute(url, kernel["id"], "print(6 * 7)"), 60))
     finally:

@@ -24,7 +24,7 @@ ANONYMOUS = User(username="anonymous")
 def log_request(handler: web.RequestHandler) -> None:
     """Write one access-log line without the token; given to tornado as ``log_function``."""
     status = handler.get_status()
-    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+    level = logging.INFO if status < 500 else logging.ERROR
     request = handler.request
     access_log.log(
         level,
@@ -119,7 +119,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
     @property
     def kernel_manager(self) -> RemoteMappingKernelManager:
         """The manager of all kernels."""
-        return self.settings["kernel_manager"]  # type: ignore[no-any-return]
+        return self.settings["kernel_manager"]
 
     @property
     def base_url(self) -> str:

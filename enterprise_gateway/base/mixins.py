@@ -104,17 +104,26 @@ class JSONErrorsMixin(web.RequestHandler):
             message = "Unknown server error"
         self.set_status(status_code)
         self.set_header("Content-Type", "application/json")
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._implemented_methods()))
         self.finish(json.dumps({"reason": reason, "message": message}))
+
+    def _implemented_methods(self) -> list[str]:
+        return [
+            method
+            for method in self.SUPPORTED_METHODS
+            if getattr(type(self), method.lower()) is not getattr(web.RequestHandler, method.lower())
+        ]
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log a failure once, without the token that the query may carry."""
         where = f"{self.request.method} {redacted_uri(self.request)}"
         if isinstance(value, GatewayError):
-            log.log(logging.WARNING if value.status < 500 else logging.ERROR, "%d %s: %s", value.status, where, value)
+            log.log(logging.INFO if value.status < 500 else logging.ERROR, "%d %s: %s", value.status, where, value)
             if value.__cause__ is not None:
                 log.debug("caused by %s", "".join(traceback.format_exception(value.__cause__)))
         elif isinstance(value, web.HTTPError):
             if value.log_message:
-                log.warning("%d %s: %s", value.status_code, where, value.log_message % value.args)
+                log.info("%d %s: %s", value.status_code, where, value.log_message % value.args)
         else:
             log.error("Unexpected failure of %s", where, exc_info=(typ, value, tb))

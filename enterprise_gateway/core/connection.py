@@ -59,7 +59,11 @@ class ConnectionInfo:
             raise PayloadError("curve_publickey and curve_secretkey must both be Z85 keys of 40 characters")
         return cls(
             ip=str(info.get("ip", "0.0.0.0")),
-            **{name: _port(info, name) for name in CHANNEL_PORTS},
+            shell_port=_port(info, "shell_port"),
+            iopub_port=_port(info, "iopub_port"),
+            stdin_port=_port(info, "stdin_port"),
+            control_port=_port(info, "control_port"),
+            hb_port=_port(info, "hb_port"),
             key=key,
             signature_scheme=scheme,
             kernel_name=str(info.get("kernel_name") or ""),
@@ -81,9 +85,7 @@ class ConnectionInfo:
             kernel_name=self.kernel_name,
         )
         if self.curve_publickey and self.curve_secretkey:
-            info.update(
-                curve_publickey=self.curve_publickey.decode(), curve_secretkey=self.curve_secretkey.decode()
-            )
+            info.update(curve_publickey=self.curve_publickey.decode(), curve_secretkey=self.curve_secretkey.decode())
         return info
 
 

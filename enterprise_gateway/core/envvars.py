@@ -84,7 +84,9 @@ class EnvVar(Generic[T]):
 def declare(
     name: str, parse: Callable[[str], T], default: D, help: str, *legacy: str, group: str = "", option: str = ""
 ) -> EnvVar[T | D]:
-    """Add a variable to the table and return it."""
+    """Add a variable to the table, which must not have it yet, and return it."""
+    if name in TABLE:
+        raise KeyError(f"{name} is declared twice")
     variable: EnvVar[T | D] = EnvVar((name, *legacy), parse, default, help, group, option)
     TABLE[name] = variable
     return variable
@@ -154,6 +156,18 @@ def name_list(text: str) -> tuple[str, ...]:
     """Parse names as the container start script takes them: quoted or not, in brackets or not; ``null`` is none."""
     names = (name.strip(" '\"") for name in comma_list(text.strip(" '\"[]")))
     return tuple(name for name in names if name not in {"", "null"})
+
+
+def word_of(*words: str) -> Callable[[str], str]:
+    """Return a parser that accepts one of ``words``, whatever its case."""
+
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return word
+
+    return parse
 
 
 def log_level(text: str) -> int:
@@ -245,6 +259,7 @@ EG_KERNEL_INFO_TIMEOUT = for_option(
 
 EG_CLIENT_ENVS = for_option("client_envs", comma_list, (), "EG_ENV_WHITELIST")
 EG_INHERITED_ENVS = for_option("inherited_envs", comma_list, (), "EG_ENV_PROCESS_WHITELIST")
+EG_UNRESTRICTED_CLIENT_ENVS = for_option("unrestricted_client_envs", comma_list, ())
 EG_KERNEL_HEADERS = for_option("kernel_headers", comma_list, ())
 EG_IMPERSONATION_ENABLED = for_option("impersonation_enabled", boolean, False)
 EG_UNAUTHORIZED_USERS = for_option("unauthorized_users", comma_list, ("root",))
@@ -265,11 +280,17 @@ EG_KERNEL_SESSION_PERSISTENCE = for_option(
     "KernelSessionManager.enable_persistence", boolean, False, name="EG_KERNEL_SESSION_PERSISTENCE"
 )
 EG_PERSISTENCE_ROOT = for_option(
-    "KernelSessionManager.persistence_root",
-    optional_text,
-    None,
-    "EG_KERNEL_SESSION_LOCATION",
-    name="EG_PERSISTENCE_ROOT",
+    "KernelSessionManager.persistence_root", str, "", "EG_KERNEL_SESSION_LOCATION", name="EG_PERSISTENCE_ROOT"
+)
+EG_SESSION_SEALING_KEY_FILE = for_option(
+    "KernelSessionManager.sealing_key_file", str, "", name="EG_SESSION_SEALING_KEY_FILE"
+)
+EG_SESSION_STORE_TIMEOUT = for_option(
+    "KernelSessionManager.store_timeout", Number(float, 0.1), 10.0, name="EG_SESSION_STORE_TIMEOUT"
+)
+EG_SESSION_DATABASE_URL = for_option("SQLKernelSessionManager.database_url", str, "", name="EG_SESSION_DATABASE_URL")
+EG_SESSION_DATABASE_URL_FILE = for_option(
+    "SQLKernelSessionManager.database_url_file", str, "", name="EG_SESSION_DATABASE_URL_FILE"
 )
 EG_WEBHOOK_URL = for_option("WebhookKernelSessionManager.webhook_url", optional_text, None, name="EG_WEBHOOK_URL")
 EG_WEBHOOK_USERNAME = for_option(
@@ -295,7 +316,7 @@ EG_RESTART_STATUS_POLL_INTERVAL = declare(
     "EG_RESTART_STATUS_POLL_INTERVAL",
     _seconds,
     1.0,
-    "Seconds between two looks at a restart that is going on, while another request for the same kernel waits for it.",
+    "Seconds between two looks at a restart that is going on, while another request for the kernel waits for it.",
     group=_LAUNCH,
 )
 EG_MAX_POLL_ATTEMPTS = declare(
@@ -361,8 +382,8 @@ EG_RESPONSE_IP = declare(
     "EG_RESPONSE_IP",
     optional_text,
     None,
-    "Address at which launchers reach the gateway. When unset, the first local address that EG_PROHIBITED_LOCAL_IPS does "
-    "not exclude is used.",
+    "Address at which launchers reach the gateway. When unset, the first local address that EG_PROHIBITED_LOCAL_IPS "
+    "does not exclude is used.",
     group=_RESPONSE,
 )
 EG_RESPONSE_PORT = declare(
@@ -386,8 +407,8 @@ EG_PROHIBITED_LOCAL_IPS = declare(
     "EG_PROHIBITED_LOCAL_IPS",
     comma_list,
     (),
-    "Regular expressions (comma list) of local addresses that launchers are not told, for example 172\\.17\\..*; each is "
-    "matched from the start of the address. None are excluded when it is unset or blank.",
+    "Regular expressions (comma list) of local addresses that launchers are not told, for example 172\\.17\\..*; each "
+    "is matched from the start of the address. None are excluded when it is unset or blank.",
     group=_RESPONSE,
 )
 EG_ALLOW_PAYLOAD_V0 = declare(
@@ -447,9 +468,39 @@ EG_ENABLE_TUNNELING = declare(
     group=_SSH,
 )
 EG_KERNEL_LOG_DIR = declare(
-    "EG_KERNEL_LOG_DIR", str, "/tmp", "Directory on the hosts for the kernels' output, kernel-<id>.log.", group=_SSH
+    "EG_KERNEL_LOG_DIR",
+    str,
+    "/tmp",
+    "Directory on the hosts for the kernels' output, kernel-<id>.log.",
+    group=_SSH,
 )
 EG_SSH_LOG_LEVEL = declare("EG_SSH_LOG_LEVEL", log_level, 30, "Log level of the SSH library.", group=_SSH)
+
+EG_SSH_KEY_FILES = declare(
+    "EG_SSH_KEY_FILES",
+    comma_list,
+    (),
+    "Private key files to log in with; when unset, the keys of the SSH agent and of ~/.ssh are used.",
+    group=_SSH,
+)
+EG_SSH_KNOWN_HOSTS = declare(
+    "EG_SSH_KNOWN_HOSTS",
+    comma_list,
+    ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"),
+    "Files with the keys of the hosts; accept-new adds to the first one.",
+    group=_SSH,
+)
+EG_SSH_HOST_KEY_POLICY = declare(
+    "EG_SSH_HOST_KEY_POLICY",
+    word_of("reject", "accept-new", "ignore"),
+    "reject",
+    "What to do with a host whose key is not known: reject it; accept and note the key (a changed key is refused); "
+    "or ignore host keys altogether, which lets anybody in between read and change everything.",
+    group=_SSH,
+)
+EG_SSH_CONNECT_TIMEOUT = declare(
+    "EG_SSH_CONNECT_TIMEOUT", _seconds, 10.0, "Seconds that each step of connecting to a host may take.", group=_SSH
+)
 
 _CONTAINERS = "Kubernetes and Docker"
 EG_KERNEL_IMAGE = declare(
@@ -487,8 +538,8 @@ EG_KERNEL_CLUSTER_ROLE = declare(
     "EG_KERNEL_CLUSTER_ROLE",
     str,
     "cluster-admin",
-    "ClusterRole that the kernel's service account gets in a namespace made for it; set it to a role with few rights, as "
-    "the Helm chart does.",
+    "ClusterRole that the kernel's service account gets in a namespace made for it; set it to a role with few rights, "
+    "as the Helm chart does.",
     group=_CONTAINERS,
 )
 EG_POD_TEMPLATE_DIR = declare(
@@ -531,7 +582,7 @@ EG_YARN_CERT_BUNDLE = declare(
     "EG_YARN_CERT_BUNDLE",
     certificate_bundle,
     True,
-    "File with the certificate authorities for the resource manager; true verifies with the system's, false not at all.",
+    "File of the authorities that certify the resource manager; true verifies with the system's, false not at all.",
     group=_YARN,
 )
 EG_YARN_MUTUAL_AUTHENTICATION = declare(

@@ -7,6 +7,7 @@
     ├── NotFoundError                404  no such kernel or session
     │   └── UnknownKernelSpecError   404  no kernelspec of that name
     ├── ConflictError                409  the kernel id is taken, or the kernel is being shut down
+    │   └── LeaseLostError           409  another replica looks after the kernel now
     ├── StoreUnavailableError        503  the kernel session store did not answer
     ├── PayloadError                 500  a launcher's response could not be used (never sent to clients)
     └── KernelLaunchError            500  a launch failed
@@ -52,6 +53,10 @@ class ConflictError(GatewayError):
     """The request contradicts the present state: a kernel id in use, a kernel that is going away."""
 
     status = 409
+
+
+class LeaseLostError(ConflictError):
+    """A write came with an old fencing token: another replica has taken the kernel over and this one must let go."""
 
 
 class StoreUnavailableError(GatewayError):

@@ -56,7 +56,7 @@ class PortRange:
         """Yield ``count`` random ports of the range."""
         source = random_source or random
         for _ in range(count):
-            yield source.randint(self.lower, self.upper)  # type: ignore[union-attr]
+            yield source.randint(self.lower, self.upper)
 
 
 class PortPool:
@@ -104,6 +104,10 @@ class PortPool:
                 self._taken.add(port)
                 return port
         raise PortRangeError(f"No free port found within {source} after {tries} attempts.")
+
+    def claim(self, ports: list[int]) -> None:
+        """Keep ports from being handed out: a kernel that was taken over uses them."""
+        self._taken.update(ports)
 
     def release(self, ports: list[int]) -> None:
         """Give ports back; called when their kernel is gone."""

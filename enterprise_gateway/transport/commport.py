@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
+import os
 import socket
 import threading
 from typing import Any
@@ -55,6 +58,11 @@ class CommPort:
 
     def __repr__(self) -> str:
         return f"<CommPort of kernel {self.kernel_id} at {self.host}:{self.port}>"
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether version 2 is spoken."""
+        return self._key is not None
 
     def probe(self) -> bool:
         """Tell whether the kernel's launcher is there."""
@@ -178,4 +186,33 @@ class CommPort:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            # Those who watch a copy of the descriptor see the end too.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def connection_ended(descriptor: int) -> None:
+    """Return when the connection of :meth:`CommPort.fileno` has ended, at either end; awaited by process proxies."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        while True:
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(copy, _resolve, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(copy)
+            try:
+                if not copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    return
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            await asyncio.sleep(0.05)  # an answer that a thread is about to read

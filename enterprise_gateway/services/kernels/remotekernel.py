@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import zmq
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
 from ...core.connection import ConnectionInfo
 from ...provisioners.adapter import ProcessProxyProvisioner
-from ..processproxies.processproxy import BaseProcessProxyABC, gateway_user
+from ..processproxies.processproxy import BaseProcessProxyABC
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
     from ...transport.channels import KernelChannels
+    from .remotemanager import RemoteMappingKernelManager
 
 OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
 
@@ -45,6 +48,7 @@ class RemoteKernelManager(AsyncKernelManager):
     response_address = Unicode("", help="Where launchers report, ``ip:port``; empty for local kernels.")
     public_key = Unicode("", help="The key that launchers encrypt their response with.")
 
+    parent: RemoteMappingKernelManager
     channels: KernelChannels | None = None
     username = ""
     started = datetime.now(timezone.utc)
@@ -58,6 +62,19 @@ class RemoteKernelManager(AsyncKernelManager):
         if name in OPTIONS:
             return getattr(self.resources.options, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel's kernelspec."""
+        spec = self.kernel_spec
+        assert spec is not None  # it was found before the manager was made
+        return spec
+
+    @property
+    def adapter(self) -> ProcessProxyProvisioner:
+        """The kernel's provisioner, where it is ours; only kernels of process proxies are recorded and watched."""
+        assert isinstance(self.provisioner, ProcessProxyProvisioner)
+        return self.provisioner
 
     @property
     def resources(self) -> SharedResources:
@@ -96,28 +113,27 @@ class RemoteKernelManager(AsyncKernelManager):
         self._attempted_start = True
         self._ready = asyncio.get_running_loop().create_future()
         self.started = datetime.now(timezone.utc)
-        self.username = (kwargs.get("env") or {}).get("KERNEL_USERNAME") or gateway_user()
         try:
             command, kwargs = await self._async_pre_start_kernel(**kwargs)
             await self._async_launch_kernel(command, **kwargs)
             await self._async_post_start_kernel(**kwargs)
         except BaseException:
             self._ready.cancel()
-            await asyncio.shield(self._abandon())
+            await asyncio.shield(self.abandon())
             raise
         self._ready.set_result(None)
 
     start_kernel = _async_start_kernel
 
-    async def _async_pre_start_kernel(self, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:  # type: ignore[override]
+    async def _async_pre_start_kernel(self, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:
         """Attach the adapter to the kernel's process proxy, unless its kernelspec names a provisioner."""
         if not self.kernel_id:
             self.kernel_id = kwargs.pop("kernel_id", None) or str(uuid.uuid4())
         kwargs.pop("kernel_id", None)
-        spec = self.kernel_spec
+        spec = self.spec
         if self.provisioner is None and not spec.metadata.get("kernel_provisioner"):
             self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
-        if self.parent is None and kwargs.get("env") is None:
+        if not isinstance(getattr(self.parent, "resources", None), SharedResources) and kwargs.get("env") is None:
             env = gateway_environment()
             kwargs["env"] = {name: value for name, value in env.items() if name.startswith("KERNEL_")}
         return await super()._async_pre_start_kernel(**kwargs)
@@ -127,14 +143,14 @@ class RemoteKernelManager(AsyncKernelManager):
         assert self.provisioner is not None
         await self.provisioner.post_launch(**kwargs)
 
-    pre_start_kernel = _async_pre_start_kernel  # type: ignore[assignment]
+    pre_start_kernel = _async_pre_start_kernel
     post_start_kernel = _async_post_start_kernel
 
-    async def _abandon(self) -> None:
+    async def abandon(self) -> None:
         """Remove what a failed launch may have created."""
         self.shutting_down = True
         if self.provisioner is not None and self.provisioner.has_process:
-            await self.provisioner.kill()
+            await self._async_kill_kernel()
         await self._async_cleanup_resources()
         await self.close()
 
@@ -154,6 +170,32 @@ class RemoteKernelManager(AsyncKernelManager):
         """Return how the kernel is reached now."""
         return ConnectionInfo.from_dict(self.get_connection_info())
 
+    # --- taking over a kernel of an earlier gateway
+
+    async def load_process(self, process_info: dict[str, Any]) -> None:
+        """Attach to the process that a record describes; it may turn out to be gone."""
+        self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+        await self.provisioner.load_provisioner_info(process_info)
+
+    def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
+        """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
+        self.load_connection_info(info.to_dict())  # type: ignore[arg-type]
+        self._connection_file_written = True
+        launched_with = record.get("launch_args") or {}
+        launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
+        if launched_with.get("path"):
+            launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+        self._launch_args = launch_args
+        self._attempted_start = True
+        self.ready.set_result(None)
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            self.provisioner.claim_ports()
+
+    async def remove_leftovers(self) -> None:
+        """Remove what an interrupted start, restart or stop has left of the kernel."""
+        await self.adapter.remove_leftovers()
+        await self.abandon()
+
     # --- interrupt, shutdown, restart
 
     async def _async_signal_kernel(self, signum: int) -> None:
@@ -167,7 +209,7 @@ class RemoteKernelManager(AsyncKernelManager):
     signal_kernel = _async_signal_kernel
 
     def _interrupt_signal(self) -> int:
-        name = self.kernel_spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
+        name = self.spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
         try:
             return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
         except KeyError:
@@ -176,7 +218,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_interrupt_kernel(self) -> None:
         """Interrupt what the kernel executes, by signal or by message as its kernelspec says."""
-        if self.kernel_spec.interrupt_mode == "message" and self.channels is not None:
+        if self.spec.interrupt_mode == "message" and self.channels is not None:
             self.channels.post("interrupt_request", {})
         else:
             await super()._async_interrupt_kernel()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import uuid
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -14,7 +14,7 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, NoSuchKern
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_core.paths import exists
 from traitlets import Any as AnyTrait
-from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, validate
+from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, observe, validate
 from traitlets.utils.importstring import import_item
 
 from ...core import envvars
@@ -22,14 +22,14 @@ from ...core.errors import ConflictError, NotFoundError, UnknownKernelSpecError
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import offload
+from ...transport.channels import KernelChannels
+from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
 from ..processproxies.shared import SharedResources
 from .culler import KernelCuller
+from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .restarter import KernelRestarter
-
-if TYPE_CHECKING:
-    from ...transport.channels import KernelChannels
 
 __all__ = [
     "RemoteKernelManager",
@@ -57,7 +57,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     kernel_info_timeout = Float(
         60.0,
         config=True,
-        help="Seconds a kernel may take to answer the first kernel_info_request before its messages are forwarded anyway.",
+        help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
     )
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
@@ -71,7 +71,10 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         config=True,
         help="Shown instead of a traceback when allow_tracebacks is off.",
     )
-    kernel_session_manager = AnyTrait(None, allow_none=True, help="The store of kernel sessions; set by the application.")
+    kernel_session_manager = AnyTrait(
+        None, allow_none=True, help="The store of kernel sessions; set by the application."
+    )
+    records: KernelRecords | None = None
 
     @classmethod
     def section_names(cls) -> list[str]:
@@ -88,6 +91,10 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         self.restarter = KernelRestarter(parent=self)
         self.culler = KernelCuller(parent=self)
         self._launching: dict[str, asyncio.Task[Any]] = {}
+
+    @observe("kernel_session_manager")
+    def _session_manager_changed(self, change: Any) -> None:
+        self.records = KernelRecords(self, change["new"]) if change["new"] is not None else None
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
@@ -114,6 +121,11 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         """Whether kernels live on when the gateway ends, because their sessions are stored."""
         store = self.kernel_session_manager
         return bool(store is not None and store.enable_persistence)
+
+    @property
+    def revives_on_request(self) -> bool:
+        """Whether a kernel that is not in the table may be one of another replica."""
+        return self.resources.options.availability_mode == "replication"
 
     # --- start
 
@@ -154,7 +166,8 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
         with self.limits.reserve(env.get("KERNEL_USERNAME") or gateway_user()):
             kernel = self._make_kernel_manager(kernel_id, name, spec)
-            launch = asyncio.ensure_future(self._launch(kernel, env, path, kernel_headers or {}, kwargs))
+            launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
+            launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
             self._launching[kernel_id] = launch
             try:
                 await launch
@@ -166,17 +179,30 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
         return kernel_id
 
-    async def _launch(
-        self,
-        kernel: RemoteKernelManager,
-        env: dict[str, str],
-        path: str | None,
-        kernel_headers: dict[str, str],
-        kwargs: dict[str, Any],
-    ) -> None:
+    async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
+        env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
         cwd = {"cwd": self.cwd_for_path(path)} if path else {}
-        await kernel.start_kernel(env=env, kernel_headers=kernel_headers, **cwd, **kwargs)
+        kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
+        try:
+            if self.records is not None:
+                await self.records.starting(kernel, launch_args)
+            await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
+            if self.records is not None:
+                await self.records.running(kernel)
+            self.enter(kernel)
+        except BaseException:
+            await asyncio.shield(self._give_up(kernel))
+            raise
+
+    async def _give_up(self, kernel: RemoteKernelManager) -> None:
+        """Remove what a failed launch has left, and then its record."""
+        await kernel.abandon()
+        if self.records is not None:
+            await self.records.gone(kernel.kernel_id)
+
+    def enter(self, kernel: RemoteKernelManager) -> None:
+        """Connect to a kernel that runs and manage it from now on."""
         kernel.channels = self._make_channels(kernel)
         kernel.channels.connect(kernel.connection())
         self._kernels[kernel.kernel_id] = kernel
@@ -195,18 +221,25 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     async def _find_kernel_spec(self, name: str) -> tuple[str, KernelSpec]:
         """Return the kernelspec of a name, and the name it is installed under."""
         name = NATIVE_KERNEL_NAME if name == "python" else name
-        allowed = self.kernel_spec_manager.allowed_kernelspecs
+        manager = self.kernel_spec_manager
+        assert manager is not None
+        allowed = manager.allowed_kernelspecs
         cache = getattr(self.parent, "kernel_spec_cache", None)
         try:
             if allowed and name.lower() not in {entry.lower() for entry in allowed}:
                 raise NoSuchKernel(name)
             if cache is not None:
                 return name, await cache.get_kernel_spec(name)
-            return name, await offload(self.kernel_spec_manager.get_kernel_spec, name)
+            return name, await offload(manager.get_kernel_spec, name)
         except NoSuchKernel as error:
             raise UnknownKernelSpecError(
                 f"No kernelspec named {name[:100]!r} is installed; GET /api/kernelspecs lists those there are."
             ) from error
+
+    async def make_kernel_manager(self, kernel_id: str, kernel_name: str) -> RemoteKernelManager:
+        """Return the manager for a kernel on record, not entered in the table yet."""
+        name, spec = await self._find_kernel_spec(kernel_name)
+        return self._make_kernel_manager(kernel_id, name, spec)
 
     def _make_kernel_manager(self, kernel_id: str, kernel_name: str, spec: KernelSpec) -> RemoteKernelManager:
         kernel: RemoteKernelManager = self.kernel_manager_factory(
@@ -222,8 +255,6 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         return kernel
 
     def _make_channels(self, kernel: RemoteKernelManager) -> KernelChannels:
-        from ...transport.channels import ChannelLimits, KernelChannels
-
         options = self.resources.options
         return KernelChannels(
             kernel.kernel_id,
@@ -231,7 +262,11 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             limits=ChannelLimits(
                 replay=options.replay_limit if self.buffer_offline_messages else 0,
                 queue=options.ws_queue_limit,
+                max_message=options.ws_max_message_size,
                 info_timeout=self.kernel_info_timeout,
+                allowed_message_types=frozenset(self.allowed_message_types),
+                allow_tracebacks=self.allow_tracebacks,
+                traceback_replacement=self.traceback_replacement_message,
             ),
             log=self.log,
         )
@@ -262,17 +297,16 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         NotFoundError
             There is no such kernel.
         """
-        kernel = self._kernels.get(kernel_id)
-        if kernel is None:
-            raise NotFoundError(f"Kernel does not exist: {kernel_id}")
-        return kernel  # type: ignore[no-any-return]
+        if kernel_id not in self._kernels and self.revives_on_request and self.records is not None:
+            await self.records.revive(kernel_id)
+        return self.get_kernel(kernel_id)
 
     def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
         """Return a kernel's manager if it is in the table."""
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}")
-        return kernel  # type: ignore[no-any-return]
+        return kernel
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """Return what the REST API says of a kernel."""
@@ -292,6 +326,23 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         """Return the models of all kernels in the order of their start."""
         return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
 
+    # --- taking over kernels on record
+
+    async def revive_all(self) -> None:
+        """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
+        if self.records is not None and self.keeps_kernels:
+            await self.records.revive_all()
+
+    async def start_kernel_from_session(self, **record: Any) -> bool:
+        """Take over one kernel from the entries of its record; kept for stores of third parties.
+
+        Raises
+        ------
+        NotFoundError
+            The kernel is dead.
+        """
+        return self.records is not None and await self.records.take_over(record)
+
     # --- interrupt, restart, shutdown
 
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
@@ -304,15 +355,24 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         """Restart a kernel; done when its new process is launched."""
         kernel = await self.find_kernel(kernel_id)
         self.restarter.forget(kernel)
-        try:
-            await kernel.restart_kernel(now=now)
-        except BaseException as error:
-            self._lose(kernel, f"restart failed: {error}")
-            raise
+        await self.relaunch(kernel, now=now)
         self.restarter.watch(kernel)
         self.log.info("Kernel restarted: %s", kernel_id)
 
-    def _lose(self, kernel: RemoteKernelManager, reason: str) -> None:
+    async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
+        try:
+            if self.records is not None:
+                await self.records.restarting(kernel)
+            await kernel.restart_kernel(now=now, newports=newports)
+            if self.records is not None:
+                await self.records.running(kernel)
+        except BaseException as error:
+            self.lose(kernel, f"it could not be restarted: {error}")
+            raise
+        kernel.died_because = ""
+
+    def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
         kernel.died_because = reason
         if kernel.channels is not None:
@@ -331,15 +391,19 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
                 return
         kernel = await self.find_kernel(kernel_id)
         self.restarter.forget(kernel)
+        if self.records is not None:
+            await self.records.stopping(kernel)
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
             self.remove_kernel(kernel_id)
+            if self.records is not None:
+                await self.records.gone(kernel_id)
         self.log.info("Kernel shut down: %s", kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
-        return self._kernels.pop(kernel_id, None)  # type: ignore[no-any-return]
+        return self._kernels.pop(kernel_id, None)
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
@@ -367,6 +431,8 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
                 await asyncio.wait(self._launching.values())
             for kernel in list(self._kernels.values()):
                 self.restarter.forget(kernel)
+                if self.records is not None:
+                    await self.records.left(kernel)
                 await kernel.let_go()
             self._kernels.clear()
         else:

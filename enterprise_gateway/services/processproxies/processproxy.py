@@ -18,6 +18,7 @@ import signal
 import time
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,16 +29,35 @@ from ...core import envvars, kernelargs, kernelenv
 from ...core.authorization import UserRules
 from ...core.connection import ConnectionInfo
 from ...core.deadline import Deadline
-from ...core.errors import InvalidRequestError, KernelLaunchError, LauncherFailedError, LaunchTimeoutError
+from ...core.errors import (
+    HostUnreachableError,
+    InvalidRequestError,
+    KernelLaunchError,
+    LauncherFailedError,
+    LaunchTimeoutError,
+)
+from ...core.offload import offload
 from ...core.ports import PortRange
-from ...transport.localproc import LocalProcess, last_lines
+from ...transport.commport import CommPort, CommPortError, connection_ended
+from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from .responses import Response, ResponseManager
 from .startup import await_startup
 
 if TYPE_CHECKING:
     from ...transport.response import Expectation
     from ..kernels.remotemanager import RemoteKernelManager
 
+__all__ = [
+    "BaseProcessProxyABC",
+    "KernelChannel",
+    "LocalProcessProxy",
+    "RemoteProcessProxy",
+    "Response",
+    "ResponseManager",
+]
+
 NEVER_ENDING = 3600.0
+LIVENESS_SECONDS = 3.0
 
 
 class KernelChannel(Enum):
@@ -112,7 +132,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         env = kwargs["env"]
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             self.kernel_launch_timeout = kernelargs.check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
-        spec = self.kernel_manager.kernel_spec
+        spec = self.kernel_manager.spec
         username = env.get("KERNEL_USERNAME") or gateway_user()
         kernelenv.finish(
             env,
@@ -190,8 +210,14 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             self.local_proc.close()
         self.output_file.unlink(missing_ok=True)
 
-    async def shutdown_listener(self) -> None:
-        """Tell a launcher's listener that the kernel was asked to shut down."""
+    def remove_leftovers(self) -> None:
+        """Remove whatever a launch of this kernel that was cut short has left; runs in a thread.
+
+        The base removes processes of this machine that carry the kernel's id in their environment.
+        """
+        for process in processes_of_kernel(self.kernel_id):
+            self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
+            process.kill()
 
     def select_ports(self, count: int) -> list[int]:
         """Return free ports of this machine within the port range, reserved until the kernel is gone."""
@@ -233,7 +259,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
         """Wait until the process has ended; returns its exit code."""
         if self.local_proc is None:
             return 0
-        return await self.local_proc.wait_for_exit()  # type: ignore[no-any-return]
+        return await self.local_proc.wait_for_exit()
 
     def poll(self) -> Any:
         """Return None while the process lives, else its exit code."""
@@ -269,9 +295,10 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.assigned_host = ""
         self.comm_ip: str | None = None
         self.comm_port = 0
-        self.comm_secret: str | None = None
+        self.comm: CommPort | None = None
         self.tunneled_connect_info: dict[str, Any] | None = None
         self.launch_secret = secrets.token_urlsafe(32)
+        self.response_manager: ResponseManager | None = None
         self.expectation: Expectation = None  # type: ignore[assignment]  # set by prepare()
         self.connection: ConnectionInfo | None = None
         self.deadline = Deadline(self.kernel_launch_timeout)
@@ -287,6 +314,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             secret=self.launch_secret,
             minimum_version=int(self.proxy_config.get("payload_version") or self.payload_version),
         )
+        self.response_manager = ResponseManager(server, self.expectation)
 
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Give the launcher its secret and port rules, and start counting the launch time-out."""
@@ -320,17 +348,19 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
 
     async def describe_timeout(self, seconds: float) -> str:
         """Return the sentence for a launch that timed out; back ends add what they know."""
+        output = last_lines(self.output_file)
         rejections = "; ".join(self.expectation.rejections)
         return (
             f"KernelID: '{self.kernel_id}' launch timeout due to: Waited too long ({seconds:g}s) to get connection file"
-            + (f" (responses were refused: {rejections})" if rejections else "")
+            + (f". Refused responses: {rejections}" if rejections else "")
+            + (f". Last lines of its launcher: {output}" if output else "")
         )
 
     async def receive_connection_info(self) -> bool:
         """Wait a moment for the response and return whether it came; for third-party confirmation loops."""
         try:
             info = await self.expectation.wait(Deadline(envvars.EG_POLL_INTERVAL()))
-        except (asyncio.TimeoutError, TimeoutError, LaunchTimeoutError):
+        except LaunchTimeoutError:
             return False
         await self._accept(info)
         return True
@@ -352,13 +382,77 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         if not self.assigned_ip:
             raise KernelLaunchError(f"The host of kernel {self.kernel_id} is not known.")
         self.pid, self.pgid, self.ip = info.pid, info.pgid, self.assigned_ip
-        self.comm_ip, self.comm_port = self.assigned_ip, info.comm_port
-        self.connection = info
+        self.connection = replace(info, ip=self.assigned_ip)
+        if info.comm_port:
+            self._open_comm_port(self.assigned_ip, info.comm_port, self.expectation.payload_version == 2)
+
+    def _open_comm_port(self, ip: str, port: int, authenticated: bool) -> None:
+        self.comm_ip, self.comm_port = ip, port
+        self.comm = CommPort(
+            ip,
+            port,
+            kernel_id=self.kernel_id,
+            secret=self.launch_secret.encode() if authenticated else None,
+            timeout=envvars.EG_SOCKET_TIMEOUT(),
+        )
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Have the launcher signal its kernel; where it cannot be asked, signal the process by other means."""
+        if self.comm is not None:
+            try:
+                return None if self.comm.signal(signum) else False
+            except (OSError, CommPortError) as error:
+                self.log.warning("The launcher of kernel %s did not take signal %d: %s", self.kernel_id, signum, error)
+        return super().send_signal(signum)
+
+    def poll(self) -> Any:
+        """Return None while the launcher answers, False when it is gone.
+
+        Raises
+        ------
+        HostUnreachableError
+            Neither is known.
+        """
+        if self.comm is None:
+            return super().poll()
+        try:
+            return None if self.comm.probe() else False
+        except (OSError, CommPortError) as error:
+            raise HostUnreachableError(
+                f"Whether kernel {self.kernel_id} lives is not known: {self.comm_ip} does not answer ({error})."
+            ) from error
+
+    def shutdown_listener(self) -> None:
+        """Tell the launcher to stop listening: the kernel has been asked to shut down."""
+        if self.comm is not None:
+            try:
+                self.comm.shutdown()
+            except (OSError, CommPortError) as error:
+                self.log.debug("The launcher of kernel %s did not take the shutdown: %s", self.kernel_id, error)
+
+    async def wait_for_exit(self) -> int:
+        """Wait until the kernel is known to be gone; returns 0, for the exit code is not known.
+
+        A launcher of version 2 keeps a connection open: its end is the event. With others, and while the host cannot
+        be asked, the kernel is polled.
+        """
+        while True:
+            try:
+                if await offload(self.poll) is not None:
+                    return 0
+            except HostUnreachableError as error:
+                self.log.debug("%s", error)
+            if self.comm is None or self.comm.fileno() < 0:
+                await asyncio.sleep(LIVENESS_SECONDS)
+            else:
+                await connection_ended(self.comm.fileno())
 
     def cleanup(self) -> None:
         """Forget the expected response and where the kernel was."""
         if self.expectation is not None:
             self.expectation.close()
+        if self.comm is not None:
+            self.comm.close()
         self.assigned_ip = None
         super().cleanup()
 
@@ -372,6 +466,8 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             comm_port=self.comm_port,
             tunneled_connect_info=self.tunneled_connect_info,
         )
+        if self.comm is not None and self.comm.is_authenticated:
+            info["comm_secret"] = self.launch_secret
         return info
 
     def load_process_info(self, process_info: dict[str, Any]) -> None:
@@ -379,9 +475,12 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         super().load_process_info(process_info)
         self.assigned_ip = process_info.get("assigned_ip")
         self.assigned_host = process_info.get("assigned_host") or ""
-        self.comm_ip = process_info.get("comm_ip")
-        self.comm_port = int(process_info.get("comm_port") or 0)
         self.tunneled_connect_info = process_info.get("tunneled_connect_info")
+        self.launch_secret = process_info.get("comm_secret") or self.launch_secret
+        if process_info.get("comm_port"):
+            self._open_comm_port(
+                process_info.get("comm_ip") or "", int(process_info["comm_port"]), "comm_secret" in process_info
+            )
 
 
 def kernel_id_of(connection_file: str) -> str:

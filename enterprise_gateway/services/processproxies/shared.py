@@ -36,9 +36,17 @@ class SharedResources:
     async def responses(self) -> ResponseServer:
         """Return the response server, started when the first remote kernel needs it."""
         if self._responses is None:
+            from ...transport.localip import response_ip
             from ...transport.response import ResponseServer
 
-            self._responses = ResponseServer.from_environment()
+            self._responses = ResponseServer(
+                ip=response_ip(envvars.EG_RESPONSE_IP(), envvars.EG_PROHIBITED_LOCAL_IPS()),
+                port=envvars.EG_RESPONSE_PORT(),
+                port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
+                any_address=envvars.EG_RESPONSE_ADDR_ANY(),
+                allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
+                log=log,
+            )
         await self._responses.start()
         return self._responses
 

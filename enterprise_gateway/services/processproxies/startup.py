@@ -29,7 +29,7 @@ async def await_startup(proxy: RemoteProcessProxy, deadline: Deadline) -> Connec
         done, _ = await asyncio.wait(
             {response, failure}, timeout=deadline.remaining + 1, return_when=asyncio.FIRST_COMPLETED
         )
-        if response in done and response.exception() is None:
+        if response in done and not isinstance(response.exception(), LaunchTimeoutError):
             return response.result()
         if failure in done:
             failure.result()  # raises the reason

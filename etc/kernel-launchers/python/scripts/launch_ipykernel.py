@@ -438,7 +438,7 @@ class Listener:
                 for key, _ in self._selector.select(self._patience()):
                     try:
                         key.data()
-                    except Exception as error:  # noqa: BLE001  one peer's mischief must not cost the kernel its listener
+                    except Exception as error:
                         log.warning("Communication port: %s", error)
                 self._drop_silent()
         finally:
@@ -516,7 +516,7 @@ class Listener:
         try:
             command = json.loads(text.decode())
             if not isinstance(command, dict):
-                raise ValueError("not an object")  # noqa: TRY004  as for any other nonsense
+                raise ValueError("not an object")
         except ValueError as error:
             log.warning("Communication port: ignored %s bytes that are no command: %s", len(text), error)
             return
@@ -553,7 +553,7 @@ class Listener:
                 raise ValueError("wrong sequence or MAC")
             command = json.loads(text)
             if not isinstance(command, dict):
-                raise ValueError("not an object")  # noqa: TRY004  as for any other nonsense
+                raise ValueError("not an object")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("Communication port: ignored a command that is not authentic: %r", error)
             return None
@@ -718,9 +718,9 @@ class SparkVariables:
                 from pyspark.sql import SQLContext
 
                 self._values["sqlContext"] = self._values["sqlCtx"] = SQLContext(spark.sparkContext, spark)
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is told when a variable is used
+        except BaseException as error:
             self._error = error
-            log.error("The Spark session could not be made: %s", error)  # noqa: TRY400  py4j's traces are pages long
+            log.error("The Spark session could not be made: %s", error)
         finally:
             self._publish()
             done.set()
@@ -751,12 +751,12 @@ def cancel_spark_jobs(_signum: int, _frame: Any) -> None:
 
     def cancel() -> None:
         context = getattr(sys.modules.get("pyspark"), "SparkContext", None)
-        active = context and context._active_spark_context  # noqa: SLF001  there is no public way
+        active = context and context._active_spark_context
         for _ in range(2 if active else 0):
             try:
                 active.cancelAllJobs()
                 return
-            except Exception as error:  # noqa: BLE001  py4j's, which may well be a passing one
+            except Exception as error:
                 log.warning("Spark jobs could not be cancelled: %s", error)
 
     threading.Thread(target=cancel, name="cancel-spark-jobs", daemon=True).start()

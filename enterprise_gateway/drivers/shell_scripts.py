@@ -1,0 +1,152 @@
+"""Texts for ``/bin/sh`` on a remote host: pure functions, run by :mod:`.ssh_shell`.
+
+A script reaches its shell through standard input, so neither ``ps`` nor the login shell ever sees it. Every value in
+it is quoted; numbers are checked to be numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+
+# A shell that runs one script after the other, as told on its standard input: a line with a word to mark answers with;
+# then for each script a line with its length and that of its input, and the script. It is the same for every
+# connection: all that the remote login shell and `ps` get to see. `head -c` may read ahead, so nothing is sent that
+# has not been asked for; each script runs in a shell of its own, so that no variable stays.
+RESIDENT = (
+    """exec /bin/sh -c 'read -r k; mark() { printf "\\n%s %s\\n" "$k" "$1"; }; mark up; mark up >&2; """
+    """while read -r n m; do s=$(head -c "$n"); """
+    """if [ "$m" -gt 0 ]; then mark go; head -c "$m" | (eval "$s"); else (eval "$s") < /dev/null; fi; """
+    """r=$?; mark "$r"; mark "$r" >&2; done'"""
+)
+
+MAX_VARIABLE_BYTES = 128 * 1024 - 1  # Linux: MAX_ARG_STRLEN, for "NAME=value" with its closing NUL
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_USER = re.compile(r"[a-z_][a-z0-9_.-]{0,31}\Z", re.IGNORECASE)
+
+# Shells refuse to set these, and a refused assignment ends the script; the parent poller of ipykernel would end a
+# kernel whose parent, the remote shell, is gone on purpose.
+_NOT_EXPORTABLE = frozenset(
+    {"UID", "EUID", "PPID", "GROUPS", "OPTIND", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO", "FUNCNAME", "_"}
+    | {"JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"}
+)
+_SET_BY_SUDO = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "MAIL"})
+
+# Prefer a session of its own: then the process group's id is the process's. exec keeps the process id throughout.
+_OWN_SESSION = 'if command -v setsid >/dev/null; then exec setsid "$@"; fi; exec "$@"'
+
+
+def is_user_name(name: str) -> bool:
+    """Tell whether ``name`` can be a login name; anything else never reaches sudo."""
+    return bool(_USER.match(name))
+
+
+def exportable(env: Mapping[str, str], *, as_user: str = "") -> dict[str, str]:
+    """Return the variables of ``env`` that a shell script can export.
+
+    Names that no shell accepts are left out, as are variables that only mean something on the gateway's host; with
+    ``as_user`` also those that sudo sets for that user.
+
+    Raises
+    ------
+    ValueError
+        A value holds a NUL or is longer than a Linux process may be given; it is named, its value is not shown.
+    """
+    left_out = _NOT_EXPORTABLE | (_SET_BY_SUDO if as_user else frozenset())
+    kept = {name: value for name, value in env.items() if _NAME.match(name) and name not in left_out}
+    for name, value in kept.items():
+        if "\0" in value:
+            raise ValueError(f"environment variable {name} contains a NUL character")
+        if len(name) + 1 + len(value.encode(errors="surrogateescape")) > MAX_VARIABLE_BYTES:
+            raise ValueError(f"environment variable {name} is longer than the {MAX_VARIABLE_BYTES} bytes Linux allows")
+    return kept
+
+
+def export_lines(env: Mapping[str, str], *, as_user: str = "") -> str:
+    """Return one ``export NAME='value'`` line for each variable that can be exported."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exportable(env, as_user=as_user).items())
+
+
+def startup_text(argv: Sequence[str], env: Mapping[str, str], log_path: str, *, as_user: str = "") -> str:
+    """Return the lines that start ``argv`` in the background and print its process id.
+
+    The program has ``env``, a session of its own, nothing to read and ``log_path`` to write to. With ``as_user`` it
+    is started by sudo, and the variables are set inside, so that they survive whatever sudo is configured to keep.
+    """
+    if any("\0" in word for word in argv):
+        raise ValueError("a command line must not contain a NUL character")
+    prefix = shlex.join(["nohup", "sh", "-c", _OWN_SESSION, "sh"])
+    output = f">> {shlex.quote(log_path)} 2>&1"
+    if not as_user:
+        return f"{export_lines(env)}{prefix} {shlex.join(argv)} {output} < /dev/null & echo $!\n"
+    if not is_user_name(as_user):
+        raise ValueError("not a user name that a kernel can be started as")
+    end = f"EOF-{secrets.token_hex(16)}"
+    inside = 's=$(cat) && exec < /dev/null && eval "$s"'
+    sudo = shlex.join(["sudo", "-n", "-H", "-u", as_user, "--", "sh", "-c", inside])
+    script = f"{export_lines(env, as_user=as_user)}exec {shlex.join(argv)}\n"
+    return f"{prefix} {sudo} {output} <<'{end}' & echo $!\n{script}{end}\n"
+
+
+def start_script(
+    argv: Sequence[str], env: Mapping[str, str], log_path: str, *, cwd: str = "", as_user: str = ""
+) -> str:
+    """Return a script that prepares the log file (mode 0600, appended), starts ``argv`` and prints two numbers.
+
+    The last line but one is ``1`` when the process has a session of its own, ``0`` when not; the last is its id.
+    """
+    log = shlex.quote(log_path)
+    folder = shlex.quote(str(PurePosixPath(log_path).parent))
+    lines = [f"(umask 077 && mkdir -p -- {folder} && [ ! -L {log} ] && : >> {log}) || exit 73"]
+    if cwd:
+        lines.append(f"cd -- {shlex.quote(cwd)} || exit 74")
+    lines.append("if command -v setsid > /dev/null; then echo 1; else echo 0; fi")
+    return "\n".join(lines) + "\n" + startup_text(argv, env, log_path, as_user=as_user)
+
+
+def run_script(argv: Sequence[str], env: Mapping[str, str], *, cwd: str = "") -> str:
+    """Return a script that becomes ``argv`` with ``env`` added to the login's environment."""
+    change = f"cd -- {shlex.quote(cwd)} || exit 74\n" if cwd else ""
+    return f"{change}{export_lines(env)}exec {shlex.join(argv)}\n"
+
+
+def alive_script(pids: Collection[int]) -> str:
+    """Return a script that prints those of ``pids`` that are running processes; zombies do not count.
+
+    On Linux it only reads ``/proc``: one shell and no child processes, however many are asked for, and processes of
+    other users are seen as well, which ``kill -0`` reports as absent.
+    """
+    return (
+        f"for p in {_numbers(pids)}; do\n"
+        "if [ -r /proc/self/stat ]; then\n"
+        "{ read -r s < /proc/$p/stat; } 2> /dev/null || continue\n"
+        "case ${s##*)} in ' Z'*|' X'*) continue;; esac\n"
+        "else ps -p $p > /dev/null 2>&1 || continue; fi\n"
+        "echo $p; done\n"
+    )
+
+
+def signal_script(pid: int, pgid: int, signum: int, *, as_user: str = "") -> str:
+    """Return a script that signals the group ``pgid``, or the process ``pid`` where no group is known.
+
+    It exits with 0 when the signal was sent. Groups and processes 0 and 1 are refused: those are never a kernel's.
+    """
+    sudo = f"{shlex.join(['sudo', '-n', '-u', as_user, '--'])} " if as_user else ""
+    targets = [f"-{int(pgid)}"] if pgid > 1 else []
+    targets += [str(int(pid))] if pid > 1 else []
+    if not targets:
+        raise ValueError("there is no process to signal")
+    return " || ".join(f"{sudo}kill -s {int(signum)} -- {target}" for target in targets) + "\n"
+
+
+def tail_script(path: str, lines: int) -> str:
+    """Return a script that prints the last ``lines`` lines of a file."""
+    return f"tail -n {int(lines)} -- {shlex.quote(path)}\n"
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return " ".join(str(int(value)) for value in values)

@@ -1,0 +1,500 @@
+"""The application: builds the managers, the web application and the server; starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import getpass
+import inspect
+import logging
+import os
+import random
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
+from tornado import httpserver, ioloop, netutil, web
+from tornado.log import LogFormatter
+from traitlets import Bunch, default, observe
+from traitlets.config import Config, Configurable, catch_config_error
+
+from ._version import __version__
+from .base.handlers import default_handlers as other_handlers
+from .base.handlers import log_request
+from .config import EnterpriseGatewayConfigMixin
+from .core import envvars
+from .core.offload import offload
+from .dynamicconfig import DynamicConfig
+from .services.api.handlers import default_handlers as api_handlers
+from .services.kernels.handlers import default_handlers as kernel_handlers
+from .services.kernels.remotemanager import RemoteKernelManager, RemoteMappingKernelManager
+from .services.kernels.websocket import default_handlers as websocket_handlers
+from .services.kernelspecs import KernelSpecCache
+from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
+from .services.sessions.handlers import default_handlers as session_handlers
+from .services.sessions.kernelsessionmanager import (
+    FileKernelSessionManager,
+    SQLKernelSessionManager,
+    WebhookKernelSessionManager,
+)
+from .services.sessions.sessionmanager import SessionManager
+
+# The tornado settings that follow an option, and how its value is written there.
+SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    **{
+        option: (f"eg_{option}", lambda value: value)
+        for option in (
+            "allow_credentials",
+            "allow_headers",
+            "allow_methods",
+            "allow_origin",
+            "allowed_hosts",
+            "auth_token",
+            "authorized_origin",
+            "authorized_users",
+            "client_envs",
+            "expose_headers",
+            "inherited_envs",
+            "ip",
+            "kernel_headers",
+            "list_kernels",
+            "max_age",
+            "max_kernels",
+            "unauthorized_users",
+            "unrestricted_client_envs",
+        )
+    },
+    "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),
+    "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
+}
+
+TLS_VERSIONS = {
+    ssl.PROTOCOL_TLSv1_2.value: ssl.TLSVersion.TLSv1_2,
+    4: ssl.TLSVersion.TLSv1_1,
+    3: ssl.TLSVersion.TLSv1,
+}
+
+
+class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
+    """Serves kernels that run where the resources are, over Jupyter's REST and websocket protocols."""
+
+    name = "jupyter-enterprise-gateway"
+    version = __version__
+    description = """
+        Jupyter Enterprise Gateway
+
+        Starts Jupyter kernels on this machine, on SSH hosts and on clusters, and lets Jupyter Server, JupyterLab and
+        other clients use them over HTTP and websockets.
+    """
+    examples = """
+        jupyter enterprisegateway --ip=0.0.0.0 --port_retries=0
+        jupyter enterprisegateway --EnterpriseGatewayApp.max_kernels=20 --debug
+        jupyter enterprisegateway --generate-config
+
+        jupyter lab --gateway-url=http://127.0.0.1:8888
+    """
+
+    classes = [
+        KernelSpecCache,
+        FileKernelSessionManager,
+        WebhookKernelSessionManager,
+        SQLKernelSessionManager,
+        RemoteMappingKernelManager,
+        RemoteKernelManager,
+    ]
+
+    aliases: ClassVar[dict[str, Any]] = {
+        **base_aliases,
+        "ip": "EnterpriseGatewayApp.ip",
+        "port": "EnterpriseGatewayApp.port",
+        "port_retries": "EnterpriseGatewayApp.port_retries",
+        "keyfile": "EnterpriseGatewayApp.keyfile",
+        "certfile": "EnterpriseGatewayApp.certfile",
+        "client-ca": "EnterpriseGatewayApp.client_ca",
+        "ssl_version": "EnterpriseGatewayApp.ssl_version",
+    }
+    flags: ClassVar[dict[str, Any]] = dict(base_flags)
+
+    _log_formatter_cls = LogFormatter
+
+    kernel_manager: RemoteMappingKernelManager
+    kernel_spec_cache: KernelSpecCache
+    session_manager: SessionManager
+    web_app: web.Application | None = None
+    http_server: httpserver.HTTPServer | None = None
+    dynamic_config_poller: DynamicConfig | None = None
+    _sockets: list[socket.socket] | None = None
+    _logs_for_root = False
+    _stop_requested: asyncio.Event | None = None
+
+    # -- Logging
+
+    @default("log_format")
+    def _default_log_format(self) -> str:
+        return "%(color)s[%(levelname)1.1s %(asctime)s.%(msecs).03d %(name)s]%(end_color)s %(message)s"
+
+    @default("log_datefmt")
+    def _default_log_datefmt(self) -> str:
+        return "%Y-%m-%d %H:%M:%S"
+
+    def get_default_logging_config(self) -> dict[str, Any]:
+        """Send what the gateway's modules and its libraries log to the application's handler too.
+
+        A root logger that has handlers of its own belongs to a program that embeds the gateway; it is left alone.
+        """
+        config: dict[str, Any] = super().get_default_logging_config()
+        self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
+        if "handlers" in config and self._logs_for_root:
+            config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
+        return config
+
+    @observe("config")
+    def _config_changed(self, change: Bunch) -> None:
+        # Not the application's own observer: it logs the configuration, and with it the token.
+        Configurable._config_changed(self, change)
+
+    # -- Configuration files
+
+    def load_config_file(self, suppress_errors: bool = True) -> None:
+        """Load jupyter_config and jupyter_enterprise_gateway_config from the Jupyter config path."""
+        super().load_config_file(suppress_errors=suppress_errors)
+        self._dynamic_config.note_loaded()
+
+    def config_file_candidates(self) -> list[str]:
+        """Return the paths of all files that may hold configuration, whether they exist or not."""
+        if self.config_file:
+            named = [self.config_file]
+        else:
+            named = [str(Path(path, self.config_file_name)) for path in self.config_file_paths]
+        stems = [str(Path(path, "jupyter_config")) for path in self.config_file_paths] + named
+        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]
+
+    def read_config_files(self) -> Config:
+        """Return what the config files hold now, without applying it; blocks."""
+        merged = Config()
+        for name, path in self._config_locations():
+            for config, _ in self._load_config_files(
+                name, path=path, log=self.log, raise_config_file_errors=self.raise_config_file_errors
+            ):
+                merged.merge(config)
+        return merged
+
+    def _config_locations(self) -> Iterator[tuple[str, Any]]:
+        yield "jupyter_config", self.config_file_paths
+        if self.config_file:
+            file = Path(self.config_file)
+            yield file.stem, str(file.parent)
+        elif self.config_file_name:
+            yield self.config_file_name, self.config_file_paths
+
+    # -- Dynamic configuration
+
+    @property
+    def _dynamic_config(self) -> DynamicConfig:
+        if self.dynamic_config_poller is None:
+            self.dynamic_config_poller = DynamicConfig(self)
+        return self.dynamic_config_poller
+
+    def init_dynamic_configs(self) -> None:
+        """Register what follows the config files, and look at them as often as ``dynamic_config_interval`` says."""
+        self.add_dynamic_configurable("EnterpriseGatewayApp", self)
+        self.add_dynamic_configurable("MappingKernelManager", self.kernel_manager)
+        self.add_dynamic_configurable("KernelSpecManager", self.kernel_spec_manager)
+        self.add_dynamic_configurable("KernelSessionManager", self.kernel_session_manager)
+        self._poll_config_files()
+
+    def add_dynamic_configurable(self, config_name: str, configurable: Configurable) -> None:
+        """Let an object's options follow the config files too; RuntimeError if it is not a Configurable."""
+        self._dynamic_config.add(config_name, configurable)
+
+    def update_dynamic_configurables(self) -> bool:
+        """Read the config files again if they have changed; return whether they had."""
+        return self._dynamic_config.update()
+
+    @observe("dynamic_config_interval")
+    def _dynamic_config_interval_changed(self, change: Bunch) -> None:
+        self._poll_config_files()
+
+    def _poll_config_files(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return  # start() polls once the loop runs
+        self._dynamic_config.start_polling(self.dynamic_config_interval)
+
+    # -- Initialization
+
+    @catch_config_error
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Parse the command line, load the config files and build everything up to the bound port."""
+        super().initialize(argv)
+        if self._dispatching or self.show_config:
+            return
+        try:
+            envvars.check()
+        except ValueError as error:
+            self.log.critical("An environment variable cannot be used: %s", error)
+            self.exit(1)
+        raise_open_file_limit(self.log)
+        self.init_configurables()
+        self.init_webapp()
+        self.init_http_server()
+
+    def init_configurables(self) -> None:
+        """Build the managers, from kernelspecs to the store of kernel sessions."""
+        envvars.check()
+        self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
+        self._apply_allowed_kernels()
+        self.kernel_spec_cache = self.kernel_spec_cache_class(parent=self, kernel_spec_manager=self.kernel_spec_manager)
+        default_name = {"default_kernel_name": self.default_kernel_name} if self.default_kernel_name else {}
+        self.kernel_manager = self.kernel_manager_class(
+            parent=self,
+            log=self.log,
+            connection_dir=self.runtime_dir,
+            kernel_spec_manager=self.kernel_spec_manager,
+            **default_name,
+        )
+        self.session_manager = SessionManager(parent=self, log=self.log, kernel_manager=self.kernel_manager)
+        self.kernel_session_manager = self.kernel_session_manager_class(
+            parent=self, log=self.log, kernel_manager=self.kernel_manager
+        )
+        self.kernel_manager.kernel_session_manager = self.kernel_session_manager
+        self._reconcile_availability()
+        self.init_dynamic_configs()
+
+    def _apply_allowed_kernels(self) -> None:
+        allowed = envvars.EG_ALLOWED_KERNELS()
+        if allowed and getattr(self.kernel_spec_manager, "allowed_kernelspecs", None) == set():
+            self.kernel_spec_manager.allowed_kernelspecs = set(allowed)
+
+    def _reconcile_availability(self) -> None:
+        """Make availability mode and persistence of kernel sessions agree."""
+        store = self.kernel_session_manager
+        if store.enable_persistence and self.availability_mode is None:
+            self.availability_mode = self.AVAILABILITY_REPLICATION
+            self.log.info("Kernel sessions are stored, so the availability mode is '%s'.", self.availability_mode)
+        elif self.availability_mode is not None and not store.enable_persistence:
+            store.enable_persistence = True
+            self.log.info("The availability mode is '%s', so kernel sessions are stored.", self.availability_mode)
+
+    def init_webapp(self) -> None:
+        """Build the web application: handlers below ``base_url``, and their settings."""
+        base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
+        services = [
+            *api_handlers,
+            *kernel_handlers,
+            *websocket_handlers,
+            *kernelspec_handlers,
+            *session_handlers,
+            *other_handlers,
+        ]
+        handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
+        settings: dict[str, Any] = {
+            "kernel_manager": self.kernel_manager,
+            "session_manager": self.session_manager,
+            "contents_manager": None,
+            "kernel_spec_manager": self.kernel_spec_manager,
+            "kernel_spec_cache": self.kernel_spec_cache,
+            "allow_origin": self.allow_origin,
+            "base_url": base_url,
+            "allow_remote_access": True,
+            "authorizer": self.authorizer_class(parent=self, log=self.log),
+            "log_function": log_request,
+        }
+        for option, (setting, written) in SETTINGS.items():
+            settings[setting] = written(getattr(self, option))
+        self.web_app = web.Application(handlers, **settings)
+
+    @observe("allow_origin", *SETTINGS)
+    def _setting_changed(self, change: Bunch) -> None:
+        """Let a changed option take effect on the next request."""
+        if self.web_app is None:
+            return
+        setting, written = SETTINGS[change.name]
+        self.web_app.settings[setting] = written(change.new)
+        if change.name == "allow_origin":
+            self.web_app.settings["allow_origin"] = change.new
+
+    @observe("default_kernel_name")
+    def _default_kernel_name_changed(self, change: Bunch) -> None:
+        manager = getattr(self, "kernel_manager", None)
+        if manager is not None and change.new:
+            manager.default_kernel_name = change.new
+
+    def init_http_server(self) -> None:
+        """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
+        ssl_options = self._build_ssl_options()
+        self.http_server = httpserver.HTTPServer(self.web_app, xheaders=self.trust_xheaders, ssl_options=ssl_options)
+        for port in candidate_ports(self.port, self.port_retries + 1):
+            try:
+                self._sockets = netutil.bind_sockets(port, self.ip)
+            except PermissionError:
+                self.log.warning("Permission to listen on port %i denied.", port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    self.log.critical("The gateway cannot listen on %s: %s", self.ip, error)
+                    self.exit(1)
+                self.log.info("The port %i is already in use, trying another port.", port)
+            else:
+                self.port = self._sockets[0].getsockname()[1]
+                return
+        self.log.critical("The gateway could not be started because no available port could be found.")
+        self.exit(1)
+
+    def _build_ssl_options(self) -> ssl.SSLContext | None:
+        """Return the TLS context that the options describe; None serves plain HTTP.
+
+        Raises
+        ------
+        ValueError
+            ``ssl_version`` is not a version that can be served.
+        """
+        if not (self.certfile or self.keyfile or self.client_ca):
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.ssl_version is not None:
+            version = TLS_VERSIONS.get(self.ssl_version)
+            if version is None:
+                raise ValueError(f"ssl_version {self.ssl_version} is not one of {', '.join(map(str, TLS_VERSIONS))}")
+            context.minimum_version = context.maximum_version = version
+        if self.certfile:
+            context.load_cert_chain(self.certfile, self.keyfile)
+        if self.client_ca:
+            context.load_verify_locations(cafile=self.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    # -- Running
+
+    def start(self) -> None:
+        """Serve until a signal ends the gateway; called by ``launch_instance``."""
+        super().start()
+        asyncio.run(self.serve())
+
+    async def serve(self) -> None:
+        """Take stored kernels over, accept requests, and stop in order when told to."""
+        assert self.http_server is not None
+        self._stop_requested = asyncio.Event()
+        self._handle_signals(asyncio.get_running_loop())
+        self._warn_of_risks()
+        if self.availability_mode == self.AVAILABILITY_STANDALONE:
+            await self.kernel_manager.revive_all()
+        self._poll_config_files()
+        self.http_server.add_sockets(self._sockets or [])
+        scheme = "https" if self.http_server.ssl_options is not None else "http"
+        host = f"[{self.ip}]" if ":" in self.ip else self.ip
+        self.log.info("Jupyter Enterprise Gateway %s is available at %s://%s:%d", __version__, scheme, host, self.port)
+        warm_up = asyncio.ensure_future(self.kernel_spec_cache.snapshot())
+        warm_up.add_done_callback(self._log_failed_warm_up)
+        try:
+            await self._stop_requested.wait()
+        finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
+            await self.stop()
+
+    def request_stop(self) -> None:
+        """Let ``serve`` stop in order; called by signal handlers."""
+        if self._stop_requested is not None:
+            self._stop_requested.set()
+
+    async def stop(self) -> None:
+        """Stop accepting requests, end or let go of the kernels, and release everything."""
+        self._dynamic_config.stop_polling()
+        if self.http_server is not None:
+            self.http_server.stop()
+        await self.kernel_manager.stop(keep_kernels=bool(self.kernel_session_manager.enable_persistence))
+        if hasattr(self.kernel_session_manager, "close"):
+            await maybe_await(self.kernel_session_manager.close())
+        await offload(self.kernel_spec_cache.stop)
+        if self.http_server is not None:
+            await self.http_server.close_all_connections()
+
+    def shutdown(self) -> asyncio.Task[None] | None:
+        """Stop the gateway; for programs that run the web application on a loop of their own.
+
+        Within a running loop this returns the task that stops; otherwise it is done on return.
+        """
+        try:
+            return asyncio.get_running_loop().create_task(self.stop())
+        except RuntimeError:
+            pass
+        current = ioloop.IOLoop.current(instance=False)
+        if current is None:
+            asyncio.run(self.stop())
+        else:
+            current.run_sync(self.stop)
+        return None
+
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_on_signal, signal.SIGTERM)
+        loop.add_signal_handler(signal.SIGINT, self._stop_on_signal, signal.SIGINT)
+
+    def _stop_on_signal(self, signum: signal.Signals) -> None:
+        assert self._stop_requested is not None
+        if self._stop_requested.is_set() and signum == signal.SIGINT:
+            self.log.critical("Interrupted again: ending at once; kernels may be left running.")
+            os._exit(128 + signum)
+        self.log.info("Received %s, stopping.", signum.name)
+        self.request_stop()
+
+    def _log_failed_warm_up(self, task: asyncio.Future[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.log.warning("Kernelspecs could not be read: %s", task.exception())
+
+    def _warn_of_risks(self) -> None:
+        if self.impersonation_enabled and getpass.getuser() not in self.unauthorized_users:
+            self.log.warning(
+                "Impersonation is enabled and the gateway's user '%s' is not among unauthorized_users: kernels may run "
+                "with the gateway's own rights.",
+                getpass.getuser(),
+            )
+        if self.client_ca and not self.certfile:
+            self.log.error("client_ca is set without certfile: no client can connect.")
+
+    @classmethod
+    def launch_instance(cls, argv: list[str] | None = None, **kwargs: Any) -> None:
+        """Make the application, initialize and start it; the console script."""
+        app = cls.instance(**kwargs)
+        try:
+            app.initialize(argv)
+            app.start()
+        except NoStart:
+            return
+
+
+def candidate_ports(port: int, count: int) -> Iterator[int]:
+    """Yield ``count`` ports to try: ``port``, those that follow it, then random ones nearby."""
+    sequential = min(count, 6)
+    yield from range(port, port + sequential)
+    for _ in range(count - sequential):
+        yield max(1, min(65535, port + random.randint(-2 * count, 2 * count)))  # noqa: S311 - spreads, hides nothing
+
+
+async def maybe_await(result: Awaitable[Any] | Any) -> Any:
+    """Return ``result``, awaited if it can be: methods of third-party classes may or may not be coroutines."""
+    return await result if inspect.isawaitable(result) else result
+
+
+def raise_open_file_limit(log: Any) -> None:
+    """Allow this process as many open files as it may have: every kernel and client needs some."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError) as error:
+        log.debug("The limit of %d open files could not be raised to %d: %s", soft, hard, error)
+
+
+launch_instance = EnterpriseGatewayApp.launch_instance

@@ -1,0 +1,65 @@
+"""Pings for all websockets of a process from one timer; a timer and a task for each would cost 3 kB a websocket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+_TOGETHER_SECONDS = 0.25  # websockets due within this time share one wake-up
+
+
+class Pinged(Protocol):
+    """A websocket that is pinged."""
+
+    heard: float
+
+    def send_ping(self) -> None:
+        """Send a ping; must not raise."""
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Close the websocket."""
+
+
+class Keepalive:
+    """Pings each websocket every ``interval`` seconds, closes those not heard of for three intervals (at least 30 s).
+
+    Anything that comes counts as a sign of life, not only the answer to a ping.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self.timeout = max(3 * interval, 30.0)
+        self._due: dict[Pinged, float] = {}  # all wait equally long: the order of insertion is the order in time
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, websocket: Pinged) -> None:
+        """Begin to ping a websocket that was just opened."""
+        websocket.heard = time.monotonic()
+        if self.interval > 0:
+            self._due[websocket] = websocket.heard + self.interval
+            self._schedule()
+
+    def remove(self, websocket: Pinged) -> None:
+        """Ping a websocket no more."""
+        self._due.pop(websocket, None)
+        if not self._due and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _schedule(self) -> None:
+        if self._timer is None and self._due:
+            delay = max(0.0, next(iter(self._due.values())) - time.monotonic()) + _TOGETHER_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for websocket in [websocket for websocket, due in self._due.items() if due <= now]:
+            del self._due[websocket]
+            if now - websocket.heard > self.timeout:
+                websocket.close(1001, "no answer to pings")
+            else:
+                self._due[websocket] = now + self.interval
+                websocket.send_ping()
+        self._schedule()

@@ -1,0 +1,224 @@
+"""Kernel sessions in a SQL database, shared by replicas."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jupyter_core.paths import jupyter_data_dir
+from traitlets import Unicode, default
+
+from enterprise_gateway.core import envvars
+from enterprise_gateway.core.errors import StoreUnavailableError
+
+from .basemanager import KernelSessionManager
+from .secretfiles import read_secret_file
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from enterprise_gateway.drivers.sql_store import SqlStore
+
+T = TypeVar("T")
+
+
+class SQLKernelSessionManager(KernelSessionManager):
+    """Keeps sessions in SQLite (one machine) or PostgreSQL (replicas), with leases and reservations.
+
+    A *lease* says which replica looks after a kernel: culls it, restarts it when it dies, writes its record. It comes
+    with a fencing token. A record that was ever written under a lease is only written with the token of the present
+    one: a replica that was frozen and has lost its leases cannot overwrite what its successor wrote.
+
+    A *reservation* holds a place under the limits while a kernel starts, counted by all replicas.
+    """
+
+    database_url = Unicode(
+        config=True,
+        help="""SQLAlchemy URL of a SQLite or PostgreSQL database, such as postgresql://user@host/database; by
+        default the file kernel_sessions.sqlite in persistence_root. (EG_SESSION_DATABASE_URL env var)""",
+    )
+    database_url_file = Unicode(
+        config=True,
+        help="""File that holds the URL, not readable for others; use it where the URL has a password.
+        (EG_SESSION_DATABASE_URL_FILE env var)""",
+    )
+
+    @default("persistence_root")
+    def _default_persistence_root(self) -> str:
+        return envvars.EG_PERSISTENCE_ROOT() or jupyter_data_dir()
+
+    @default("database_url")
+    def _default_database_url(self) -> str:
+        return envvars.EG_SESSION_DATABASE_URL()
+
+    @default("database_url_file")
+    def _default_database_url_file(self) -> str:
+        return envvars.EG_SESSION_DATABASE_URL_FILE()
+
+    def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
+        super().__init__(kernel_manager, **kwargs)
+        self._tokens: dict[str, int] = {}
+        self._opened: SqlStore | None = None
+        self._opening = threading.Lock()
+        self._url = self._read_url()
+
+    # -- the store's verbs --------------------------------------------------------------------------------------------
+
+    def load_sessions(self) -> None:
+        """Load every row."""
+        if not self.enable_persistence:
+            return
+        for kernel_id, text in self._store().load_all():
+            try:
+                self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
+            except (ValueError, StoreUnavailableError) as error:
+                self.log.warning("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
+
+    def load_session(self, kernel_id: str) -> None:
+        """Load one row, if there is one."""
+        if not self.enable_persistence:
+            return
+        text = self._store().load(kernel_id)
+        if text is not None:
+            self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
+
+    def save_session(self, kernel_id: str) -> None:
+        """Write one row, under this replica's lease if it has one."""
+        if self.enable_persistence and kernel_id in self._sessions:
+            record = self.encode_session(kernel_id)[kernel_id]
+            self._store().save(kernel_id, record, self._tokens.get(kernel_id))
+
+    def delete_sessions(self, kernel_ids: list[str]) -> None:
+        """Remove rows, and with them this replica's leases."""
+        if not self.enable_persistence:
+            return
+        for kernel_id in kernel_ids:
+            self._store().delete(kernel_id, self._tokens.get(kernel_id))
+            self._tokens.pop(kernel_id, None)
+
+    def interrupt_store(self) -> None:
+        """Cut connections on which the database has not answered in time."""
+        if self._opened:
+            self._opened.interrupt()
+
+    async def close(self) -> None:
+        """Write what is not written yet and close the connections."""
+        await super().close()
+        if self._opened:
+            await self._calls.in_time(self._calls.run(self._opened.close))
+
+    # -- leases -------------------------------------------------------------------------------------------------------
+
+    async def acquire_lease(self, kernel_id: str, owner: str, seconds: float) -> int | None:
+        """Take the lease of a kernel that is free, expired or one's own.
+
+        Parameters
+        ----------
+        owner
+            Names this run of this replica: another one after each start.
+        seconds
+            How long the lease lasts unless it is renewed.
+
+        Returns
+        -------
+        The fencing token, under which this manager writes the kernel's record from now on; None when another holds
+        the lease.
+        """
+        token = await self._ask(lambda store: store.acquire_lease(kernel_id, owner, seconds))
+        if token is not None:
+            self._tokens[kernel_id] = token
+        return token
+
+    async def renew_lease(self, kernel_id: str, owner: str, seconds: float) -> bool:
+        """Prolong a lease, also an expired one that nobody took; False when it is lost: let go of the kernel then."""
+        token = self._tokens.get(kernel_id)
+        if token is None:
+            return False
+        return await self._ask(lambda store: store.renew_lease(kernel_id, owner, token, seconds))
+
+    async def renew_leases(self, owner: str, seconds: float) -> set[str]:
+        """Prolong all leases of this replica at once; return the ids of the kernels whose lease it still holds."""
+        renewed = await self._ask(lambda store: store.renew_leases(owner, seconds))
+        return {kernel_id for kernel_id, token in renewed.items() if self._tokens.get(kernel_id) == token}
+
+    async def release_lease(self, kernel_id: str, owner: str) -> bool:
+        """Give a lease up, so that another replica may take it at once; False when it was lost before."""
+        token = self._tokens.pop(kernel_id, None)
+        if token is None:
+            return False
+        return await self._ask(lambda store: store.release_lease(kernel_id, owner, token))
+
+    async def fetch_lease_owners(self) -> dict[str, str]:
+        """Return who holds the leases that have not expired, by kernel id."""
+        return await self._ask(lambda store: store.lease_owners())
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    async def reserve(
+        self,
+        owner: str,
+        username: str,
+        max_total: int | None,
+        max_per_user: int | None,
+        ttl: float,
+        *,
+        kernel_id: str | None = None,
+    ) -> str:
+        """Hold a place for a kernel that is about to start; kernels and places of all replicas count.
+
+        Parameters
+        ----------
+        max_total, max_per_user
+            The limits; None (and, per user, a negative number) for no limit.
+        ttl
+            Seconds after which the place falls away, should this replica die.
+        kernel_id
+            The kernel for which it is: once that is recorded, the place does not count any more.
+
+        Returns
+        -------
+        The id for :meth:`commit` or :meth:`cancel`.
+
+        Raises
+        ------
+        LimitReachedError
+            One more kernel would exceed a limit.
+        """
+        return await self._ask(
+            lambda store: store.reserve(
+                owner, username, max_total=max_total, max_per_user=max_per_user, seconds=ttl, kernel_id=kernel_id
+            )
+        )
+
+    async def commit(self, reservation_id: str) -> bool:
+        """Turn a reserved place into a kernel, which is on record by now; False when the place had expired."""
+        return await self._ask(lambda store: store.end_reservation(reservation_id))
+
+    async def cancel(self, reservation_id: str) -> bool:
+        """Give a reserved place up, because the start failed; False when it had expired."""
+        return await self._ask(lambda store: store.end_reservation(reservation_id))
+
+    async def count_kernels(self, username: str | None = None) -> int:
+        """Return how many kernels and reserved places all replicas have, in total or of one user."""
+        return await self._ask(lambda store: store.count(username))
+
+    async def _ask(self, question: Callable[[SqlStore], T]) -> T:
+        return await self._calls.in_time(self._calls.run(lambda: question(self._store())))
+
+    def _store(self) -> SqlStore:
+        """Return the database, opened at the first call; called in threads."""
+        with self._opening:
+            if self._opened is None:
+                from enterprise_gateway.drivers.sql_store import SqlStore
+
+                self._opened = SqlStore(self._url, timeout=self.store_timeout, pool_size=self.store_concurrency)
+            return self._opened
+
+    def _read_url(self) -> sa.URL:
+        from enterprise_gateway.drivers.sql_store import parse_url, sqlite_url
+
+        text = read_secret_file(self.database_url_file) if self.database_url_file else self.database_url
+        return parse_url(text) if text else sqlite_url(Path(self.persistence_root) / "kernel_sessions.sqlite")

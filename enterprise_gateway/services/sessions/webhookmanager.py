@@ -1,0 +1,113 @@
+"""Kernel sessions in a web service."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from traitlets import CaselessStrEnum, Unicode, default
+
+from enterprise_gateway.core import envvars
+from enterprise_gateway.core.errors import StoreUnavailableError
+from enterprise_gateway.core.sessionrecords import Session, is_usable_id
+
+from .basemanager import KernelSessionManager
+
+if TYPE_CHECKING:
+    from enterprise_gateway.drivers.webhook_rest import WebhookClient
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class WebhookKernelSessionManager(KernelSessionManager):
+    """Keeps sessions in a web service at ``webhook_url``.
+
+    It answers ``GET <url>`` with an array of objects whose ``kernel_session`` is ``{kernel id: record}``,
+    ``GET <url>/<kernel id>`` with one of them or 404, takes ``POST <url>/<kernel id>`` with the session as body, and
+    ``DELETE <url>`` with an array of kernel ids; the last two are answered by 204.
+    """
+
+    webhook_url = Unicode(None, config=True, allow_none=True, help="Address of the service. (EG_WEBHOOK_URL env var)")
+    webhook_username = Unicode(
+        None, config=True, allow_none=True, help="User name for the service. (EG_WEBHOOK_USERNAME env var)"
+    )
+    webhook_password = Unicode(
+        None, config=True, allow_none=True, help="Password for the service. (EG_WEBHOOK_PASSWORD env var)"
+    )
+    auth_type = CaselessStrEnum(
+        ["basic", "digest"],
+        None,
+        config=True,
+        allow_none=True,
+        help="How to log in to the service: basic, digest or None. (EG_AUTH_TYPE env var)",
+    )
+
+    @default("webhook_url")
+    def _default_webhook_url(self) -> str | None:
+        return envvars.EG_WEBHOOK_URL()
+
+    @default("webhook_username")
+    def _default_webhook_username(self) -> str | None:
+        return envvars.EG_WEBHOOK_USERNAME()
+
+    @default("webhook_password")
+    def _default_webhook_password(self) -> str | None:
+        return envvars.EG_WEBHOOK_PASSWORD()
+
+    @default("auth_type")
+    def _default_auth_type(self) -> str | None:
+        return envvars.EG_AUTH_TYPE() or None
+
+    def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
+        super().__init__(kernel_manager, **kwargs)
+        address = urlsplit(self.webhook_url or "")
+        if address.scheme == "http" and address.hostname not in _LOOPBACK:
+            self.log.warning("webhook_url is not https: the keys of kernels cross the network in clear.")
+
+    def load_sessions(self) -> None:
+        """Load every session of the service."""
+        if not self.enable_persistence:
+            return
+        entries = self._client().get_all()
+        for entry in entries:
+            try:
+                self._sessions.update(self._decode(entry))
+            except (ValueError, StoreUnavailableError) as error:
+                self.log.warning("A session of the web service cannot be used and stays where it is: %s", error)
+
+    def load_session(self, kernel_id: str) -> None:
+        """Load the session of one kernel, if the service has it."""
+        if not self.enable_persistence or not is_usable_id(kernel_id):
+            return
+        entry = self._client().get(quote(kernel_id))
+        if entry:
+            self._sessions.update(self._decode(entry))
+
+    def save_session(self, kernel_id: str) -> None:
+        """Send the session of one kernel to the service."""
+        if self.enable_persistence and kernel_id in self._sessions:
+            self._client().post(quote(kernel_id, safe=""), json.dumps(self.encode_session(kernel_id)))
+
+    def delete_sessions(self, kernel_ids: list[str]) -> None:
+        """Have the service remove the sessions of kernels."""
+        if self.enable_persistence and kernel_ids:
+            self._client().delete(json.dumps(kernel_ids))
+
+    def _decode(self, entry: Any) -> Session:
+        session = entry.get("kernel_session") if isinstance(entry, dict) else None
+        # Some services keep the body as the text they were sent.
+        return self.decode_session(json.loads(session) if isinstance(session, str) else session)
+
+    def _client(self) -> WebhookClient:
+        from enterprise_gateway.drivers.webhook_rest import WebhookClient
+
+        if not self.webhook_url:
+            raise ValueError("webhook_url is not configured")
+        return WebhookClient(
+            self.webhook_url,
+            auth_type=self.auth_type,
+            username=self.webhook_username or "",
+            password=self.webhook_password or "",
+            timeout=self.store_timeout,
+        )

@@ -1,0 +1,395 @@
+"""The gateway's one set of ZMQ sockets per kernel: connected once, any number of websockets attached.
+
+``KernelChannels`` lives from a kernel's start to its end. Output goes to every attached client, replies to the one
+whose session asked; what nobody is there to take is kept for replay. Restarts re-connect below the clients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+import zmq
+
+from ..core.connection import ConnectionInfo
+from .frames import FrameError, decode_header
+from .kernelconnection import KernelConnection
+from .kernelsockets import Log
+from .limits import ChannelLimits
+from .messages import KernelMessage
+from .outbox import TRY_AGAIN_LATER
+from .ratelimit import RateLimitedWarnings
+from .replay import Missed, ReplayLog
+
+__all__ = ["ChannelLimits", "ChannelsClient", "KernelChannels"]
+
+MAX_SESSIONS_PER_CLIENT = 1_000
+MAX_SESSION_ID_LENGTH = 256
+GOING_AWAY = 1001  # websocket close code
+
+
+class ChannelsClient(Protocol):
+    """What attaches: one websocket."""
+
+    def put(self, message: KernelMessage, *, unlimited: bool = False) -> None:
+        """Queue a message; ``unlimited`` when it is replayed."""
+
+    def flush(self) -> None:
+        """Send what is queued."""
+
+    def unsent(self) -> list[KernelMessage]:
+        """Return what was queued and has not been sent."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close the websocket: call :meth:`KernelChannels.leave` now, ``detach`` when it is closed."""
+
+    def abort(self) -> None:
+        """Cut the connection at once; nothing more goes out."""
+
+
+class KernelChannels:
+    """Relays between one kernel and its clients.
+
+    Made by the kernel's manager, which calls :meth:`connect` when the kernel has reported its ports and again after
+    each restart (with :meth:`announce_state` ``"restarting"`` before it), and :meth:`close` at the end. Must be used in
+    the event loop's thread. Requests of clients wait until output is known to arrive (at most
+    ``limits.info_timeout``), so that nothing of the first cell's output is lost.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_activity",
+        "_attachments",
+        "_batch",
+        "_clients",
+        "_connection",
+        "_is_dead",
+        "_last_cell",
+        "_leaving",
+        "_limits",
+        "_log",
+        "_replay",
+        "_routes",
+        "_warnings",
+        "busy_since",
+        "execution_state",
+        "kernel_id",
+        "on_change",
+    )
+
+    def __init__(
+        self, kernel_id: str, *, context: zmq.Context[zmq.Socket[bytes]], limits: ChannelLimits, log: Log
+    ) -> None:
+        self.kernel_id = kernel_id
+        self.execution_state = "starting"
+        self.busy_since: datetime | None = None
+        self.on_change: list[Callable[[KernelChannels], None]] = []
+        self._limits = limits
+        self._log = log
+        self._warnings = RateLimitedWarnings(log)
+        self._activity = time.time()
+        self._replay = ReplayLog(limits.replay, limits.detached_sessions, limits.detached_seconds)
+        self._attachments: dict[ChannelsClient, _Attachment] = {}
+        self._leaving: dict[ChannelsClient, str] = {}
+        self._clients: tuple[ChannelsClient, ...] = ()
+        self._routes: dict[str, ChannelsClient] = {}
+        self._batch: list[KernelMessage] = []
+        self._last_cell = b"{}"  # raw header of the request that was executed last
+        self._is_dead = False
+        self._connection = KernelConnection(
+            context=context,
+            limits=limits,
+            on_message=self._on_message,
+            on_batch=self._flush,
+            log=log,
+            warnings=self._warnings,
+        )
+
+    # -- the kernel's manager ------------------------------------------------------------------------------------
+
+    @property
+    def last_activity(self) -> datetime:
+        """When the kernel last showed activity (UTC), by jupyter_server's rules."""
+        return datetime.fromtimestamp(self._activity, timezone.utc)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are attached."""
+        return len(self._clients)
+
+    @property
+    def kernel_info(self) -> dict[str, Any] | None:
+        """The content of the kernel's ``kernel_info_reply``, None before it came."""
+        return self._connection.kernel_info
+
+    def connect(self, info: ConnectionInfo) -> None:
+        """Connect to the kernel, in place of an earlier connection; returns at once."""
+        self._connection.connect(info)
+        self._is_dead = False
+        self._set_state("starting")
+
+    def announce_state(self, state: str, reason: str = "") -> None:
+        """Tell all clients an execution state that the kernel cannot tell: ``restarting``, ``dead``.
+
+        After ``restarting`` the clients' messages wait until :meth:`connect`; after ``dead`` they are dropped.
+        """
+        if state in {"restarting", "dead"}:
+            self._connection.suspend()
+            self._is_dead = state == "dead"
+            if self._is_dead:
+                self._connection.drop_pending()
+        content = {"execution_state": state, "reason": reason} if reason else {"execution_state": state}
+        self._broadcast(self._connection.factory.make("iopub", "status", content))
+        self._flush()
+        self._set_state(state)
+
+    def tell(self, text: str) -> None:
+        """Show ``text`` to all clients as error output of the cell that was executed last."""
+        self._broadcast(self._notice(text, self._last_cell))
+        self._flush()
+
+    async def ready(self, timeout: float) -> dict[str, Any]:
+        """Wait until the kernel has answered and its output arrives; return its ``kernel_info_reply`` content.
+
+        Raises
+        ------
+        TimeoutError
+            It did not within ``timeout`` seconds.
+        ConnectionError
+            The kernel was restarted or shut down meanwhile.
+        """
+        return await self._connection.ready(timeout)
+
+    async def request(
+        self, msg_type: str, content: dict[str, Any], channel: str = "control", timeout: float = 5.0
+    ) -> dict[str, Any]:
+        """Send the gateway's own request and return the content of the kernel's reply.
+
+        Raises
+        ------
+        TimeoutError
+            No reply within ``timeout`` seconds.
+        ConnectionError
+            The kernel is not connected, or was restarted or shut down before it replied.
+        """
+        return await self._connection.request(msg_type, content, channel, timeout)
+
+    def post(self, msg_type: str, content: dict[str, Any], channel: str = "control") -> None:
+        """Send the gateway's own request without waiting for its reply; nothing when there is no connection."""
+        self._connection.post(msg_type, content, channel)
+
+    def close(self, reason: str = "the kernel was shut down") -> None:
+        """Close the sockets and every attached websocket, for good."""
+        self._connection.disconnect(reason)
+        self._connection.drop_pending()
+        self._is_dead = True
+        for client in self._clients:
+            client.close(GOING_AWAY, reason)
+        self._leaving.clear()
+        self._replay.clear()
+
+    # -- clients -------------------------------------------------------------------------------------------------
+
+    def attach(self, client: ChannelsClient, session_id: str) -> None:
+        """Add a websocket and replay to it what its session missed, or what nobody has seen.
+
+        An older websocket of the same session is closed: it is the one that the client has lost.
+        """
+        for older, attachment in list(self._attachments.items()):
+            if attachment.session_id == session_id:
+                older.close(GOING_AWAY, "another websocket with this session_id was opened")
+        for older, session in list(self._leaving.items()):
+            if session == session_id:
+                older.abort()
+                self.detach(older)
+        missed = self._replay.attach(session_id)
+        attachment = _Attachment(client, self._replay.number, session_id)
+        self._attachments[client] = attachment
+        self._clients = tuple(self._attachments)
+        for session in (session_id, *missed.sessions):
+            attachment.sessions[session] = None
+            self._routes[session] = client
+        self._send_missed(client, missed)
+        self._changed()
+
+    def leave(self, client: ChannelsClient) -> None:
+        """Put nothing more to a websocket that is about to close; what comes is kept for its session."""
+        attachment = self._attachments.pop(client, None)
+        if attachment is None:
+            return
+        self._clients = tuple(self._attachments)
+        for session in attachment.sessions:
+            if self._routes.get(session) is client:
+                del self._routes[session]
+        self._leaving[client] = attachment.session_id
+        self._replay.detach(attachment.session_id, attachment.sessions)
+        if not self._clients:
+            self._replay.start_unattended()
+        self._changed()
+
+    def detach(self, client: ChannelsClient) -> None:
+        """Forget a websocket that is closed; what it was not sent is kept for its session."""
+        self.leave(client)
+        session_id = self._leaving.pop(client, None)
+        if session_id is not None:
+            self._replay.keep_unsent(session_id, client.unsent())
+
+    def send(
+        self, client: ChannelsClient, channel: str, parts: list[bytes], header: dict[str, Any] | None = None
+    ) -> None:
+        """Pass on a client's message; ``header`` is the decoded ``parts[0]`` if the caller has it.
+
+        Raises
+        ------
+        FrameError
+            The header is malformed or the message cannot be sent on this channel.
+        """
+        header = decode_header(parts[0]) if header is None else header
+        attachment = self._attachments.get(client)
+        if attachment is None or self._is_dead:
+            return
+        if channel == "iopub":
+            raise FrameError("clients cannot send on the iopub channel")
+        allowed = self._limits.allowed_message_types
+        if allowed and header.get("msg_type") not in allowed:
+            raise FrameError("the message type is not allowed")
+        session = header.get("session", "")
+        if not isinstance(session, str) or len(session) > MAX_SESSION_ID_LENGTH:
+            raise FrameError("the session in the header is no identifier")
+        if session and self._routes.get(session) is not client:
+            self._learn(attachment, session)
+        if not self._connection.submit(channel, header.get("msg_type", ""), parts):
+            self._warnings.warn("A websocket was closed: it sends more than the kernel takes")
+            client.close(TRY_AGAIN_LATER, "too many messages wait for the kernel")
+
+    def _learn(self, attachment: _Attachment, session: str) -> None:
+        """Note that replies to ``session`` go to this websocket, and replay what waits for it."""
+        client = attachment.client
+        attachment.sessions[session] = None
+        if len(attachment.sessions) > MAX_SESSIONS_PER_CLIENT:
+            oldest = next(iter(attachment.sessions))
+            del attachment.sessions[oldest]
+            if self._routes.get(oldest) is client:
+                del self._routes[oldest]
+        self._routes[session] = client
+        if self._replay.has_sessions:
+            missed = self._replay.claim(session, attachment.number)
+            if missed is not None:
+                self._send_missed(client, missed)
+
+    def _send_missed(self, client: ChannelsClient, missed: Missed) -> None:
+        if missed.dropped:
+            self._log.warning("%d messages were dropped while no client was connected", missed.dropped)
+            text = f"[{missed.dropped} messages were dropped: more came than is kept while no client is connected]\n"
+            client.put(self._notice(text, missed.dropped_parent), unlimited=True)
+        for message in missed.messages:
+            client.put(message, unlimited=True)
+        client.flush()
+        for message in missed.messages:
+            message.forget_frames()
+
+    def _notice(self, text: str, raw_parent: bytes) -> KernelMessage:
+        return self._connection.factory.make("iopub", "stream", {"name": "stderr", "text": text}, raw_parent)
+
+    # -- from the kernel -----------------------------------------------------------------------------------------
+
+    def _on_message(self, message: KernelMessage) -> None:
+        if message.channel == "iopub":
+            if message.msg_type == "iopub_welcome":  # answers our subscription, not a client's
+                return
+            self._note_activity(message)
+            if message.parent.get("session") == self._connection.factory.session:
+                return
+        if message.size > self._limits.max_message:
+            self._refuse_large(message)
+            return
+        if not self._limits.allow_tracebacks and message.msg_type in {"error", "execute_reply"}:
+            message = self._without_traceback(message)
+        if message.channel == "iopub":
+            self._broadcast(message)
+        else:
+            self._reply(message)
+
+    def _reply(self, message: KernelMessage) -> None:
+        session = message.parent.get("session")
+        if not isinstance(session, str):
+            return
+        client = self._routes.get(session)
+        if client is not None:
+            client.put(message)
+        else:
+            self._replay.append(message, session)
+
+    def _refuse_large(self, message: KernelMessage) -> None:
+        self._warnings.warn("A message of %d bytes was dropped: it is over the limit", message.size)
+        text = f"[a {message.msg_type} message of {message.size} bytes was dropped: it is over the gateway's limit]\n"
+        self._broadcast(self._notice(text, message.parts[1]))
+
+    def _without_traceback(self, message: KernelMessage) -> KernelMessage:
+        try:
+            content = decode_header(message.parts[3])
+        except FrameError:
+            content = {"status": "error"}
+        if message.msg_type != "error" and content.get("status") != "error":
+            return message
+        replacement = {"ename": "ExecutionError", "evalue": "Execution error"}
+        return message.with_content({**content, **replacement, "traceback": [self._limits.traceback_replacement]})
+
+    def _broadcast(self, message: KernelMessage) -> None:
+        if self._replay.is_needed:
+            self._replay.append(message)
+        for client in self._clients:
+            client.put(message)
+        self._batch.append(message)
+
+    def _flush(self) -> None:
+        for client in self._clients:
+            client.flush()
+        for message in self._batch:
+            message.forget_frames()
+        self._batch.clear()
+
+    def _note_activity(self, message: KernelMessage) -> None:
+        """Follow execution state and activity, by the rules of jupyter_server's ``start_watching_activity``."""
+        untracked = self._limits.untracked_message_types
+        is_tracked = message.parent.get("msg_type") not in untracked
+        if is_tracked or message.msg_type not in untracked or self.execution_state == "busy":
+            self._activity = time.time()
+        if message.msg_type != "status":
+            return
+        try:
+            state = decode_header(message.parts[3]).get("execution_state")
+        except FrameError:
+            return
+        if not isinstance(state, str):
+            return
+        if is_tracked:
+            if message.parent.get("msg_type") == "execute_request":
+                self._last_cell = message.parts[1]
+            self._set_state(state)
+        elif self.execution_state == "starting" and state != "starting":
+            self._set_state("idle")
+
+    def _set_state(self, state: str) -> None:
+        if state != self.execution_state:
+            self.execution_state = state
+            self.busy_since = datetime.now(timezone.utc) if state == "busy" else None
+            self._changed()
+
+    def _changed(self) -> None:
+        for callback in self.on_change:
+            callback(self)
+
+
+class _Attachment:
+    """One attached client, the sessions seen on it (oldest first), and where in the log it began."""
+
+    __slots__ = ("client", "number", "session_id", "sessions")
+
+    def __init__(self, client: ChannelsClient, number: int, session_id: str) -> None:
+        self.client = client
+        self.number = number
+        self.session_id = session_id
+        self.sessions: dict[str, None] = {}

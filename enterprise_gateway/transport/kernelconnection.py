@@ -1,0 +1,304 @@
+"""The gateway's side of the conversation with a kernel: what may be sent when, and the gateway's own requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from ..core.connection import ConnectionInfo
+from .frames import FrameError, decode_header
+from .kernelsockets import KernelSockets, Log
+from .limits import ChannelLimits
+from .messages import KernelMessage, MessageFactory
+from .ratelimit import RateLimitedWarnings
+
+STDIN_CONNECT_SECONDS = 5.0
+
+# Inside a JSON string the quotes would be escaped: this can only be the member itself.
+_ALLOWS_STDIN = re.compile(rb'"allow_stdin"\s*:\s*true').search
+
+
+class KernelConnection:
+    """Survives restarts: holds back what clients send until the (new) kernel can take it without loss.
+
+    A new subscription reaches the kernel some time after it was made; only output that arrives shows that it has. So
+    after :meth:`connect` the kernel is *nudged* with ``kernel_info_request`` until a reply and any output have come
+    (or ``info_timeout`` is over), and shell requests wait for that output.
+
+    Parameters
+    ----------
+    on_message
+        Gets every message of the kernel but replies to the gateway's own requests.
+    on_batch
+        Called when no more messages are at hand.
+    """
+
+    __slots__ = (
+        "_context",
+        "_is_holding_stdin",
+        "_is_live",
+        "_is_up",
+        "_limits",
+        "_log",
+        "_nudge_count",
+        "_nudge_end",
+        "_nudge_timer",
+        "_on_batch",
+        "_on_message",
+        "_pending",
+        "_pending_bytes",
+        "_requests",
+        "_sockets",
+        "_stdin_timer",
+        "_waiters",
+        "_warnings",
+        "factory",
+        "kernel_info",
+    )
+
+    def __init__(
+        self,
+        *,
+        context: zmq.Context[zmq.Socket[bytes]],
+        limits: ChannelLimits,
+        on_message: Callable[[KernelMessage], None],
+        on_batch: Callable[[], None],
+        log: Log,
+        warnings: RateLimitedWarnings,
+    ) -> None:
+        self.factory = MessageFactory()
+        self.kernel_info: dict[str, Any] | None = None
+        self._context = context
+        self._limits = limits
+        self._on_message = on_message
+        self._on_batch = on_batch
+        self._log = log
+        self._warnings = warnings
+        self._sockets: KernelSockets | None = None
+        self._is_up = False  # connected, and no restart under way
+        self._is_live = False  # output is known to arrive
+        self._is_holding_stdin = False  # a shell request waits for the stdin socket
+        self._stdin_timer: asyncio.TimerHandle | None = None
+        self._nudge_timer: asyncio.TimerHandle | None = None
+        self._nudge_count = 0
+        self._nudge_end = 0.0
+        self._pending: list[tuple[str, list[bytes], bool]] = []
+        self._pending_bytes = 0
+        self._waiters: list[asyncio.Future[dict[str, Any]]] = []
+        self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def connect(self, info: ConnectionInfo) -> None:
+        """Connect to the kernel, in place of an earlier connection; returns at once."""
+        self.disconnect("the kernel was restarted")
+        self._sockets = KernelSockets(
+            info,
+            context=self._context,
+            max_frame_bytes=2 * self._limits.max_message,
+            on_message=self._receive,
+            on_batch=self._on_batch,
+            log=self._log,
+            warnings=self._warnings,
+        )
+        self._is_up = True
+        self.kernel_info = None
+        self._nudge_count = 0
+        self._nudge_end = time.monotonic() + self._limits.info_timeout
+        self._nudge()
+        self._pump()
+
+    def disconnect(self, reason: str) -> None:
+        """Close the sockets after taking in what has arrived; requests of the gateway fail with ``reason``."""
+        self.suspend()
+        self._cancel_stdin_timer()
+        self._is_holding_stdin = False
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None
+        for future in (*self._requests.values(), *self._waiters):
+            if not future.done():
+                future.set_exception(ConnectionError(reason))
+
+    def suspend(self) -> None:
+        """Take in what has arrived; from now on keep what clients send until the next :meth:`connect`."""
+        if self._sockets is not None:
+            self._sockets.drain()
+        self._is_up = self._is_live = False
+        self._cancel_nudge()
+
+    def drop_pending(self) -> None:
+        """Give up what clients have sent and the kernel has not got."""
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    # -- requests of the gateway ---------------------------------------------------------------------------------
+
+    async def ready(self, timeout: float) -> dict[str, Any]:
+        """Wait until the kernel has answered and its output arrives; see :meth:`KernelChannels.ready`."""
+        if self.kernel_info is not None and self._is_live:
+            return self.kernel_info
+        future = asyncio.get_running_loop().create_future()
+        self._waiters.append(future)
+        try:
+            return await _within(future, timeout, "the kernel did not answer a kernel_info_request")
+        finally:
+            self._waiters.remove(future)
+
+    async def request(self, msg_type: str, content: dict[str, Any], channel: str, timeout: float) -> dict[str, Any]:
+        """Send a request of the gateway and return the reply's content; see :meth:`KernelChannels.request`."""
+        if self._sockets is None:
+            raise ConnectionError("the kernel is not connected")
+        message = self.factory.make(channel, msg_type, content)
+        future = asyncio.get_running_loop().create_future()
+        self._requests[message.header["msg_id"]] = future
+        try:
+            self._sockets.send(channel, message.parts)
+            return await _within(future, timeout, f"the kernel did not answer a {msg_type}")
+        finally:
+            del self._requests[message.header["msg_id"]]
+
+    def post(self, msg_type: str, content: dict[str, Any], channel: str) -> None:
+        """Send a request of the gateway whose reply nobody waits for, if there is a connection."""
+        if self._sockets is not None:
+            self._sockets.send(channel, self.factory.make(channel, msg_type, content).parts)
+
+    # -- requests of clients -------------------------------------------------------------------------------------
+
+    def submit(self, channel: str, msg_type: str, parts: list[bytes]) -> bool:
+        """Send a client's message now or as soon as possible; False when more waits than may wait."""
+        needs_stdin = msg_type == "execute_request" and _ALLOWS_STDIN(parts[3]) is not None
+        sockets = self._sockets
+        if sockets is not None and not self._pending and self._may_send(sockets, channel, needs_stdin):
+            sockets.send(channel, parts)
+        else:
+            self._pending.append((channel, parts, needs_stdin))
+            self._pending_bytes += sum(map(len, parts))
+            if channel != "shell":
+                self._pump()
+        waiting = self._pending_bytes + (sockets.waiting_bytes if sockets is not None else 0)
+        return waiting <= self._limits.pending or waiting <= sum(map(len, parts))
+
+    def _may_send(self, sockets: KernelSockets, channel: str, needs_stdin: bool) -> bool:
+        """Whether a message may go out now; opens the stdin socket when that is needed first."""
+        if not self._is_up:
+            return False
+        if channel != "shell":
+            return True
+        if not self._is_live or self._is_holding_stdin:
+            return False
+        if needs_stdin and not sockets.has_stdin:
+            self._hold_for_stdin(sockets)
+            return False
+        return True
+
+    def _pump(self) -> None:
+        """Send what may go out now, keeping the order within each channel."""
+        sockets = self._sockets
+        if sockets is None:
+            return
+        entries, self._pending = self._pending, []
+        for entry in entries:
+            channel, parts, needs_stdin = entry
+            if self._may_send(sockets, channel, needs_stdin):
+                self._pending_bytes -= sum(map(len, parts))
+                sockets.send(channel, parts)
+            else:
+                self._pending.append(entry)
+
+    def _hold_for_stdin(self, sockets: KernelSockets) -> None:
+        """Connect stdin; shell requests wait for it, for a kernel drops a prompt that it cannot route."""
+        self._is_holding_stdin = True
+        sockets.open_stdin(self._release_stdin)
+        self._stdin_timer = asyncio.get_running_loop().call_later(STDIN_CONNECT_SECONDS, self._release_stdin)
+
+    def _release_stdin(self) -> None:
+        self._cancel_stdin_timer()
+        self._is_holding_stdin = False
+        self._pump()
+
+    def _cancel_stdin_timer(self) -> None:
+        if self._stdin_timer is not None:
+            self._stdin_timer.cancel()
+            self._stdin_timer = None
+
+    # -- finding out that output arrives -------------------------------------------------------------------------
+
+    def _nudge(self) -> None:
+        """Ask for kernel info, and again later until a reply and some output have come."""
+        if self._sockets is None:
+            return
+        if time.monotonic() >= self._nudge_end:
+            self._log.warning(
+                "The kernel has sent no %s within %g s; messages are passed on nevertheless",
+                "output" if self.kernel_info is not None else "kernel_info_reply",
+                self._limits.info_timeout,
+            )
+            self._cancel_nudge()
+            self._go_live()
+            return
+        self._sockets.send("shell", self.factory.make("shell", "kernel_info_request", {}).parts)
+        self._nudge_in(0.1 if self.kernel_info is not None else min(0.5 * 2**self._nudge_count, 5.0))
+        self._nudge_count += 1
+
+    def _nudge_in(self, delay: float) -> None:
+        self._cancel_nudge()
+        remaining = max(0.0, self._nudge_end - time.monotonic())
+        self._nudge_timer = asyncio.get_running_loop().call_later(min(delay, remaining), self._nudge)
+
+    def _cancel_nudge(self) -> None:
+        if self._nudge_timer is not None:
+            self._nudge_timer.cancel()
+            self._nudge_timer = None
+
+    def _go_live(self) -> None:
+        self._is_live = True
+        self._check_ready()
+        self._pump()
+
+    def _check_ready(self) -> None:
+        if self.kernel_info is None or not self._is_live:
+            return
+        self._cancel_nudge()
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(self.kernel_info)
+
+    # -- from the kernel -----------------------------------------------------------------------------------------
+
+    def _receive(self, message: KernelMessage) -> None:
+        if message.channel == "iopub":
+            if not self._is_live and self._is_up:
+                self._go_live()
+            self._on_message(message)
+        elif message.parent.get("session") == self.factory.session:
+            self._on_own_reply(message)
+        else:
+            self._on_message(message)
+
+    def _on_own_reply(self, message: KernelMessage) -> None:
+        try:
+            content = decode_header(message.parts[3])
+        except FrameError as error:
+            self._warnings.warn("A reply to the gateway was dropped: %s", error)
+            return
+        if message.msg_type == "kernel_info_reply":
+            self.kernel_info = content
+            self._check_ready()
+            if not self._is_live and self._is_up:
+                self._nudge_in(0.02)
+        future = self._requests.get(message.parent.get("msg_id", ""))
+        if future is not None and not future.done():
+            future.set_result(content)
+
+
+async def _within(future: asyncio.Future[dict[str, Any]], timeout: float, failure: str) -> dict[str, Any]:
+    try:
+        return await asyncio.wait_for(future, timeout)
+    except asyncio.TimeoutError:  # not the built-in TimeoutError before Python 3.11
+        raise TimeoutError(f"{failure} within {timeout:g} s") from None

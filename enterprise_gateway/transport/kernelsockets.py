@@ -1,0 +1,165 @@
+"""The ZMQ sockets of one incarnation of a kernel, with its key: messages out, checked messages in."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from ..core.connection import ConnectionInfo
+from .frames import FrameError, decode_header
+from .messages import KernelMessage, Signer
+from .ratelimit import RateLimitedWarnings
+from .zmqsocket import ZmqSocket
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+class KernelSockets:
+    """Shell and iopub are connected at once, control and stdin when first needed: each costs 31 kB in libzmq.
+
+    Parameters
+    ----------
+    max_frame_bytes
+        Above this size libzmq cuts the connection; guards the gateway's memory.
+    on_message
+        Gets each authentic message of the kernel.
+    on_batch
+        Called when no more messages are at hand.
+    """
+
+    __slots__ = (
+        "_context",
+        "_identity",
+        "_info",
+        "_log",
+        "_max_frame_bytes",
+        "_on_batch",
+        "_on_message",
+        "_parent",
+        "_parent_raw",
+        "_signer",
+        "_sockets",
+        "_warnings",
+    )
+
+    def __init__(
+        self,
+        info: ConnectionInfo,
+        *,
+        context: zmq.Context[zmq.Socket[bytes]],
+        max_frame_bytes: int,
+        on_message: Callable[[KernelMessage], None],
+        on_batch: Callable[[], None],
+        log: Log,
+        warnings: RateLimitedWarnings,
+    ) -> None:
+        self._info = info
+        self._context = context
+        self._max_frame_bytes = max_frame_bytes
+        self._on_message = on_message
+        self._on_batch = on_batch
+        self._log = log
+        self._warnings = warnings
+        self._signer = Signer(info.key, info.signature_scheme)
+        # One for all DEALERs: kernels send a prompt on stdin to whom the request on shell came from.
+        self._identity = uuid.uuid4().hex.encode()
+        self._parent_raw, self._parent = b"", dict[str, Any]()
+        self._sockets: dict[str, ZmqSocket] = {}
+        self._open("iopub", info.iopub_port, self._on_iopub, on_batch)
+        self._open("shell", info.shell_port, self._on_shell, self._after_shell)
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether the stdin socket was opened."""
+        return "stdin" in self._sockets
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the kernel has not taken yet, beyond what libzmq keeps."""
+        return sum(socket.waiting_bytes for socket in self._sockets.values())
+
+    def send(self, channel: str, parts: list[bytes]) -> None:
+        """Sign and send a message on ``shell``, ``control`` or ``stdin``."""
+        socket = self._sockets.get(channel)
+        if socket is None:
+            socket = self.open_stdin() if channel == "stdin" else self._open_control()
+        socket.send(self._signer.wrap(parts))
+
+    def open_stdin(self, on_connected: Callable[[], None] | None = None) -> ZmqSocket:
+        """Connect the stdin socket; ``on_connected`` is called when the kernel can send to it."""
+        return self._open("stdin", self._info.stdin_port, self._on_stdin, self._on_batch, on_connected)
+
+    def drain(self) -> None:
+        """Take in what has arrived, output first."""
+        for socket in list(self._sockets.values()):
+            socket.drain()
+
+    def close(self) -> None:
+        """Close all sockets at once."""
+        for socket in self._sockets.values():
+            socket.close()
+
+    def _open_control(self) -> ZmqSocket:
+        return self._open("control", self._info.control_port, self._on_control, self._on_batch)
+
+    def _open(
+        self,
+        channel: str,
+        port: int,
+        on_message: Callable[[list[bytes]], int],
+        on_batch: Callable[[], None],
+        on_connected: Callable[[], None] | None = None,
+    ) -> ZmqSocket:
+        is_iopub = channel == "iopub"
+        socket = self._sockets[channel] = ZmqSocket(
+            self._context,
+            zmq.SUB if is_iopub else zmq.DEALER,
+            self._info,
+            port,
+            identity=b"" if is_iopub else self._identity,
+            max_frame_bytes=self._max_frame_bytes,
+            on_message=on_message,
+            on_batch=on_batch,
+            on_connected=on_connected,
+            log=self._log,
+        )
+        return socket
+
+    def _on_iopub(self, frames: list[bytes]) -> int:
+        return self._take("iopub", frames)
+
+    def _on_shell(self, frames: list[bytes]) -> int:
+        return self._take("shell", frames)
+
+    def _on_control(self, frames: list[bytes]) -> int:
+        return self._take("control", frames)
+
+    def _on_stdin(self, frames: list[bytes]) -> int:
+        return self._take("stdin", frames)
+
+    def _after_shell(self) -> None:
+        # Output that has arrived by now was sent before the reply: some clients stop listening at the reply.
+        self._sockets["iopub"].drain()
+        self._on_batch()
+
+    def _take(self, channel: str, frames: list[bytes]) -> int:
+        """Check and decode a message, hand it on, return its size."""
+        try:
+            parts = self._signer.unwrap(frames)
+            header = decode_header(parts[0])
+            if not isinstance(header.get("msg_type"), str):
+                raise FrameError("the header has no msg_type")
+            if parts[1] != self._parent_raw:
+                # One request's output has one parent: decoding it once does for all of it.
+                self._parent = {} if parts[1] in {b"", b"null"} else decode_header(parts[1])
+                self._parent_raw = parts[1]
+        except FrameError as error:
+            self._warnings.warn("A message on the kernel's %s channel was dropped: %s", channel, error)
+            return sum(map(len, frames))
+        message = KernelMessage(channel, header, self._parent, parts)
+        self._on_message(message)
+        return message.size

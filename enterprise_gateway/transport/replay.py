@@ -1,0 +1,222 @@
+"""What clients missed: one bounded log per kernel, and for each detached session how far it had come."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+
+from .messages import KernelMessage
+
+_NOBODY = ""  # addressed to no session in particular
+
+
+class DetachedSession:
+    """A session whose websocket is gone: it has seen everything up to number ``cursor``, except ``unsent``."""
+
+    __slots__ = ("aliases", "cursor", "dropped", "dropped_parent", "session_id", "since", "unsent")
+
+    def __init__(self, session_id: str, aliases: Collection[str], cursor: int, since: float) -> None:
+        self.session_id = session_id
+        self.aliases = frozenset(aliases) | {session_id}
+        self.cursor = cursor
+        self.since = since
+        self.unsent: list[KernelMessage] = []
+        self.dropped = 0
+        self.dropped_parent = b"{}"
+
+    def wants(self, recipient: str | None) -> bool:
+        """Whether a message to ``recipient`` (None: everybody) is for this session."""
+        return recipient is None or recipient in self.aliases
+
+    def count_dropped(self, message: KernelMessage) -> None:
+        """Note that a message is lost for this session, and in which cell to say so."""
+        self.dropped += 1
+        if message.parent.get("msg_type") == "execute_request":
+            self.dropped_parent = message.parts[1]
+
+
+class Missed:
+    """What one client has to be sent: the messages that are left, and how many are not.
+
+    ``sessions`` are the other sessions that the client's earlier websocket carried.
+    """
+
+    __slots__ = ("dropped", "dropped_parent", "messages", "sessions")
+
+    def __init__(self) -> None:
+        self.sessions: Collection[str] = ()
+        self.messages: list[KernelMessage] = []
+        self.dropped = 0
+        self.dropped_parent = b"{}"
+
+
+class ReplayLog:
+    """Messages that a client may still come back for, numbered in the order of their arrival.
+
+    Parameters
+    ----------
+    max_bytes
+        The oldest messages go when more than this is kept, and the same for unsent ones; 0 keeps nothing.
+    max_sessions
+        How many detached sessions are remembered.
+    max_age
+        Seconds after which a detached session is forgotten.
+    clock
+        Returns seconds; tests inject their own.
+    """
+
+    __slots__ = ("_bytes", "_clock", "_detached", "_entries", "_max_age", "_max_bytes", "_max_sessions", "_number",
+                 "_unattended")  # fmt: skip
+
+    def __init__(
+        self, max_bytes: int, max_sessions: int, max_age: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._max_sessions = max_sessions
+        self._max_age = max_age
+        self._clock = clock
+        self._entries: deque[tuple[int, str | None, KernelMessage]] = deque()
+        self._bytes = 0
+        self._number = 0
+        self._detached: dict[str, DetachedSession] = {}
+        # Stands for whoever attaches first after nobody was attached.
+        self._unattended: DetachedSession | None = None
+        self.start_unattended()
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anybody may come back for messages that arrive now."""
+        return bool(self._max_bytes and (self._unattended is not None or self._detached))
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether any detached session is remembered."""
+        return bool(self._detached)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept now."""
+        return self._bytes
+
+    @property
+    def number(self) -> int:
+        """The number of the newest message."""
+        return self._number
+
+    def append(self, message: KernelMessage, recipient: str | None = None) -> None:
+        """Keep a message for the sessions that are away: for all (None), or for the one named ``recipient``."""
+        self._forget_expired()
+        if not self.is_needed:
+            return
+        if recipient is not None and self._unattended is None and not self._is_known(recipient):
+            return
+        self._number += 1
+        self._entries.append((self._number, recipient, message))
+        self._bytes += message.size
+        while self._bytes > self._max_bytes:
+            self._drop_oldest()
+
+    def detach(self, session_id: str, aliases: Collection[str]) -> None:
+        """Remember a session whose websocket is closed, or being closed."""
+        if not self._max_bytes:
+            return
+        self._detached.pop(session_id, None)
+        while len(self._detached) >= self._max_sessions:
+            del self._detached[next(iter(self._detached))]
+        self._detached[session_id] = DetachedSession(session_id, aliases, self._number, self._clock())
+
+    def keep_unsent(self, session_id: str, messages: Collection[KernelMessage]) -> None:
+        """Keep what had been queued for a detached session's websocket and did not go out."""
+        session = self._detached.get(session_id)
+        if session is None:
+            return
+        session.unsent.extend(messages)
+        excess = sum(message.size for other in self._detached.values() for message in other.unsent) - self._max_bytes
+        for other in self._detached.values():
+            count = 0
+            while count < len(other.unsent) and excess > 0:
+                message = other.unsent[count]
+                other.count_dropped(message)
+                excess -= message.size
+                count += 1
+            del other.unsent[:count]
+
+    def start_unattended(self) -> None:
+        """Say that nobody is attached any more: what comes now is for the next one who is."""
+        if self._max_bytes:
+            self._unattended = DetachedSession(_NOBODY, (), self._number, self._clock())
+
+    def attach(self, session_id: str) -> Missed:
+        """Return what a client that attaches has to get: its own gap, or else what nobody has seen."""
+        unattended, self._unattended = self._unattended, None
+        own = self._pop(session_id)
+        missed = self._collect(own or unattended, self._number)
+        self._trim()
+        return missed
+
+    def claim(self, session_id: str, up_to: int) -> Missed | None:
+        """Return the gap of a detached session that shows up on a websocket attached at number ``up_to``."""
+        own = self._pop(session_id)
+        if own is None:
+            return None
+        missed = self._collect(own, up_to)
+        self._trim()
+        return missed
+
+    def clear(self) -> None:
+        """Forget messages and sessions."""
+        self._entries.clear()
+        self._detached.clear()
+        self._bytes = 0
+
+    def _forget_expired(self) -> None:
+        """Forget sessions that have been away too long; the longest away comes first."""
+        while self._detached:
+            session = next(iter(self._detached.values()))
+            if self._clock() - session.since <= self._max_age:
+                return
+            del self._detached[session.session_id]
+            self._trim()
+
+    def _pop(self, session_id: str) -> DetachedSession | None:
+        for name, session in self._detached.items():
+            if session_id in session.aliases:
+                return self._detached.pop(name)
+        return None
+
+    def _is_known(self, recipient: str) -> bool:
+        return any(recipient in session.aliases for session in self._detached.values())
+
+    def _collect(self, session: DetachedSession | None, up_to: int) -> Missed:
+        missed = Missed()
+        if session is None:
+            return missed
+        missed.messages.extend(session.unsent)
+        missed.dropped, missed.dropped_parent = session.dropped, session.dropped_parent
+        anything = session.session_id == _NOBODY
+        missed.sessions = () if anything else session.aliases
+        for number, recipient, message in self._entries:
+            # Broadcasts end where the new websocket's own began; replies have waited for this session alone.
+            is_new = number > session.cursor and (number <= up_to or recipient is not None)
+            if is_new and (anything or session.wants(recipient)):
+                missed.messages.append(message)
+        return missed
+
+    def _drop_oldest(self) -> None:
+        number, recipient, message = self._entries.popleft()
+        self._bytes -= message.size
+        for session in self._everyone():
+            if number > session.cursor and (session.session_id == _NOBODY or session.wants(recipient)):
+                session.count_dropped(message)
+
+    def _everyone(self) -> Iterator[DetachedSession]:
+        yield from self._detached.values()
+        if self._unattended is not None:
+            yield self._unattended
+
+    def _trim(self) -> None:
+        """Drop what everybody who may come back has seen."""
+        seen = min((session.cursor for session in self._everyone()), default=self._number)
+        while self._entries and self._entries[0][0] <= seen:
+            self._bytes -= self._entries.popleft()[2].size

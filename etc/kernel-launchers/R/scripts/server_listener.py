@@ -1,0 +1,1 @@
+../../python/scripts/launch_ipykernel.py

@@ -1,0 +1,1 @@
+../../../kernel-launchers/spark/options.sh

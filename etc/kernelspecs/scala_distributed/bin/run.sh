@@ -1,0 +1,1 @@
+../../spark_scala_yarn_client/bin/run.sh
