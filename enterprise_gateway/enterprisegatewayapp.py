@@ -37,7 +37,11 @@ from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
-from .services.sessions.kernelsessionmanager import FileKernelSessionManager, WebhookKernelSessionManager
+from .services.sessions.kernelsessionmanager import (
+    FileKernelSessionManager,
+    SQLKernelSessionManager,
+    WebhookKernelSessionManager,
+)
 from .services.sessions.sessionmanager import SessionManager
 
 # The tornado settings that follow an option, and how its value is written there.
@@ -99,6 +103,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         KernelSpecCache,
         FileKernelSessionManager,
         WebhookKernelSessionManager,
+        SQLKernelSessionManager,
         RemoteMappingKernelManager,
         RemoteKernelManager,
     ]
@@ -280,7 +285,14 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
         base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
-        services = [*api_handlers, *kernel_handlers, *websocket_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
+        services = [
+            *api_handlers,
+            *kernel_handlers,
+            *websocket_handlers,
+            *kernelspec_handlers,
+            *session_handlers,
+            *other_handlers,
+        ]
         handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
@@ -383,6 +395,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         try:
             await self._stop_requested.wait()
         finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
             await self.stop()
 
     def request_stop(self) -> None:
