@@ -156,7 +156,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     @observe("config")
     def _config_changed(self, change: Bunch) -> None:
         # Not the application's own observer: it logs the configuration, and with it the token.
-        Configurable._config_changed(self, change)  # noqa: SLF001
+        Configurable._config_changed(self, change)
 
     # -- Configuration files
 
@@ -172,7 +172,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         else:
             named = [str(Path(path, self.config_file_name)) for path in self.config_file_paths]
         stems = [str(Path(path, "jupyter_config")) for path in self.config_file_paths] + named
-        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]  # noqa: PTH122
+        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]
 
     def read_config_files(self) -> Config:
         """Return what the config files hold now, without applying it; blocks."""
@@ -379,7 +379,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def serve(self) -> None:
         """Take stored kernels over, accept requests, and stop in order when told to."""
-        assert self.http_server is not None  # noqa: S101 - made by initialize()
+        assert self.http_server is not None
         self._stop_requested = asyncio.Event()
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
@@ -437,7 +437,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         loop.add_signal_handler(signal.SIGINT, self._stop_on_signal, signal.SIGINT)
 
     def _stop_on_signal(self, signum: signal.Signals) -> None:
-        assert self._stop_requested is not None  # noqa: S101 - handlers are set after it
+        assert self._stop_requested is not None
         if self._stop_requested.is_set() and signum == signal.SIGINT:
             self.log.critical("Interrupted again: ending at once; kernels may be left running.")
             os._exit(128 + signum)
