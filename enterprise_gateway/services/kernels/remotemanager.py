@@ -57,7 +57,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     kernel_info_timeout = Float(
         60.0,
         config=True,
-        help="Seconds a kernel may take to answer the first kernel_info_request before its messages are forwarded anyway.",
+        help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
     )
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
