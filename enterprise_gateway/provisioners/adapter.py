@@ -64,7 +64,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await self.process_proxy.prepare()
         else:
-            self._write_connection_file()
+            await self._write_connection_file()
         values = {
             "connection_file": manager.connection_file,
             "prefix": sys.prefix,
@@ -78,7 +78,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         command = kernelargs.fill(self.kernel_spec.argv + kwargs.pop("extra_arguments", []), {**values, **kwargs})
         return {"cmd": command, "env": env, **kwargs}
 
-    def _write_connection_file(self) -> None:
+    async def _write_connection_file(self) -> None:
         """Choose the five ports at the first launch, keep them at a relaunch, and write the connection file."""
         manager, proxy = self.parent, self.process_proxy
         assert proxy is not None
@@ -87,13 +87,14 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             for name, port in zip(CHANNELS, self._ports, strict=True):
                 setattr(manager, name, port)
         manager.provide_curve_keys()
-        manager.write_connection_file()
+        await offload(manager.write_connection_file)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Have the proxy launch the kernel; return the connection information."""
         assert self.process_proxy is not None
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
+        await self.parent.resources.turns.come()
         await self.process_proxy.launch_process(cmd, **kwargs)
         connection = getattr(self.process_proxy, "connection", None)
         return connection.to_dict() if connection is not None else self.parent.get_connection_info()  # type: ignore[no-any-return]
