@@ -37,7 +37,11 @@ from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
-from .services.sessions.kernelsessionmanager import FileKernelSessionManager, WebhookKernelSessionManager
+from .services.sessions.kernelsessionmanager import (
+    FileKernelSessionManager,
+    SQLKernelSessionManager,
+    WebhookKernelSessionManager,
+)
 from .services.sessions.sessionmanager import SessionManager
 
 # The tornado settings that follow an option, and how its value is written there.
@@ -99,6 +103,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         KernelSpecCache,
         FileKernelSessionManager,
         WebhookKernelSessionManager,
+        SQLKernelSessionManager,
         RemoteMappingKernelManager,
         RemoteKernelManager,
     ]
@@ -151,7 +156,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     @observe("config")
     def _config_changed(self, change: Bunch) -> None:
         # Not the application's own observer: it logs the configuration, and with it the token.
-        Configurable._config_changed(self, change)  # noqa: SLF001
+        Configurable._config_changed(self, change)
 
     # -- Configuration files
 
@@ -167,7 +172,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         else:
             named = [str(Path(path, self.config_file_name)) for path in self.config_file_paths]
         stems = [str(Path(path, "jupyter_config")) for path in self.config_file_paths] + named
-        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]  # noqa: PTH122
+        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]
 
     def read_config_files(self) -> Config:
         """Return what the config files hold now, without applying it; blocks."""
@@ -280,7 +285,14 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
         base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
-        services = [*api_handlers, *kernel_handlers, *websocket_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
+        services = [
+            *api_handlers,
+            *kernel_handlers,
+            *websocket_handlers,
+            *kernelspec_handlers,
+            *session_handlers,
+            *other_handlers,
+        ]
         handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
@@ -367,7 +379,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def serve(self) -> None:
         """Take stored kernels over, accept requests, and stop in order when told to."""
-        assert self.http_server is not None  # noqa: S101 - made by initialize()
+        assert self.http_server is not None
         self._stop_requested = asyncio.Event()
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
@@ -383,6 +395,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         try:
             await self._stop_requested.wait()
         finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
             await self.stop()
 
     def request_stop(self) -> None:
@@ -424,7 +437,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         loop.add_signal_handler(signal.SIGINT, self._stop_on_signal, signal.SIGINT)
 
     def _stop_on_signal(self, signum: signal.Signals) -> None:
-        assert self._stop_requested is not None  # noqa: S101 - handlers are set after it
+        assert self._stop_requested is not None
         if self._stop_requested.is_set() and signum == signal.SIGINT:
             self.log.critical("Interrupted again: ending at once; kernels may be left running.")
             os._exit(128 + signum)
