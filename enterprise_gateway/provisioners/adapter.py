@@ -101,10 +101,9 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         await self.parent.resources.turns.come()
         await self.process_proxy.launch_process(cmd, **kwargs)
         connection = getattr(self.process_proxy, "connection", None)
-        info: dict[str, Any] = (
-            connection.to_dict() if connection is not None else dict(self.parent.get_connection_info())
-        )
-        return info
+        if connection is None:
+            return dict(self.parent.get_connection_info())
+        return {**connection.to_dict(), "key": connection.key}  # bytes, as the manager compares it with its own
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives."""
