@@ -158,6 +158,7 @@ class ResponseServer:
         self._connections: dict[_Connection, None] = {}
         self._queue: deque[tuple[Envelope, str]] = deque()
         self._server: asyncio.Server | None = None
+        self._starting = asyncio.Lock()
         self._keys: KeyPair | None = None
 
     @classmethod
@@ -190,15 +191,18 @@ class ResponseServer:
         return self._keys.public_key
 
     async def start(self) -> None:
-        """Make the keys, and listen on the first free port.
+        """Make the keys, and listen on the first free port; the first launches call it, several at once.
 
         Raises
         ------
         OSError
             No port was free, or the address is not one of this host's.
         """
-        if self._server is not None:
-            return
+        async with self._starting:
+            if self._server is None:
+                await self._start()
+
+    async def _start(self) -> None:
         keys = self._keys or await offload(KeyPair.generate)
         listening = await self._bind()
         self._server = await asyncio.get_running_loop().create_server(

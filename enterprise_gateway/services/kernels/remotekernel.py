@@ -114,6 +114,7 @@ class RemoteKernelManager(AsyncKernelManager):
         self._ready = asyncio.get_running_loop().create_future()
         self.started = datetime.now(timezone.utc)
         try:
+            await self.resources.turns.come()
             command, kwargs = await self._async_pre_start_kernel(**kwargs)
             await self._async_launch_kernel(command, **kwargs)
             await self._async_post_start_kernel(**kwargs)
