@@ -15,7 +15,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
@@ -33,6 +33,7 @@ from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
 from .services.kernels.remotemanager import RemoteKernelManager, RemoteMappingKernelManager
+from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
@@ -62,14 +63,16 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
+            "ws_queue_limit",
         )
     },
     "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),
     "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
 }
 
+# Numbers of the ssl module's PROTOCOL_ constants; naming those is deprecated.
 TLS_VERSIONS = {
-    ssl.PROTOCOL_TLSv1_2.value: ssl.TLSVersion.TLSv1_2,
+    5: ssl.TLSVersion.TLSv1_2,
     4: ssl.TLSVersion.TLSv1_1,
     3: ssl.TLSVersion.TLSv1,
 }
@@ -102,7 +105,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         RemoteKernelManager,
     ]
 
-    aliases: ClassVar[dict[str, Any]] = {
+    aliases = {
         **base_aliases,
         "ip": "EnterpriseGatewayApp.ip",
         "port": "EnterpriseGatewayApp.port",
@@ -112,9 +115,9 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         "client-ca": "EnterpriseGatewayApp.client_ca",
         "ssl_version": "EnterpriseGatewayApp.ssl_version",
     }
-    flags: ClassVar[dict[str, Any]] = dict(base_flags)
+    flags = dict(base_flags)
 
-    _log_formatter_cls = LogFormatter
+    _log_formatter_cls = LogFormatter  # type: ignore[assignment]
 
     kernel_manager: RemoteMappingKernelManager
     kernel_spec_cache: KernelSpecCache
@@ -144,17 +147,17 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         config: dict[str, Any] = super().get_default_logging_config()
         self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
         if "handlers" in config and self._logs_for_root:
-            config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
+            config["root"] = {"level": self.log_level, "handlers": ["console"]}
         return config
 
     @observe("config")
     def _config_changed(self, change: Bunch) -> None:
         # Not the application's own observer: it logs the configuration, and with it the token.
-        Configurable._config_changed(self, change)  # noqa: SLF001
+        Configurable._config_changed(self, change)
 
     # -- Configuration files
 
-    def load_config_file(self, suppress_errors: bool = True) -> None:
+    def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
         """Load jupyter_config and jupyter_enterprise_gateway_config from the Jupyter config path."""
         super().load_config_file(suppress_errors=suppress_errors)
         self._dynamic_config.note_loaded()
@@ -166,7 +169,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         else:
             named = [str(Path(path, self.config_file_name)) for path in self.config_file_paths]
         stems = [str(Path(path, "jupyter_config")) for path in self.config_file_paths] + named
-        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]  # noqa: PTH122
+        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]
 
     def read_config_files(self) -> Config:
         """Return what the config files hold now, without applying it; blocks."""
@@ -279,7 +282,14 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
         base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
-        services = [*api_handlers, *kernel_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
+        services = [
+            *api_handlers,
+            *kernel_handlers,
+            *websocket_handlers,
+            *kernelspec_handlers,
+            *session_handlers,
+            *other_handlers,
+        ]
         handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
@@ -366,7 +376,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def serve(self) -> None:
         """Take stored kernels over, accept requests, and stop in order when told to."""
-        assert self.http_server is not None  # noqa: S101 - made by initialize()
+        assert self.http_server is not None
         self._stop_requested = asyncio.Event()
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
@@ -423,7 +433,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         loop.add_signal_handler(signal.SIGINT, self._stop_on_signal, signal.SIGINT)
 
     def _stop_on_signal(self, signum: signal.Signals) -> None:
-        assert self._stop_requested is not None  # noqa: S101 - handlers are set after it
+        assert self._stop_requested is not None
         if self._stop_requested.is_set() and signum == signal.SIGINT:
             self.log.critical("Interrupted again: ending at once; kernels may be left running.")
             os._exit(128 + signum)
