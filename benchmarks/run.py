@@ -74,7 +74,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = options.target.split(",")
     effort = QUICK if options.quick else FULL
-    targets = make_targets([name for name in names if name != "zmq"], options.python, options.eg_python)
+    targets = make_targets(
+        [name for name in names if name != "zmq"], options.python, options.eg_python, options.checkout.resolve()
+    )
     results = report.load(fresh=options.quick)
     results.update(
         machine=report.machine(),
@@ -109,6 +111,7 @@ def parse() -> argparse.Namespace:
         "--python", type=Path, default=Path(sys.executable), help="runs this checkout and jupyter_server"
     )
     parser.add_argument("--eg-python", type=Path, help="has jupyter_enterprise_gateway 3.3.0 (default: install it)")
+    parser.add_argument("--checkout", type=Path, default=CHECKOUT, help="what to measure as ours (default: this one)")
     parser.add_argument("--keep-logs", type=Path, metavar="DIRECTORY", help="copy the gateways' logs here")
     return parser.parse_args()
 
@@ -194,9 +197,9 @@ class Session:
             for target in self._targets.values():
                 if target.name not in GATEWAYS:
                     continue
-                path = {"PYTHONPATH": str(CHECKOUT)} if target.name == "ours" else {}
+                path = {"PYTHONPATH": str(target.checkout)} if target.checkout else {}
                 done = subprocess.run(
-                    [target.python, "-c", IMPORT_PROBE.format(module=target.manager_module)],
+                    [target.python, "-c", IMPORT_PROBE.format(module=target.main_module)],
                     env={"PATH": os.environ["PATH"], "HOME": str(self._farms.directory), **path},
                     cwd=self._farms.directory,
                     capture_output=True,

@@ -43,7 +43,8 @@ class Target:
     title: str
     python: Path
     arguments: tuple[str, ...]
-    manager_module: str
+    main_module: str
+    checkout: Path | None = None
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the interpreter and of the packages that matter."""
@@ -54,7 +55,7 @@ class Target:
         return dict(json.loads(out))
 
 
-def make_targets(names: list[str], python: Path, eg_python: Path | None) -> dict[str, Target]:
+def make_targets(names: list[str], python: Path, eg_python: Path | None, checkout: Path) -> dict[str, Target]:
     """Return the targets called for; the peer's environment is made when it is missing.
 
     Parameters
@@ -65,6 +66,8 @@ def make_targets(names: list[str], python: Path, eg_python: Path | None) -> dict
         Interpreter with the dependencies of this checkout; runs it and jupyter_server.
     eg_python
         Interpreter that has jupyter_enterprise_gateway 3.3.0, or None to use our own environment of it.
+    checkout
+        Where the package that is called ``ours`` stands.
     """
     gateway = ("-m", "enterprise_gateway", "--EnterpriseGatewayApp.list_kernels=True")
     server = (
@@ -81,11 +84,13 @@ def make_targets(names: list[str], python: Path, eg_python: Path | None) -> dict
     for name in names:
         if name == "ours":
             module = "enterprise_gateway.enterprisegatewayapp"
-            targets[name] = Target(name, "this checkout", python, (*gateway, "--ip=127.0.0.1"), module)
+            targets[name] = Target(name, "this checkout", python, (*gateway, "--ip=127.0.0.1"), module, checkout)
         elif name == "eg":
             interpreter = eg_python or make_peer_environment()
             module = "enterprise_gateway.enterprisegatewayapp"
-            targets[name] = Target(name, "Enterprise Gateway 3.3.0", interpreter, (*gateway, "--ip=127.0.0.1"), module)
+            targets[name] = Target(
+                name, "Enterprise Gateway 3.3.0", interpreter, (*gateway, "--ip=127.0.0.1"), module, checkout
+            )
         else:
             module = "jupyter_server.serverapp"
             targets[name] = Target(name, "Jupyter Server 2", python, server, module)
@@ -227,8 +232,8 @@ class Gateway:
             "EG_RESPONSE_IP": "127.0.0.1",
             "EG_RESPONSE_PORT": str(free_port()),
         }
-        if target.name == "ours":
-            environment["PYTHONPATH"] = str(CHECKOUT)
+        if target.checkout:
+            environment["PYTHONPATH"] = str(target.checkout)
         self.farms = farms
         started = time.monotonic()
         self._process = subprocess.Popen(

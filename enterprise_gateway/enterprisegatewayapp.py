@@ -37,7 +37,11 @@ from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
-from .services.sessions.kernelsessionmanager import FileKernelSessionManager, WebhookKernelSessionManager
+from .services.sessions.kernelsessionmanager import (
+    FileKernelSessionManager,
+    SQLKernelSessionManager,
+    WebhookKernelSessionManager,
+)
 from .services.sessions.sessionmanager import SessionManager
 
 # The tornado settings that follow an option, and how its value is written there.
@@ -101,6 +105,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         KernelSpecCache,
         FileKernelSessionManager,
         WebhookKernelSessionManager,
+        SQLKernelSessionManager,
         RemoteMappingKernelManager,
         RemoteKernelManager,
     ]
@@ -392,6 +397,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         try:
             await self._stop_requested.wait()
         finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
             await self.stop()
 
     def request_stop(self) -> None:

@@ -1,65 +1,31 @@
 """Remote hosts over SSH: one connection per host and user, many commands and channels on it.
 
-The only importer of paramiko. Everything here blocks, with time-outs, and is called from threads.
+Everything here blocks, with time-outs, and is called from threads.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import pwd
 import secrets
-import select
-import socket
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import envvars
 from ..core.deadline import Deadline
-from ..core.errors import HostAuthenticationError, HostUnreachableError, KernelLaunchError
+from ..core.errors import HostUnreachableError, KernelLaunchError
 from . import shell_scripts
+from .ssh_connect import SSHSettings, connect, transport_of
 
 if TYPE_CHECKING:
     import paramiko
 
-KEEPALIVE_SECONDS = 30
 MAX_RESIDENTS = 3  # commands at once on a connection, each a session of the 10 that sshd grants by default
 
-_DEAD_PEER_SECONDS = 20
 _WORTH_WAITING = 0.5  # seconds
-
-
-@dataclass(frozen=True)
-class SSHSettings:
-    """How SSH hosts are reached; made by :meth:`from_environment` when the first connection is wanted."""
-
-    port: int = 22
-    user: str = ""
-    password: str = field(default="", repr=False)
-    gss: bool = False
-    key_files: tuple[str, ...] = ()
-    known_hosts: tuple[str, ...] = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
-    host_key_policy: str = "reject"
-    connect_timeout: float = 10.0
-
-    @classmethod
-    def from_environment(cls) -> SSHSettings:
-        """Read the settings of the gateway's process (``EG_SSH_*``, ``EG_REMOTE_*``)."""
-        return cls(
-            port=envvars.EG_SSH_PORT(),
-            user=envvars.EG_REMOTE_USER(),
-            password=envvars.EG_REMOTE_PWD() or "",
-            gss=envvars.EG_REMOTE_GSS_SSH(),
-            key_files=envvars.EG_SSH_KEY_FILES(),
-            known_hosts=envvars.EG_SSH_KNOWN_HOSTS(),
-            host_key_policy=envvars.EG_SSH_HOST_KEY_POLICY(),
-            connect_timeout=envvars.EG_SSH_CONNECT_TIMEOUT(),
-        )
 
 
 class Result(NamedTuple):
@@ -254,7 +220,7 @@ class SSHShell:
         except TimeoutError as error:
             raise HostUnreachableError(f"{self.host}: the login shell gave no answer") from error
         except paramiko.ChannelException as error:
-            raise _SessionRefused(f"{self.host} grants no session: {error.text}") from error
+            raise _SessionRefusedError(f"{self.host} grants no session: {error.text}") from error
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise HostUnreachableError(f"{self.host}: the connection was lost") from error
 
@@ -269,6 +235,9 @@ class SSHShell:
             except paramiko.ChannelException:
                 raise
             except (paramiko.SSHException, OSError, EOFError) as error:
+                # Of several refusals at the same time paramiko gives only one its reason.
+                if transport.is_active() and "Timeout" not in str(error):
+                    raise paramiko.ChannelException(2, "open failed") from error
                 # The answer did not come, or the connection ended: either way nothing was started on it.
                 transport.close()
                 if attempt == 2:
@@ -300,14 +269,14 @@ class SSHShell:
     def _make_connection(self, deadline: Deadline) -> paramiko.Transport:
         self.disconnect()
         try:
-            self._client = client = _connect(self.host, self.user, self.settings, deadline)
+            self._client = client = connect(self.host, self.user, self.settings, deadline)
         except KernelLaunchError as error:
             self._failure = error
             self._failures += 1
             raise
         self.connections_made += 1
         self.log.info("Connected to %s as %s.", self.host, self.user)
-        return _transport_of(client)
+        return transport_of(client)
 
 
 class SSHPool:
@@ -384,17 +353,19 @@ class Forward:
             self._channel.close()
 
 
-class _Notifier:
-    """What paramiko takes for the event of a buffer."""
+class _Notifier(threading.Event):
+    """The event that paramiko sets when a buffer is filled or closed; readers read until there is nothing left."""
 
     def __init__(self, on_set: Callable[[], None]) -> None:
-        self.set = on_set
+        super().__init__()
+        self._on_set = on_set
 
-    def clear(self) -> None:
-        """Nothing to do: readers read until there is nothing left."""
+    def set(self) -> None:
+        """Tell the reader, each time anew."""
+        self._on_set()
 
 
-class _SessionRefused(HostUnreachableError):
+class _SessionRefusedError(HostUnreachableError):
     """The server does not grant one more session on the connection."""
 
 
@@ -446,7 +417,7 @@ class _Residents:
                     self._taken -= 1
                     self._changed.notify()
                     others = self._taken
-                    if not isinstance(error, _SessionRefused) or not others:
+                    if not isinstance(error, _SessionRefusedError) or not others:
                         raise
                     self._limit = others
 
@@ -466,8 +437,10 @@ class _Resident:
         self._channel = channel
         self._mark = secrets.token_hex(12)
         self._outputs = (bytearray(), bytearray())
-        self._poll = select.poll()
-        self._poll.register(channel.fileno(), select.POLLIN)
+        self._arrived = threading.Event()
+        # Not channel.fileno(): paramiko never closes the pipe it makes for it.
+        for buffer in (channel.in_buffer, channel.in_stderr_buffer):
+            buffer.set_event(_Notifier(self._arrived.set))
         try:
             channel.exec_command(shell_scripts.RESIDENT)
             self._send(f"{self._mark}\n".encode(), deadline)
@@ -532,10 +505,11 @@ class _Resident:
         """Wait for output and take all there is."""
         channel = self._channel
         if not (channel.recv_ready() or channel.recv_stderr_ready()):
-            if channel.eof_received or channel.closed:
+            if not self.usable:
                 raise ConnectionResetError("the remote shell ended")
-            if not self._poll.poll(deadline.remaining * 1000):
+            if not self._arrived.wait(deadline.remaining):
                 raise TimeoutError
+            self._arrived.clear()
         while channel.recv_ready():
             self._outputs[0].extend(channel.recv(65536))
         while channel.recv_stderr_ready():
@@ -545,146 +519,3 @@ class _Resident:
 def _step(deadline: Deadline) -> float:
     """Return how long one step may take: a host that is gone is noticed well before a long command's time is up."""
     return min(10.0, max(deadline.remaining, 0.01))
-
-
-def _connect(host: str, user: str, settings: SSHSettings, deadline: Deadline) -> paramiko.SSHClient:
-    """Return a connected and authenticated client, or raise what a user can understand."""
-    import paramiko
-
-    seconds = min(settings.connect_timeout, max(deadline.remaining, 0.01))
-    client = paramiko.SSHClient()
-    sock = _dial(host, settings.port, seconds)
-    try:
-        _trust(client, settings)
-        client.connect(
-            host,
-            settings.port,
-            user,
-            settings.password or None,
-            key_filename=[os.path.expanduser(name) for name in settings.key_files] or None,
-            look_for_keys=not settings.key_files,
-            allow_agent=not settings.key_files,
-            sock=sock,
-            timeout=seconds,
-            banner_timeout=seconds,
-            auth_timeout=seconds,
-            transport_factory=_transport_factory,
-            **_gss_options(settings),
-        )
-    except BaseException as error:
-        translated = _translate(error, client, host, user)
-        client.close()
-        sock.close()
-        if translated is error:
-            raise
-        raise translated from error
-    _transport_of(client).set_keepalive(KEEPALIVE_SECONDS)
-    return client
-
-
-def _transport_of(client: paramiko.SSHClient) -> paramiko.Transport:
-    transport = client.get_transport()
-    assert transport is not None, "a connected client has a transport"
-    return transport
-
-
-def _dial(host: str, port: int, seconds: float) -> socket.socket:
-    try:
-        sock = socket.create_connection((host, port), timeout=seconds)
-    except socket.gaierror as error:
-        raise HostUnreachableError(f"{host}: the name cannot be resolved") from error
-    except TimeoutError as error:
-        raise HostUnreachableError(f"{host}: port {port} did not answer within {seconds:g} seconds") from error
-    except OSError as error:
-        raise HostUnreachableError(f"{host}: port {port}: {(error.strerror or str(error)).lower()}") from error
-    # A host that vanishes sends no goodbye: have the system find out, also while nothing is being sent.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", _DEAD_PEER_SECONDS // 2),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 2),
-        ("TCP_USER_TIMEOUT", _DEAD_PEER_SECONDS * 1000),
-    ):
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return sock
-
-
-def _transport_factory(sock: socket.socket, **options: Any) -> paramiko.Transport:
-    """Make a transport that prefers the ciphers which OpenSSL does fastest."""
-    import paramiko
-
-    transport = paramiko.Transport(sock, **options)
-    security = transport.get_security_options()
-    security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
-    return transport
-
-
-def _trust(client: paramiko.SSHClient, settings: SSHSettings) -> None:
-    files = [Path(name).expanduser() for name in settings.known_hosts]
-    client.set_missing_host_key_policy(_UnknownHostKey(settings.host_key_policy, files[0] if files else None))
-    if settings.host_key_policy != "ignore":
-        for path in files:
-            if path.exists():
-                client.load_system_host_keys(str(path))
-
-
-class _UnknownHostKey:
-    """Decides on a host of which no key is known."""
-
-    def __init__(self, policy: str, file: Path | None) -> None:
-        self._policy = policy
-        self._file = file
-
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        if self._policy == "reject":
-            raise HostAuthenticationError(
-                f"{hostname}: its {key.get_name()} host key ({key.fingerprint}) is not known; check it and add it to "
-                f"{self._file} (ssh-keyscan), or see EG_SSH_HOST_KEY_POLICY"
-            )
-        if self._policy == "accept-new" and self._file is not None:
-            with _known_hosts_lock:
-                self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with self._file.open("a") as known_hosts:
-                    known_hosts.write(f"{hostname} {key.get_name()} {key.get_base64()}\n")
-
-
-_known_hosts_lock = threading.Lock()
-
-
-def _gss_options(settings: SSHSettings) -> dict[str, Any]:
-    """Return what makes paramiko authenticate by Kerberos, where it can."""
-    import paramiko
-
-    if not settings.gss:
-        return {}
-    if "gss_auth" not in inspect.signature(paramiko.SSHClient.connect).parameters:
-        raise HostAuthenticationError(
-            f"EG_REMOTE_GSS_SSH is set, but paramiko {paramiko.__version__} has no GSS-API: "
-            "install 'paramiko<5' and gssapi, or use keys"
-        )
-    return {"gss_auth": True, "gss_deleg_creds": True}
-
-
-def _translate(error: BaseException, client: paramiko.SSHClient, host: str, user: str) -> BaseException:
-    """Return the error of ours that says what ``error`` means; anything not understood is returned as it is."""
-    import paramiko
-
-    transport = client.get_transport()
-    if isinstance(error, paramiko.BadHostKeyException):
-        return HostAuthenticationError(
-            f"{host}: its host key ({error.key.fingerprint}) is not the known one; if the host was installed anew, "
-            "correct known_hosts"
-        )
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return HostAuthenticationError(f"{host}: key file {error.filename}: {(error.strerror or '').lower()}")
-    if isinstance(error, ImportError):
-        return HostAuthenticationError(f"{host}: Kerberos needs the Python package gssapi: {error}")
-    if isinstance(error, paramiko.SSHException) and transport is not None and transport.is_active():
-        return HostAuthenticationError(f"{host}: user {user} was refused ({error})")
-    if isinstance(error, paramiko.AuthenticationException):
-        return HostAuthenticationError(f"{host}: user {user} was refused ({error})")
-    if isinstance(error, paramiko.SSHException | EOFError | OSError):
-        return HostUnreachableError(f"{host}: no SSH connection ({error or type(error).__name__})")
-    return error

@@ -12,7 +12,7 @@ class WebhookClient:
     """Sends requests to the service, each within ``timeout`` seconds for every wait on the network.
 
     Certificates are verified. Whatever is no definite answer (also 401, 403, 5xx and redirections) raises
-    ``requests.RequestException``; an answer that is no JSON raises ValueError.
+    ``requests.RequestException``; so does an answer that is no JSON.
     """
 
     def __init__(self, url: str, *, auth_type: str | None, username: str, password: str, timeout: float) -> None:
@@ -28,7 +28,7 @@ class WebhookClient:
         """Return the array of all sessions."""
         entries = self._request("GET", self.url).json()
         if not isinstance(entries, list):
-            raise ValueError("the web service did not answer with an array")
+            raise requests.exceptions.InvalidJSONError("the web service did not answer with an array")
         return entries
 
     def get(self, name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +87,7 @@ class KernelConnection:
         self._nudge_timer: asyncio.TimerHandle | None = None
         self._nudge_count = 0
         self._nudge_end = 0.0
-        self._pending: deque[tuple[str, list[bytes], bool]] = deque()
+        self._pending: list[tuple[str, list[bytes], bool]] = []
         self._pending_bytes = 0
         self._waiters: list[asyncio.Future[dict[str, Any]]] = []
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -203,7 +202,7 @@ class KernelConnection:
         sockets = self._sockets
         if sockets is None:
             return
-        entries, self._pending = self._pending, deque()
+        entries, self._pending = self._pending, []
         for entry in entries:
             channel, parts, needs_stdin = entry
             if self._may_send(sockets, channel, needs_stdin):

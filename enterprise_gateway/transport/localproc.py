@@ -7,10 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..core.deadline import Deadline
+
 ADOPTED_POLL_SECONDS = 0.5
+BLOCKING_POLL_SECONDS = 0.05
+NO_LIMIT = 10.0**9
 
 
 class LocalProcess:
@@ -21,11 +26,11 @@ class LocalProcess:
     never signalled.
     """
 
-    def __init__(self, pid: int, start_time: int, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, pid: int, start_time: int, is_child: bool) -> None:
         self.pid = pid
         self.start_time = start_time
         self.pgid = _group_of(pid)
-        self._child = child
+        self._is_child = is_child
         self._returncode: int | None = None
         self._exit: asyncio.Future[int] | None = None
         self._pidfd = -1
@@ -73,23 +78,34 @@ class LocalProcess:
         finally:
             if output is not None:
                 os.close(sink)
-        return cls(child.pid, start_time_of(child.pid) or 0, child)
+        # The process is reaped here, not by the Popen object: it may outlive the gateway, which Popen warns of.
+        child.returncode = 0
+        return cls(child.pid, start_time_of(child.pid) or 0, is_child=True)
 
     @classmethod
     def adopt(cls, pid: int, start_time: int) -> LocalProcess | None:
         """Return a handle on a process of an earlier gateway, or None when that process is gone."""
         if pid <= 1 or start_time_of(pid) != start_time:
             return None
-        return cls(pid, start_time, None)
+        return cls(pid, start_time, is_child=False)
 
     def poll(self) -> int | None:
         """Return None while the process lives, else its exit code: ``-n`` for signal n, 0 when unknown."""
         if self._returncode is None:
-            if self._child is not None:
-                self._returncode = self._child.poll()
+            if self._is_child:
+                self._reap(os.WNOHANG)
             elif start_time_of(self.pid) != self.start_time:
                 self._returncode = 0
         return self._returncode
+
+    def _reap(self, options: int) -> None:
+        try:
+            pid, status = os.waitpid(self.pid, options)
+        except ChildProcessError:
+            self._returncode = 0
+        else:
+            if pid == self.pid:
+                self._returncode = os.waitstatus_to_exitcode(status)
 
     async def wait_for_exit(self) -> int:
         """Wait until the process has ended and return its exit code; costs nothing while it lives."""
@@ -141,9 +157,10 @@ class LocalProcess:
         return True
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Block until the process has ended; for callers in threads and third-party proxies."""
-        if self._child is not None:
-            self._returncode = self._child.wait(timeout)
+        """Block until the process has ended, or ``timeout`` seconds; for callers in threads and third-party proxies."""
+        deadline = Deadline(NO_LIMIT if timeout is None else timeout)
+        while self.poll() is None and not deadline.expired:
+            time.sleep(min(BLOCKING_POLL_SECONDS, deadline.remaining))
         return self.poll()
 
     def terminate(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -50,7 +49,7 @@ class Outbox:
         self._v1 = v1
         self._limit = limit
         self._close = close
-        self._queue: deque[KernelMessage | _MergedStream] = deque()
+        self._queue: list[KernelMessage | _MergedStream] = []  # an empty deque would take 600 bytes
         self._bytes = 0
         self._writing = False
         self._stopped = False
@@ -121,18 +120,16 @@ class Outbox:
         batch: list[tuple[KernelMessage, int]] = []
         frames: list[bytes] = []
         length = 0
-        queue = self._queue
-        while queue:
-            entry = queue[0]
+        for entry in self._queue:
             if length and length + entry.size > MAX_WRITE_BYTES:
                 break
-            queue.popleft()
             self._bytes -= entry.size
             message = _plain(entry)
             frame = message.frame(self._v1)
             length += len(frame)
             frames.append(frame)
             batch.append((message, length))
+        del self._queue[: len(batch)]
         return batch, frames[0] if len(frames) == 1 else b"".join(frames)
 
     def _on_written(self, future: Future[None]) -> None:

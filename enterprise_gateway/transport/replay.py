@@ -21,7 +21,7 @@ class DetachedSession:
         self.aliases = frozenset(aliases) | {session_id}
         self.cursor = cursor
         self.since = since
-        self.unsent: deque[KernelMessage] = deque()
+        self.unsent: list[KernelMessage] = []
         self.dropped = 0
         self.dropped_parent = b"{}"
 
@@ -134,10 +134,13 @@ class ReplayLog:
         session.unsent.extend(messages)
         excess = sum(message.size for other in self._detached.values() for message in other.unsent) - self._max_bytes
         for other in self._detached.values():
-            while other.unsent and excess > 0:
-                message = other.unsent.popleft()
+            count = 0
+            while count < len(other.unsent) and excess > 0:
+                message = other.unsent[count]
                 other.count_dropped(message)
                 excess -= message.size
+                count += 1
+            del other.unsent[:count]
 
     def start_unattended(self) -> None:
         """Say that nobody is attached any more: what comes now is for the next one who is."""

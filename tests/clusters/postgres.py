@@ -32,7 +32,8 @@ class PostgresServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._run("initdb", "--auth=scram-sha-256", f"--pwfile={self._password_file}", "--username=gateway", "--no-sync")
+        login = ("--auth=scram-sha-256", "--username=gateway", f"--pwfile={self._password_file}")
+        self._run("initdb", *login, "--no-sync")
 
     @property
     def url(self) -> str:

@@ -77,8 +77,9 @@ class _Server:
     def wait_until_up(self) -> None:
         """Wait for the server to answer, 10 seconds at most."""
         for _ in range(500):
-            with suppress(OSError), socket.create_connection((self.address, self.port), timeout=1):
-                return
+            with suppress(OSError), socket.create_connection((self.address, self.port), timeout=1) as connection:
+                if connection.recv(100):
+                    return
             time.sleep(0.02)
         raise RuntimeError(f"{self.name} does not answer: {self.log_file.read_text()}")
 
@@ -363,6 +364,5 @@ def host_lab() -> Iterator[HostLab]:
 
 if __name__ == "__main__":
     with host_lab() as lab:
-        for variable, value in lab.environment().items():
-            print(f"export {variable}={value}")
-        input("Press Enter to remove the hosts. ")
+        exports = "".join(f"export {variable}={value}\n" for variable, value in lab.environment().items())
+        input(f"{exports}Press Enter to remove the hosts. ")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import enterprise_gateway.drivers.sql_store
+import enterprise_gateway.drivers.webhook_rest  # noqa: F401 -- now: in a test the imports would hold the loop
 from enterprise_gateway.services.sessions.kernelsessionmanager import (
     FileKernelSessionManager,
     KernelSessionManager,
@@ -47,6 +51,14 @@ def a_start(user: str = "alice", key: bytes = b"connection-key") -> dict[str, An
     }
 
 
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until ``condition`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """Return a server that all tests of the session share; each makes its own schema by its own database."""
@@ -57,8 +69,10 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def service() -> Iterator[SessionService]:
     """Return a running web service without sessions."""
-    with SessionService() as running:
-        yield running
+    running = SessionService()
+    running.start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture
@@ -71,7 +85,8 @@ def make(tmp_path: Path, request: pytest.FixtureRequest, _loop_runner: LoopRunne
             request.getfixturevalue(fixture)  # now: in the test it would hold the loop
 
     def make_one(kind: str, **options: Any) -> KernelSessionManager:
-        options = {"enable_persistence": True, "persistence_root": str(tmp_path), "store_timeout": 5.0, "log": LOG, **options}
+        always = {"enable_persistence": True, "persistence_root": str(tmp_path), "store_timeout": 5.0, "log": LOG}
+        options = {**always, **options}
         manager: KernelSessionManager
         if kind == "webhook":
             url = request.getfixturevalue("service").url

@@ -36,7 +36,7 @@ def read_rows(url: str) -> bytes:
 
 @pytest.mark.parametrize("kind", STORES)
 async def test_no_secret_is_readable_in_the_store(kind, make, tmp_path, request):
-    """With a sealing key, a store holds no key, environment value or credential in clear, and gives all of them back."""
+    """With a sealing key, a store holds no key, environment value or credential in clear, and gives all back."""
     kernel_id, key_file = a_kernel_id(), a_key_file(tmp_path, os.urandom(32))
     await make(kind, sealing_key_file=key_file).record_phase(kernel_id, "running", **a_start())
     if kind == "webhook":
@@ -91,7 +91,8 @@ def test_a_sealed_value_is_of_no_use_in_another_place():
     sealed = sealer.seal({"a": {"launch_args": {"env": {"X": "1", "Y": "2"}}}})
     values = sealed["a"]["launch_args"]["env"]
     swapped = {"a": {"launch_args": {"env": {"X": values["Y"], "Y": values["X"]}}, "sealed": sealed["a"]["sealed"]}}
-    changed = {"a": {"launch_args": {"env": {**values, "X": values["X"][:-5] + "AAAA="}}, "sealed": sealed["a"]["sealed"]}}
+    forged = {**values, "X": values["X"][:-5] + "AAAA="}
+    changed = {"a": {"launch_args": {"env": forged}, "sealed": sealed["a"]["sealed"]}}
     for session in (swapped, changed, {"b": sealed["a"]}):
         with pytest.raises(StoreUnavailableError, match="unsealed"):
             sealer.open(json.loads(json.dumps(session)))

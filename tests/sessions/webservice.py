@@ -31,18 +31,15 @@ class SessionService:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="session-service")
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/sessions"
 
-    def __enter__(self) -> SessionService:
+    def start(self) -> None:
+        """Answer requests from now on."""
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Close the port and wait for what is under way."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def refuse(self) -> None:
-        """Close the port: connections are refused from now on."""
-        self._server.socket.close()
 
     def is_allowed(self, method: str, authorization: str) -> bool:
         if self.auth == "basic":

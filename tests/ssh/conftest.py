@@ -12,7 +12,7 @@ from tests.clusters import ssh_hosts
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[ssh_hosts.HostLab]:
-    """Three real SSH hosts; tests leave them as they found them."""
+    """Bring up three real SSH hosts; tests leave them as they found them."""
     if reason := ssh_hosts.why_not():
         pytest.skip(reason)
     with ssh_hosts.host_lab() as lab:
@@ -21,14 +21,14 @@ def lab() -> Iterator[ssh_hosts.HostLab]:
 
 @pytest.fixture(scope="session")
 def local_sshd() -> Iterator[ssh_hosts.LocalServer]:
-    """An SSH server on 127.0.0.1 for whoever runs the tests."""
+    """Run an SSH server on 127.0.0.1 for whoever runs the tests."""
     with ssh_hosts.local_server() as server:
         yield server
 
 
 @pytest.fixture
 def settings(lab: ssh_hosts.HostLab) -> SSHSettings:
-    """Settings that open every host of the lab."""
+    """Return settings that open every host of the lab."""
     return SSHSettings(user="root", key_files=(str(lab.key_file),), known_hosts=(str(lab.known_hosts),))
 
 
@@ -48,5 +48,5 @@ def connect() -> Iterator[Callable[[str, SSHSettings], SSHShell]]:
 
 @pytest.fixture
 def shell(lab: ssh_hosts.HostLab, settings: SSHSettings, connect: Callable[[str, SSHSettings], SSHShell]) -> SSHShell:
-    """A shell on the first host."""
+    """Return a shell on the first host."""
     return connect(lab.hosts[0].address, settings)

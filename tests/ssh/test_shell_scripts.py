@@ -53,7 +53,7 @@ def test_values_survive_every_shell(shell: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_command_words_survive_every_shell(shell: str) -> None:
     """A command line arrives word by word as it was given."""
-    words = [value for value in HOSTILE.values()]
+    words = list(HOSTILE.values())
     program = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
 
     result = run(shell, shell_scripts.run_script([sys.executable, "-c", program, *words], {}))

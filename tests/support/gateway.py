@@ -14,6 +14,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 from traitlets.config import Config
+from typing_extensions import Self
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 
@@ -22,14 +23,29 @@ from .loops import loop_may_be_held
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
 
-@dataclass
-class Gateway:
-    """A running gateway and a client for it."""
+def _http_client() -> AsyncHTTPClient:
+    return AsyncHTTPClient(force_instance=True, defaults={"connect_timeout": 20}, max_clients=1000)
 
-    app: EnterpriseGatewayApp
+
+@dataclass
+class Client:
+    """A client of the REST and websocket API that the gateway shares with Jupyter Server."""
+
     url: str
-    http: AsyncHTTPClient
+    http: AsyncHTTPClient = field(default_factory=_http_client)
     sockets: list[KernelSocket] = field(default_factory=list)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all websockets and connections."""
+        for socket in self.sockets:
+            socket.close()
+        self.http.close()
 
     async def fetch(
         self,
@@ -70,6 +86,13 @@ class Gateway:
         socket = KernelSocket(connection, session_id)
         self.sockets.append(socket)
         return socket
+
+
+@dataclass
+class Gateway(Client):
+    """A gateway that runs in this process, and a client for it."""
+
+    app: EnterpriseGatewayApp = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -152,18 +175,15 @@ async def running_gateway(
         app = EnterpriseGatewayApp(config=Config({name: Config(options) for name, options in (config or {}).items()}))
         app.initialize(["--ip=127.0.0.1", "--port=0", *argv])
     serving = asyncio.create_task(app.serve(), name="gateway")
-    http = AsyncHTTPClient(force_instance=True, defaults={"connect_timeout": 20}, max_clients=1000)
     assert app.http_server is not None
     scheme = "https" if app.http_server.ssl_options is not None else "http"
     prefix = "/" + app.base_url.strip("/") if app.base_url.strip("/") else ""
-    gateway = Gateway(app, f"{scheme}://127.0.0.1:{app.port}{prefix}", http)
+    gateway = Gateway(f"{scheme}://127.0.0.1:{app.port}{prefix}", app=app)
     try:
         await asyncio.sleep(0)
         yield gateway
     finally:
-        for socket in gateway.sockets:
-            socket.close()
-        http.close()
+        gateway.close()
         app.request_stop()
         await serving
         for configurable in (app.kernel_spec_cache, app):

@@ -1,8 +1,8 @@
-"""A kernel without an interpreter: real ZMQ sockets, signed messages, a few commands in place of code.
+r"""A kernel without an interpreter: real ZMQ sockets, signed messages, a few commands in place of code.
 
 What ``execute_request`` carries as code is a command::
 
-    print <n>           n ``stream`` messages, "line <i>\\n"
+    print <n>           n ``stream`` messages, "line <i>\n"
     write <n>           one ``stream`` message of n bytes
     binary              a ``display_data`` message with two buffers
     error               an ``error`` message and reply
@@ -30,7 +30,7 @@ BUFFERS = [b"\x00\x01\xff" * 5, bytes(range(256))]
 
 
 class TinyKernel:
-    """Serves from a thread of its own between ``with`` and its end.
+    """Serves from a thread of its own between :meth:`start` and :meth:`stop`.
 
     Parameters
     ----------
@@ -72,11 +72,12 @@ class TinyKernel:
             curve_secretkey=secret,
         )
 
-    def __enter__(self) -> TinyKernel:
+    def start(self) -> None:
+        """Begin to serve."""
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End at once, as if killed."""
         self._wake_end.send(b"")
         self._thread.join()
         self._wake_end.close()
@@ -138,7 +139,13 @@ class TinyKernel:
         if kind == "execute":
             reply = self._execute(identities, header, content)
         elif kind == "kernel_info":
-            reply = {"status": "ok", "protocol_version": "5.4", "implementation": "tiny", "banner": "", "help_links": []}
+            reply = {
+                "status": "ok",
+                "protocol_version": "5.4",
+                "implementation": "tiny",
+                "banner": "",
+                "help_links": [],
+            }
         elif kind == "debug":
             reply = {"success": True, "command": content.get("command"), "body": content.get("arguments")}
         elif kind == "comm_msg":

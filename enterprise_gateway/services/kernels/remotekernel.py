@@ -134,7 +134,7 @@ class RemoteKernelManager(AsyncKernelManager):
         """Remove what a failed launch may have created."""
         self.shutting_down = True
         if self.provisioner is not None and self.provisioner.has_process:
-            await self.provisioner.kill()
+            await self._async_kill_kernel()
         await self._async_cleanup_resources()
         await self.close()
 

@@ -9,6 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tornado import web
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
@@ -97,6 +98,9 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             limit=self.settings.get("eg_ws_queue_limit", DEFAULT_QUEUE_LIMIT),
             close=self.close,
         )
+        # Thousands of websockets may be open: let go of what only the handshake needed.
+        self.request.headers = HTTPHeaders()
+        self.request.connection = None
         self._keepalive.add(self)
         self._channels.attach(self._outbox, session_id)
 

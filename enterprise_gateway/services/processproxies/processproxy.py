@@ -40,11 +40,21 @@ from ...core.offload import offload
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
 from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from .responses import Response, ResponseManager
 from .startup import await_startup
 
 if TYPE_CHECKING:
     from ...transport.response import Expectation
     from ..kernels.remotemanager import RemoteKernelManager
+
+__all__ = [
+    "BaseProcessProxyABC",
+    "KernelChannel",
+    "LocalProcessProxy",
+    "RemoteProcessProxy",
+    "Response",
+    "ResponseManager",
+]
 
 NEVER_ENDING = 3600.0
 LIVENESS_SECONDS = 3.0
@@ -288,6 +298,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.comm: CommPort | None = None
         self.tunneled_connect_info: dict[str, Any] | None = None
         self.launch_secret = secrets.token_urlsafe(32)
+        self.response_manager: ResponseManager | None = None
         self.expectation: Expectation = None  # type: ignore[assignment]  # set by prepare()
         self.connection: ConnectionInfo | None = None
         self.deadline = Deadline(self.kernel_launch_timeout)
@@ -303,6 +314,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             secret=self.launch_secret,
             minimum_version=int(self.proxy_config.get("payload_version") or self.payload_version),
         )
+        self.response_manager = ResponseManager(server, self.expectation)
 
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Give the launcher its secret and port rules, and start counting the launch time-out."""

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from traitlets import Bool, Float, Int, Unicode, default
 from traitlets.config import LoggingConfigurable
 
+from enterprise_gateway.core import envvars
 from enterprise_gateway.core.errors import LeaseLostError, StoreUnavailableError
 from enterprise_gateway.core.sealing import Sealer, refuse_sealed
 from enterprise_gateway.core.sessionrecords import (
@@ -25,7 +26,6 @@ from enterprise_gateway.core.sessionrecords import (
     is_usable_id,
 )
 
-from . import variables
 from .secretfiles import read_secret_file
 from .storecalls import StoreCalls
 
@@ -75,19 +75,19 @@ class KernelSessionManager(LoggingConfigurable):
 
     @default("enable_persistence")
     def _default_enable_persistence(self) -> bool:
-        return variables.PERSISTENCE()
+        return envvars.EG_KERNEL_SESSION_PERSISTENCE()
 
     @default("persistence_root")
     def _default_persistence_root(self) -> str:
-        return variables.PERSISTENCE_ROOT() or "/"
+        return envvars.EG_PERSISTENCE_ROOT() or "/"
 
     @default("sealing_key_file")
     def _default_sealing_key_file(self) -> str:
-        return variables.SEALING_KEY_FILE()
+        return envvars.EG_SESSION_SEALING_KEY_FILE()
 
     @default("store_timeout")
     def _default_store_timeout(self) -> float:
-        return variables.STORE_TIMEOUT()
+        return envvars.EG_SESSION_STORE_TIMEOUT()
 
     def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
         self._view = threading.local()
@@ -315,6 +315,8 @@ class KernelSessionManager(LoggingConfigurable):
 
     async def close(self) -> None:
         """Write what is not written yet, waiting ``store_timeout`` at most, and stop what goes on in the background."""
+        if self._closed:
+            return
         self._closed = True
         unsaved = await self.flush()
         if unsaved:
@@ -342,9 +344,7 @@ class KernelSessionManager(LoggingConfigurable):
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    def _record(
-        self, kernel_id: str, phase: str, *, extra: Mapping[str, Any] | None = None, **given: Any
-    ) -> None:
+    def _record(self, kernel_id: str, phase: str, *, extra: Mapping[str, Any] | None = None, **given: Any) -> None:
         if phase not in PHASES:
             raise ValueError(f"a kernel cannot be {phase!r}; phases are {', '.join(PHASES)}")
         if not is_usable_id(kernel_id):
@@ -370,7 +370,7 @@ class KernelSessionManager(LoggingConfigurable):
             return
         self._unsaved.add(kernel_id)
         try:
-            await self._calls.in_time(self._write(kernel_id))
+            await self._calls.in_time(self._write(kernel_id), finish=True)
         except StoreUnavailableError:
             self._retry_later()
             if required:

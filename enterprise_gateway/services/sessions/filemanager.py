@@ -10,10 +10,10 @@ from typing import Any
 from jupyter_core.paths import jupyter_data_dir
 from traitlets import default
 
+from enterprise_gateway.core import envvars
 from enterprise_gateway.core.errors import StoreUnavailableError
 from enterprise_gateway.core.sessionrecords import Session, is_usable_id
 
-from . import variables
 from .basemanager import KernelSessionManager
 from .secretfiles import sync_directory, tighten, write_atomically
 
@@ -29,7 +29,7 @@ class FileKernelSessionManager(KernelSessionManager):
 
     @default("persistence_root")
     def _default_persistence_root(self) -> str:
-        return variables.PERSISTENCE_ROOT() or jupyter_data_dir()
+        return envvars.EG_PERSISTENCE_ROOT() or jupyter_data_dir()
 
     def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
         super().__init__(kernel_manager, **kwargs)
@@ -54,7 +54,7 @@ class FileKernelSessionManager(KernelSessionManager):
             except FileNotFoundError:
                 continue
             except (OSError, StoreUnavailableError) as error:
-                self.log.error("Kernel session file %s cannot be used now and stays where it is: %s", path, error)
+                self.log.warning("Kernel session file %s cannot be used now and stays where it is: %s", path, error)
         if loosened:
             self.log.info("Took other users' access to %d kernel session files away (mode 0600).", loosened)
 
@@ -93,7 +93,7 @@ class FileKernelSessionManager(KernelSessionManager):
         except (ValueError, RecursionError) as error:
             aside = path.with_name(f"{path.name}.corrupt")
             path.replace(aside)
-            self.log.error("%s is not a kernel session (%s); it was set aside as %s.", path, error, aside.name)
+            self.log.warning("%s is not a kernel session (%s); it was set aside as %s.", path, error, aside.name)
             return {}
 
     def _directory(self) -> Path:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jupyter_core.paths import jupyter_data_dir
 from traitlets import Unicode, default
 
+from enterprise_gateway.core import envvars
 from enterprise_gateway.core.errors import StoreUnavailableError
 
-from . import variables
 from .basemanager import KernelSessionManager
 from .secretfiles import read_secret_file
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from enterprise_gateway.drivers.sql_store import SqlStore
 
 T = TypeVar("T")
@@ -46,21 +48,22 @@ class SQLKernelSessionManager(KernelSessionManager):
 
     @default("persistence_root")
     def _default_persistence_root(self) -> str:
-        return variables.PERSISTENCE_ROOT() or jupyter_data_dir()
+        return envvars.EG_PERSISTENCE_ROOT() or jupyter_data_dir()
 
     @default("database_url")
     def _default_database_url(self) -> str:
-        return variables.DATABASE_URL()
+        return envvars.EG_SESSION_DATABASE_URL()
 
     @default("database_url_file")
     def _default_database_url_file(self) -> str:
-        return variables.DATABASE_URL_FILE()
+        return envvars.EG_SESSION_DATABASE_URL_FILE()
 
     def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
         super().__init__(kernel_manager, **kwargs)
         self._tokens: dict[str, int] = {}
         self._opened: SqlStore | None = None
         self._opening = threading.Lock()
+        self._url = self._read_url()
 
     # -- the store's verbs --------------------------------------------------------------------------------------------
 
@@ -72,7 +75,7 @@ class SQLKernelSessionManager(KernelSessionManager):
             try:
                 self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
             except (ValueError, StoreUnavailableError) as error:
-                self.log.error("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
+                self.log.warning("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
 
     def load_session(self, kernel_id: str) -> None:
         """Load one row, if there is one."""
@@ -185,7 +188,9 @@ class SQLKernelSessionManager(KernelSessionManager):
             One more kernel would exceed a limit.
         """
         return await self._ask(
-            lambda store: store.reserve(owner, username, max_total, max_per_user, ttl, kernel_id)
+            lambda store: store.reserve(
+                owner, username, max_total=max_total, max_per_user=max_per_user, seconds=ttl, kernel_id=kernel_id
+            )
         )
 
     async def commit(self, reservation_id: str) -> bool:
@@ -207,9 +212,13 @@ class SQLKernelSessionManager(KernelSessionManager):
         """Return the database, opened at the first call; called in threads."""
         with self._opening:
             if self._opened is None:
-                from enterprise_gateway.drivers.sql_store import SqlStore, parse_url, sqlite_url
+                from enterprise_gateway.drivers.sql_store import SqlStore
 
-                text = read_secret_file(self.database_url_file) if self.database_url_file else self.database_url
-                url = parse_url(text) if text else sqlite_url(Path(self.persistence_root) / "kernel_sessions.sqlite")
-                self._opened = SqlStore(url, timeout=self.store_timeout, pool_size=self.store_concurrency)
+                self._opened = SqlStore(self._url, timeout=self.store_timeout, pool_size=self.store_concurrency)
             return self._opened
+
+    def _read_url(self) -> sa.URL:
+        from enterprise_gateway.drivers.sql_store import parse_url, sqlite_url
+
+        text = read_secret_file(self.database_url_file) if self.database_url_file else self.database_url
+        return parse_url(text) if text else sqlite_url(Path(self.persistence_root) / "kernel_sessions.sqlite")

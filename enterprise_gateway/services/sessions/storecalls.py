@@ -69,8 +69,8 @@ class StoreCalls:
             self._log.info("The kernel session store answers again.")
         return result
 
-    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for ``work`` as long as callers wait; it goes on if that is not enough, and keeps its place in order.
+    async def in_time(self, work: Coroutine[Any, Any, T], *, finish: bool = False) -> T:
+        """Wait for ``work`` as long as callers wait; if that is not enough it is given up or, with ``finish``, goes on.
 
         Raises
         ------
@@ -82,6 +82,8 @@ class StoreCalls:
         if not done:
             self._note_failure(TimeoutError(f"no answer within {self._timeout():g} seconds"))
             self._interrupt()
+            if not finish:
+                task.cancel()
             raise StoreUnavailableError(_UNAVAILABLE)
         return task.result()
 

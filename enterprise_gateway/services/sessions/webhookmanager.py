@@ -8,10 +8,10 @@ from urllib.parse import quote, urlsplit
 
 from traitlets import CaselessStrEnum, Unicode, default
 
+from enterprise_gateway.core import envvars
 from enterprise_gateway.core.errors import StoreUnavailableError
 from enterprise_gateway.core.sessionrecords import Session, is_usable_id
 
-from . import variables
 from .basemanager import KernelSessionManager
 
 if TYPE_CHECKING:
@@ -45,19 +45,19 @@ class WebhookKernelSessionManager(KernelSessionManager):
 
     @default("webhook_url")
     def _default_webhook_url(self) -> str | None:
-        return variables.WEBHOOK_URL()
+        return envvars.EG_WEBHOOK_URL()
 
     @default("webhook_username")
     def _default_webhook_username(self) -> str | None:
-        return variables.WEBHOOK_USERNAME()
+        return envvars.EG_WEBHOOK_USERNAME()
 
     @default("webhook_password")
     def _default_webhook_password(self) -> str | None:
-        return variables.WEBHOOK_PASSWORD()
+        return envvars.EG_WEBHOOK_PASSWORD()
 
     @default("auth_type")
     def _default_auth_type(self) -> str | None:
-        return variables.WEBHOOK_AUTH_TYPE() or None
+        return envvars.EG_AUTH_TYPE() or None
 
     def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
         super().__init__(kernel_manager, **kwargs)
@@ -74,7 +74,7 @@ class WebhookKernelSessionManager(KernelSessionManager):
             try:
                 self._sessions.update(self._decode(entry))
             except (ValueError, StoreUnavailableError) as error:
-                self.log.error("A session of the web service cannot be used and stays where it is: %s", error)
+                self.log.warning("A session of the web service cannot be used and stays where it is: %s", error)
 
     def load_session(self, kernel_id: str) -> None:
         """Load the session of one kernel, if the service has it."""

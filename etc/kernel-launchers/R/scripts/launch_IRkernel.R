@@ -11,7 +11,7 @@
 local({
   OLD_PREFIX <- "RemoteProcessProxy."
   HELPER <- "server_listener.py"
-  HELPER_SECONDS <- 30
+  HELPER_SECONDS <- 45 # the helper itself tries for 30 to reach the gateway
 
   say <- function(...) message("[R launcher] ", ...)
 

@@ -46,6 +46,7 @@ MAX_COMMAND_BYTES = 65536
 MAX_CONNECTIONS = 64
 SILENCE_SECONDS = 10.0  # how long a peer that has not authenticated itself may stay
 LIVENESS_SECONDS = 0.25  # between two looks at the kernel where the system cannot tell of its end
+SIGNAL_GAP_SECONDS = 0.05
 SPARK_NAMES = ("spark", "sc", "sql", "sqlContext", "sqlCtx")
 
 log = logging.getLogger("launch_ipykernel")
@@ -568,6 +569,8 @@ class Listener:
                 raise ValueError("signal {!r} is not allowed".format(signum))
             self._process.send_signal(signum)
             if signum == signal.SIGINT and self._cancels_spark_jobs:
+                # While two signals wait, any thread may take the first, and the main thread's cell would sleep on.
+                time.sleep(SIGNAL_GAP_SECONDS)
                 self._process.send_signal(signal.SIGUSR2)
         if command.get("shutdown"):
             self._end()

@@ -15,7 +15,7 @@ import java.util.function.Function;
 /**
  * One authenticated conversation (version 2) on the communication port.
  *
- * <p>The launcher opens with a challenge; each of the caller's lines has a rising number and a MAC over challenge,
+ * <p>The launcher opens with a challenge; each of the caller's lines has the next number and a MAC over challenge,
  * number and command, so that nothing heard on the network can be said again. The first line that is not authentic
  * ends the conversation.
  */
@@ -77,7 +77,7 @@ final class CommSession {
         }
         String expected = mac(key, challenge, sequence.longValue(), command.textValue());
         return MessageDigest.isEqual(Payload.ascii(expected), Payload.ascii(mac.textValue()))
-                && sequence.longValue() > last;
+                && sequence.longValue() == last + 1;
     }
 
     /** The MAC of one command, in hexadecimal. */

@@ -5,8 +5,10 @@ import java.lang.reflect.InvocationTargetException;
 import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
+import java.net.SocketTimeoutException;
 import java.security.GeneralSecurityException;
 import java.util.List;
+import java.util.concurrent.TimeUnit;
 
 /**
  * Starts an Apache Toree kernel for the gateway.
@@ -17,7 +19,7 @@ import java.util.List;
 public final class ToreeLauncher {
     private static final System.Logger LOG = System.getLogger("launcher");
     private static final String TOREE = "org.apache.toree.Main";
-    private static final int SEND_MILLIS = 30_000;
+    private static final int REPORT_SECONDS = 30;
 
     private ToreeLauncher() {}
 
@@ -35,7 +37,7 @@ public final class ToreeLauncher {
 
     /** Makes the connection file, reports it, and answers Toree's arguments. */
     private static List<String> prepare(LauncherOptions options, byte[] secret)
-            throws IOException, GeneralSecurityException {
+            throws IOException, GeneralSecurityException, InterruptedException {
         Payload payload = new Payload(options.kernelId(), options.publicKey());
         ConnectionProfile profile = ConnectionProfile.open(options.profile(), options.portRange());
         Runtime.getRuntime().addShutdownHook(new Thread(profile::delete, "launcher-profile"));
@@ -68,12 +70,44 @@ public final class ToreeLauncher {
         return port < 1 || port > 65535 ? null : new InetSocketAddress(host, port);
     }
 
-    private static void send(byte[] message, InetSocketAddress gateway) throws IOException {
+    /** Delivers the message, trying again for a while: a new container's network may need some seconds. */
+    private static void send(byte[] message, InetSocketAddress gateway) throws IOException, InterruptedException {
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(REPORT_SECONDS);
+        long pauseMillis = 100;
+        while (true) {
+            try {
+                sendOnce(message, gateway);
+                return;
+            } catch (IOException e) {
+                if (System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(pauseMillis) > deadline) {
+                    throw new IOException("cannot report to the gateway at " + gateway + ": " + e.getMessage(), e);
+                }
+                LOG.log(
+                        System.Logger.Level.WARNING,
+                        "Reporting to the gateway failed, trying again: {0}",
+                        e.getMessage());
+            }
+            Thread.sleep(pauseMillis);
+            pauseMillis = Math.min(2 * pauseMillis, 2000);
+        }
+    }
+
+    private static void sendOnce(byte[] message, InetSocketAddress gateway) throws IOException {
         try (Socket socket = new Socket()) {
-            socket.connect(gateway, SEND_MILLIS);
+            socket.connect(gateway, 5000);
             socket.getOutputStream().write(message);
-        } catch (IOException e) {
-            throw new IOException("cannot reach the gateway at " + gateway + ": " + e.getMessage(), e);
+            socket.shutdownOutput();
+            socket.setSoTimeout(2000);
+            awaitClose(socket);
+        }
+    }
+
+    /** The gateway closes when it has read all; a reset means that it has not. */
+    private static void awaitClose(Socket socket) throws IOException {
+        try {
+            socket.getInputStream().read();
+        } catch (SocketTimeoutException e) {
+            LOG.log(System.Logger.Level.DEBUG, "The gateway keeps the connection open");
         }
     }
 

@@ -1,0 +1,99 @@
+"""The channels handler on a real HTTP server, with kernels that the test brings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import zmq
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from enterprise_gateway.core.errors import NotFoundError
+from enterprise_gateway.services.kernels.websocket import default_handlers
+from enterprise_gateway.transport.channels import ChannelLimits, KernelChannels
+from enterprise_gateway.transport.zmqsocket import make_context
+from tests.support.tinykernel import TinyKernel
+from tests.support.wsclient import WebSocketClient, random_id
+
+
+class Kernel:
+    """What the handler needs of a kernel's manager."""
+
+    def __init__(self, channels: KernelChannels) -> None:
+        self.channels = channels
+
+
+class Relay:
+    """A gateway that only relays; also what the handler needs of the kernels' manager."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], **settings: Any) -> None:
+        self.kernels: dict[str, Kernel] = {}
+        self._context = context
+        self._settings = settings
+        self._stack = contextlib.ExitStack()
+
+    async def find_kernel(self, kernel_id: str) -> Kernel:
+        if kernel_id not in self.kernels:
+            raise NotFoundError(f"Kernel does not exist: {kernel_id}")
+        return self.kernels[kernel_id]
+
+    def listen(self) -> None:
+        application = Application(default_handlers, kernel_manager=self, **self._settings)
+        self._server = HTTPServer(application)
+        sockets = bind_sockets(0, "127.0.0.1")
+        self.port = sockets[0].getsockname()[1]
+        self._server.add_sockets(sockets)
+
+    def tiny_kernel(self, **options: Any) -> TinyKernel:
+        """Start a tiny kernel that ends with the test."""
+        kernel = TinyKernel(**options)
+        kernel.start()
+        self._stack.callback(kernel.stop)
+        return kernel
+
+    async def add(self, kernel: TinyKernel | None = None, *, ready: bool = True, **limits: Any) -> tuple[str, KernelChannels]:
+        """Connect to a kernel and serve it under a new id."""
+        kernel_id = random_id()
+        kernel = kernel or self.tiny_kernel()
+        log = logging.getLogger("enterprise_gateway.test")
+        channels = KernelChannels(kernel_id, context=self._context, limits=ChannelLimits(**limits), log=log)
+        self.kernels[kernel_id] = Kernel(channels)
+        channels.connect(kernel.info)
+        if ready:
+            await channels.ready(5)
+        return kernel_id, channels
+
+    async def open(self, kernel_id: str, session_id: str = "", **options: Any) -> WebSocketClient:
+        query = f"?session_id={session_id}" if session_id else ""
+        return await WebSocketClient.connect(self.port, f"/api/kernels/{kernel_id}/channels{query}", **options)
+
+    async def close(self) -> None:
+        for kernel in self.kernels.values():
+            kernel.channels.close()
+        await asyncio.sleep(0.02)  # clients that still read answer the close
+        self._server.stop()
+        await self._server.close_all_connections()
+        self._stack.close()
+
+
+@pytest.fixture
+def zmq_context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """Yield the context for the gateway's own sockets; its end shows that all were closed."""
+    context = make_context()
+    yield context
+    context.term()
+
+
+@pytest.fixture
+async def relay(zmq_context) -> AsyncIterator[Relay]:
+    """Yield a relay that listens on loopback."""
+    relay = Relay(zmq_context)
+    relay.listen()
+    yield relay
+    await relay.close()

@@ -1,0 +1,229 @@
+"""Messages between websockets and a kernel: every one arrives, unchanged, where it belongs."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import pytest
+
+from tests.support.tinykernel import BUFFERS, TinyKernel
+from tests.support.wsclient import texts, types
+
+BOTH = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
+
+
+@BOTH
+async def test_execution(relay, v1):
+    """A request gets its reply and all its output, and nothing of the gateway's own conversation."""
+    kernel_id, channels = await relay.add()
+    async with await relay.open(kernel_id, "s", v1=v1) as client:
+        messages = await client.run("print 3")
+    assert sorted(types(messages)) == ["busy", "execute_input", "execute_reply", "idle", "stream", "stream", "stream"]
+    assert texts(messages) == "line 0\nline 1\nline 2\n"
+    assert {m["channel"] for m in messages} == {"iopub", "shell"}
+    assert channels.execution_state == "idle"
+
+
+@BOTH
+async def test_buffers_survive(relay, v1):
+    """Binary buffers pass in both directions byte for byte."""
+    kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
+    async with await relay.open(kernel_id, v1=v1) as client:
+        messages = await client.run("binary")
+        assert next(m for m in messages if m["header"]["msg_type"] == "display_data")["buffers"] == BUFFERS
+        client.send("shell", "comm_msg", {"comm_id": "1", "data": {}}, BUFFERS)
+        assert (await client.until("comm_msg"))[-1]["buffers"] == BUFFERS
+    assert kernel.received[-1]["buffers"] == BUFFERS
+
+
+async def test_protocols_side_by_side(relay):
+    """Websockets of both protocols on one kernel all see the output; only the one that asked sees the reply."""
+    kernel_id, channels = await relay.add()
+    async with await relay.open(kernel_id, v1=True) as new, await relay.open(kernel_id, v1=False) as old:
+        assert channels.connections == 2
+        msg_id = new.execute("print 2")
+        asked, other = await new.finish(msg_id), await old.until("status", msg_id)
+        while other[-1]["content"]["execution_state"] != "idle":
+            other += await old.until("status", msg_id)
+        assert "execute_reply" in types(asked)
+        assert "execute_reply" not in types(other)
+        assert texts(asked) == texts(other) == "line 0\nline 1\n"
+        assert "execute_reply" in types(await old.run("hello"))
+        assert "execute_reply" not in types(await new.pending())
+    assert channels.connections == 0
+
+
+async def test_many_sessions_on_one_websocket(relay):
+    """A websocket that carries several sessions, as a Jupyter Server does, gets the replies to all of them."""
+    kernel_id, _ = await relay.add()
+    async with await relay.open(kernel_id, v1=False) as client:
+        for session in ("alice", "bob", "alice"):
+            messages = await client.run("hello", session=session)
+            reply = next(m for m in messages if m["header"]["msg_type"] == "execute_reply")
+            assert reply["parent_header"]["session"] == session
+
+
+@BOTH
+async def test_control_messages_overtake(relay, v1):
+    """Control messages pass on their own channel, and the reply to a debug request comes back."""
+    kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
+    async with await relay.open(kernel_id, v1=v1) as client:
+        client.send("control", "debug_request", {"type": "request", "command": "initialize", "arguments": {"a": "é"}})
+        reply = (await client.until("debug_reply"))[-1]
+        assert (reply["channel"], reply["content"]["body"]) == ("control", {"a": "é"})
+    assert kernel.received[-1]["channel"] == "control"
+
+
+@pytest.mark.parametrize("attempt", range(10))
+async def test_input(relay, attempt):
+    """The very first request may prompt: the stdin socket is connected before the request goes out."""
+    kernel_id, _ = await relay.add()
+    async with await relay.open(kernel_id, v1=bool(attempt % 2)) as client:
+        first = client.execute("input", allow_stdin=True)
+        second = client.execute("after")
+        prompt = (await client.until("input_request"))[-1]
+        assert prompt["channel"] == "stdin"
+        client.send("stdin", "input_reply", {"value": "answer"})
+        messages = await client.finish(first)
+        assert texts(messages) == "answer"
+        assert "execute_result" in types(await client.finish(second))
+
+
+async def test_messages_before_the_kernel_listens(relay):
+    """A websocket opens at once although the kernel still starts; what it sends is executed in order when it is up."""
+    kernel = TinyKernel()
+    kernel_id, channels = await relay.add(kernel, ready=False)
+    async with await relay.open(kernel_id) as client:
+        ids = [client.execute(f"print {number}") for number in range(4)]
+        assert await client.pending(0.2) == []
+        kernel.start()
+        try:
+            outputs = [texts(await client.finish(msg_id)) for msg_id in ids]
+        finally:
+            channels.close()
+            kernel.stop()
+    assert outputs == ["", "line 0\n", "line 0\nline 1\n", "line 0\nline 1\nline 2\n"]
+
+
+async def test_curve(relay):
+    """A kernel that encrypts its transport is reached with the keys of its connection information."""
+    kernel_id, _ = await relay.add(relay.tiny_kernel(curve=True))
+    async with await relay.open(kernel_id) as client:
+        first = client.execute("input", allow_stdin=True)
+        await client.until("input_request")
+        client.send("stdin", "input_reply", {"value": "secret"})
+        assert texts(await client.finish(first)) == "secret"
+
+
+async def test_twenty_thousand_messages(relay):
+    """No message of a long stream is dropped, doubled or reordered, although each is sent alone."""
+    kernel_id, _ = await relay.add()
+    async with await relay.open(kernel_id, buffer=1 << 22) as client:
+        text = texts(await client.run("print 20000", timeout=20))
+    assert text == "".join(f"line {number}\n" for number in range(20_000))
+
+
+async def test_garbage_from_clients(relay, expect_log):
+    """Malformed frames of every kind are dropped with a warning; the websocket goes on working."""
+    kernel_id, _ = await relay.add()
+    async with await relay.open(kernel_id) as new, await relay.open(kernel_id, v1=False) as old:
+        with expect_log("message from a websocket was dropped"):
+            for payload in (b"", b"x", b"\xff" * 8, b"\x06" + b"\0" * 7, struct.pack("<7Q", 6, *[1 << 60] * 6), bytes(200)):
+                new.send_frame(2, payload)
+                old.send_frame(2, payload)
+            for text in ("", "{", "[]", "1", '{"header": 1}', '{"header": {}}', '{"channel": "x"}', "[" * 100_000, "\0"):
+                new.send_frame(1, text.encode())
+                old.send_frame(1, text.encode())
+            old.send("iopub", "status", {})
+            new.send("nowhere", "execute_request", {"code": ""})
+            assert "execute_result" in types(await new.run("still here"))
+            assert "execute_result" in types(await old.run("still here"))
+
+
+async def test_forged_messages(relay, expect_log):
+    """What is not signed with the kernel's key reaches no client."""
+    kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
+    header = b'{"msg_id":"1","msg_type":"stream","session":"s"}'
+    async with await relay.open(kernel_id) as client:
+        with expect_log("signature is wrong"):
+            kernel.publish_raw([b"topic", b"<IDS|MSG>", b"0" * 64, header, b"{}", b"{}", b'{"name":"stdout","text":"x"}'])
+            kernel.publish_raw([b"nonsense"])
+            kernel.publish_raw([b"topic", b"<IDS|MSG>", b"0" * 64, header])
+            assert texts(await client.run("print 1")) == "line 0\n"
+
+
+async def test_odd_text_stays_readable(relay):
+    """Legacy text frames are valid UTF-8 even when a kernel's JSON is not."""
+    kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
+    async with await relay.open(kernel_id, v1=False) as client:
+        parts = [b'{"msg_id":"1","msg_type":"stream","session":"s"}', b"{}", b"{}", b'{"name":"stdout","text":"\xff\xc3\xa9"}']
+        kernel.publish_raw([b"topic", b"<IDS|MSG>", kernel._sign(parts), *parts])
+        assert texts(await client.until("stream")) == "\N{REPLACEMENT CHARACTER}é"
+
+
+async def test_allowed_message_types(relay, expect_log):
+    """With an allow-list, other messages do not reach the kernel."""
+    kernel_id, _ = await relay.add(kernel := relay.tiny_kernel(), allowed_message_types=frozenset({"execute_request"}))
+    async with await relay.open(kernel_id) as client:
+        with expect_log("message type is not allowed"):
+            client.send("shell", "comm_msg", {"comm_id": "1", "data": {}})
+            await client.run("hello")
+    assert [m["header"]["msg_type"] for m in kernel.received if m["header"]["session"] == client.session] == ["execute_request"]
+
+
+@BOTH
+async def test_tracebacks_are_replaced(relay, v1):
+    """Where tracebacks are not allowed, neither output nor reply shows anything of the error."""
+    kernel_id, _ = await relay.add(allow_tracebacks=False, traceback_replacement="hidden")
+    async with await relay.open(kernel_id, v1=v1) as client:
+        messages = await client.run("error")
+    contents = [m["content"] for m in messages if m["header"]["msg_type"] in {"error", "execute_reply"}]
+    assert len(contents) == 2
+    for content in contents:
+        assert (content["ename"], content["evalue"], content["traceback"]) == ("ExecutionError", "Execution error", ["hidden"])
+    assert "secret" not in str(messages)
+
+
+async def test_activity(relay):
+    """Busy and idle follow what clients asked for; the gateway's own requests are no activity."""
+    kernel_id, channels = await relay.add()
+    states = []
+    channels.on_change.append(lambda it: states.append((it.execution_state, it.connections)))
+    before = channels.last_activity
+    assert await channels.request("kernel_info_request", {}, "shell") == channels.kernel_info
+    assert (channels.last_activity, channels.execution_state, channels.busy_since) == (before, "idle", None)
+    async with await relay.open(kernel_id) as client:
+        await client.run("hello")
+    assert channels.last_activity > before
+    assert states == [("idle", 1), ("busy", 1), ("idle", 1), ("idle", 0)]
+
+
+async def test_unanswered_request(relay, expect_log):
+    """A request of the gateway that gets no answer fails after its time, and so does waiting for a silent kernel."""
+    kernel = TinyKernel()
+    with expect_log("sent no kernel_info_reply"):
+        _, channels = await relay.add(kernel, ready=False, info_timeout=0.2)
+        with pytest.raises(TimeoutError, match="interrupt_request within 0.05 s"):
+            await channels.request("interrupt_request", {}, timeout=0.05)
+        with pytest.raises(TimeoutError, match="kernel_info_request"):
+            await channels.ready(0.3)
+    waiting = asyncio.ensure_future(channels.ready(5))
+    await asyncio.sleep(0)
+    channels.close()
+    with pytest.raises(ConnectionError, match="shut down"):
+        await waiting
+    kernel.start()
+    kernel.stop()
+
+
+async def test_warning_to_all(relay):
+    """A note of the gateway appears as error output of the cell that was executed last."""
+    kernel_id, channels = await relay.add()
+    async with await relay.open(kernel_id) as client:
+        msg_id = client.execute("hello")
+        await client.finish(msg_id)
+        channels.tell("about to end\n")
+        message = (await client.until("stream"))[-1]
+    assert message["content"] == {"name": "stderr", "text": "about to end\n"}
+    assert message["parent_header"]["msg_id"] == msg_id

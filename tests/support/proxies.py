@@ -1,0 +1,59 @@
+"""Process proxies as third parties write them, well-behaved and not; kernelspecs name them by their dotted path."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from typing import Any
+
+from enterprise_gateway.services.processproxies.processproxy import BaseProcessProxyABC, LocalProcessProxy
+
+
+class SlowProxy(LocalProcessProxy):
+    """Takes its time before it launches."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Launch after ``seconds`` of the config."""
+        await asyncio.sleep(float(self.proxy_config.get("seconds", 30)))
+        await super().launch_process(kernel_cmd, **kwargs)
+
+
+class FailingProxy(LocalProcessProxy):
+    """Launches, and then says that it failed."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Start the kernel, then raise as back ends of version 3 do."""
+        await super().launch_process(kernel_cmd, **kwargs)
+        self.log_and_raise(http_status_code=503, reason="The cluster is on holiday.")
+
+
+class ThirdPartyProxy(BaseProcessProxyABC):
+    """Written against version 3: synchronous verbs, a Popen of its own, async launch_process only."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Start the kernel with subprocess."""
+        await super().launch_process(kernel_cmd, **kwargs)
+        self.local_proc = subprocess.Popen(kernel_cmd, env=kwargs["env"], start_new_session=True)
+        self.pid = self.pgid = self.local_proc.pid
+        self.ip = "127.0.0.1"
+
+    def poll(self) -> Any:
+        """Return None while the process lives, False otherwise, as version 3 does."""
+        return None if self.local_proc.poll() is None else False
+
+    def wait(self) -> Any:
+        """Wait for the process."""
+        return self.local_proc.wait()
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Signal the process."""
+        if self.local_proc.poll() is not None:
+            return False
+        self.local_proc.send_signal(signum)
+        return None
+
+    def kill(self) -> bool | None:
+        """Kill the process."""
+        self.local_proc.kill()
+        self.local_proc.wait()
+        return None
