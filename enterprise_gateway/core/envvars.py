@@ -470,7 +470,7 @@ EG_ENABLE_TUNNELING = declare(
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
-    "/tmp",  # noqa: S108 - upstream's default
+    "/tmp",
     "Directory on the hosts for the kernels' output, kernel-<id>.log.",
     group=_SSH,
 )
@@ -545,7 +545,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",  # noqa: S108 - upstream's default
+    "/tmp",
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
 )

@@ -157,7 +157,7 @@ class SSHShell:
         """Return the last lines of a file; empty when it cannot be read."""
         return self._script(shell_scripts.tail_script(path, lines), timeout=timeout).stdout.decode(errors="replace")
 
-    def open_channel(self, host: str, port: int, on_readable: Callable[[], None], timeout: float = 10.0) -> Forward:
+    def open_channel(self, host: str, port: int, on_readable: Callable[[], None], *, timeout: float = 10.0) -> Forward:
         """Open a forwarded TCP connection from the SSH host to ``host:port`` (for :mod:`..transport.tunnels`).
 
         Raises
@@ -294,6 +294,7 @@ class SSHPool:
             key = (host, settings.port, settings.user)
             if key not in self._shells:
                 logging.getLogger("paramiko").setLevel(envvars.EG_SSH_LOG_LEVEL())
+                logging.getLogger("paramiko.transport").addFilter(_is_news)
                 self._shells[key] = SSHShell(host, settings, self._log)
             return self._shells[key]
 
@@ -303,6 +304,11 @@ class SSHPool:
             shells, self._shells = list(self._shells.values()), {}
         for shell in shells:
             shell.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop what paramiko logs as an error when a port is closed or one session more is not granted."""
+    return "open FAILED" not in record.getMessage()
 
 
 class Forward:
@@ -315,6 +321,11 @@ class Forward:
         self._channel = channel
         channel.setblocking(False)
         channel.in_buffer.set_event(_Notifier(on_readable))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel is closed, or its connection gone."""
+        return self._channel.closed
 
     def recv(self, size: int) -> bytes | None:
         """Return what has arrived; None: nothing yet; empty: the other side has ended."""

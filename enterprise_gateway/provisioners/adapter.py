@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import envvars, kernelargs, kernelenv
 from ..core.offload import offload
@@ -19,6 +19,9 @@ from ..services.processproxies.processproxy import (
 )
 from ..services.processproxies.shared import gateway_environment
 
+if TYPE_CHECKING:
+    from ..services.kernels.remotekernel import RemoteKernelManager
+
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
@@ -29,6 +32,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     asks of the proxy.
     """
 
+    parent: RemoteKernelManager
     process_proxy: BaseProcessProxyABC | None = None
     _ports: list[int] | None = None
     _launched = False
@@ -96,7 +100,10 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         self._launched = True
         await self.process_proxy.launch_process(cmd, **kwargs)
         connection = getattr(self.process_proxy, "connection", None)
-        return connection.to_dict() if connection is not None else self.parent.get_connection_info()  # type: ignore[no-any-return]
+        info: dict[str, Any] = (
+            connection.to_dict() if connection is not None else dict(self.parent.get_connection_info())
+        )
+        return info
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives."""
@@ -115,7 +122,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if proxy is None or not self._launched:
             return 0
         if hasattr(proxy, "wait_for_exit"):
-            return await proxy.wait_for_exit()  # type: ignore[no-any-return]
+            exit_code: int | None = await proxy.wait_for_exit()
+            return exit_code
         while (result := await self.poll()) is None:
             await asyncio.sleep(envvars.EG_POLL_INTERVAL())
         return result

@@ -194,13 +194,18 @@ class CommPort:
             connection.close()
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 async def connection_ended(descriptor: int) -> None:
     """Return when the connection of :meth:`CommPort.fileno` has ended, at either end; awaited by process proxies."""
     loop = asyncio.get_running_loop()
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         while True:
-            readable = loop.create_future()
-            loop.add_reader(copy, lambda future=readable: future.done() or future.set_result(None))
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(copy, _resolve, readable)
             try:
                 await readable
             finally:

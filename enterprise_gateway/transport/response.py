@@ -1,4 +1,4 @@
-"""The server that launchers report to: how can the kernel be reached?"""
+"""The server to which launchers report how their kernel is reached."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import socket
 import time
 from collections import deque
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ..core.connection import ConnectionInfo
 from ..core.deadline import Deadline
 from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from ..core.offload import offload
 from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_PAYLOAD_BYTES = 65536
 MAX_CONNECTIONS = 256
@@ -104,7 +108,7 @@ class Expectation:
         self._server.forget(self)
         self._future.cancel()
 
-    def __enter__(self) -> Expectation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -414,5 +418,5 @@ def _candidates(port: int, retries: int) -> list[int]:
         return [0]
     count = retries + 1
     ports = [port + offset for offset in range(min(5, count))]
-    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]
+    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]  # noqa: S311
     return [candidate for candidate in ports if 0 < candidate < 65536]

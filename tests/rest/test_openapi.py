@@ -36,7 +36,9 @@ async def test_every_route_and_verb_is_described() -> None:
         routed = {}
         for rule in gateway.app.web_app.wildcard_router.rules:
             assert isinstance(rule.matcher, PathMatches)
-            pattern = re.sub(r"\((?:[^()]|\([^()]*\))*\)", "*", rule.matcher.regex.pattern.rstrip("$").replace("\\", ""))
+            pattern = re.sub(
+                r"\((?:[^()]|\([^()]*\))*\)", "*", rule.matcher.regex.pattern.rstrip("$").replace("\\", "")
+            )
             routed[pattern] = _verbs(rule.target)
     for action in ("restart", "interrupt"):
         routed[f"/api/kernels/*/{action}"] = routed["/api/kernels/*/*"]

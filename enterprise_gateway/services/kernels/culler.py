@@ -89,7 +89,7 @@ class KernelCuller(LoggingConfigurable):
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
         for kernel in list(self.parent._kernels.values()):
-            policy = self.policy.for_spec(kernel.kernel_spec.metadata)
+            policy = self.policy.for_spec(kernel.spec.metadata)
             use = use_of(kernel)
             reason = policy.reason(use, self.clock())
             if reason is not None:
@@ -112,7 +112,9 @@ class KernelCuller(LoggingConfigurable):
     def _warn(self, kernel: RemoteKernelManager) -> None:
         if kernel.kernel_id not in self._warned and kernel.channels is not None:
             self._warned.add(kernel.kernel_id)
-            kernel.channels.tell(f"This kernel will be culled within {self.cull_warning:g} seconds unless it is used.\n")
+            kernel.channels.tell(
+                f"This kernel will be culled within {self.cull_warning:g} seconds unless it is used.\n"
+            )
 
 
 def use_of(kernel: RemoteKernelManager) -> KernelUse:

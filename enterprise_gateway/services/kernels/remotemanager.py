@@ -31,7 +31,6 @@ from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .restarter import KernelRestarter
 
-
 __all__ = [
     "RemoteKernelManager",
     "RemoteMappingKernelManager",
@@ -58,7 +57,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     kernel_info_timeout = Float(
         60.0,
         config=True,
-        help="Seconds a kernel may take to answer the first kernel_info_request before its messages are forwarded anyway.",
+        help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
     )
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
@@ -72,7 +71,9 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         config=True,
         help="Shown instead of a traceback when allow_tracebacks is off.",
     )
-    kernel_session_manager = AnyTrait(None, allow_none=True, help="The store of kernel sessions; set by the application.")
+    kernel_session_manager = AnyTrait(
+        None, allow_none=True, help="The store of kernel sessions; set by the application."
+    )
     records: KernelRecords | None = None
 
     @classmethod
@@ -220,14 +221,16 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     async def _find_kernel_spec(self, name: str) -> tuple[str, KernelSpec]:
         """Return the kernelspec of a name, and the name it is installed under."""
         name = NATIVE_KERNEL_NAME if name == "python" else name
-        allowed = self.kernel_spec_manager.allowed_kernelspecs
+        manager = self.kernel_spec_manager
+        assert manager is not None
+        allowed = manager.allowed_kernelspecs
         cache = getattr(self.parent, "kernel_spec_cache", None)
         try:
             if allowed and name.lower() not in {entry.lower() for entry in allowed}:
                 raise NoSuchKernel(name)
             if cache is not None:
                 return name, await cache.get_kernel_spec(name)
-            return name, await offload(self.kernel_spec_manager.get_kernel_spec, name)
+            return name, await offload(manager.get_kernel_spec, name)
         except NoSuchKernel as error:
             raise UnknownKernelSpecError(
                 f"No kernelspec named {name[:100]!r} is installed; GET /api/kernelspecs lists those there are."
@@ -303,7 +306,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}")
-        return kernel  # type: ignore[no-any-return]
+        return kernel
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """Return what the REST API says of a kernel."""
@@ -400,7 +403,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
-        return self._kernels.pop(kernel_id, None)  # type: ignore[no-any-return]
+        return self._kernels.pop(kernel_id, None)
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""

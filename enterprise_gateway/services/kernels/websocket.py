@@ -182,11 +182,11 @@ class _CountedStream:
 
     @property
     def accepted(self) -> int:
-        return self._stream._total_write_index  # noqa: SLF001
+        return self._stream._total_write_index
 
     @property
     def handed_over(self) -> int:
-        return self._stream._total_write_done_index  # noqa: SLF001
+        return self._stream._total_write_done_index
 
 
 default_handlers: list[tuple[str, Any]] = [(rf"/api/kernels/{KERNEL_ID}/channels", KernelChannelsHandler)]

@@ -132,7 +132,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         env = kwargs["env"]
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             self.kernel_launch_timeout = kernelargs.check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
-        spec = self.kernel_manager.kernel_spec
+        spec = self.kernel_manager.spec
         username = env.get("KERNEL_USERNAME") or gateway_user()
         kernelenv.finish(
             env,
@@ -259,7 +259,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
         """Wait until the process has ended; returns its exit code."""
         if self.local_proc is None:
             return 0
-        return await self.local_proc.wait_for_exit()  # type: ignore[no-any-return]
+        return await self.local_proc.wait_for_exit()
 
     def poll(self) -> Any:
         """Return None while the process lives, else its exit code."""
