@@ -330,7 +330,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     def init_http_server(self) -> None:
         """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
-        ssl_options = self._build_ssl_options()
+        ssl_options = self._ssl_options_or_exit()
         self.http_server = httpserver.HTTPServer(self.web_app, xheaders=self.trust_xheaders, ssl_options=ssl_options)
         for port in candidate_ports(self.port, self.port_retries + 1):
             try:
@@ -348,16 +348,27 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.log.critical("The gateway could not be started because no available port could be found.")
         self.exit(1)
 
+    def _ssl_options_or_exit(self) -> ssl.SSLContext | None:
+        try:
+            return self._build_ssl_options()
+        except (OSError, ValueError) as error:
+            files = [file for file in (self.certfile, self.keyfile, self.client_ca) if file]
+            self.log.critical("TLS cannot be set up with %s: %s", ", ".join(files), error)
+            self.exit(1)
+            return None
+
     def _build_ssl_options(self) -> ssl.SSLContext | None:
         """Return the TLS context that the options describe; None serves plain HTTP.
 
         Raises
         ------
         ValueError
-            ``ssl_version`` is not a version that can be served.
+            ``ssl_version`` is not a version that can be served, or there is no certificate.
         """
         if not (self.certfile or self.keyfile or self.client_ca):
             return None
+        if not self.certfile:
+            raise ValueError("client_ca and keyfile need certfile: without a certificate no client can connect.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.ssl_version is not None:
@@ -365,8 +376,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             if version is None:
                 raise ValueError(f"ssl_version {self.ssl_version} is not one of {', '.join(map(str, TLS_VERSIONS))}")
             context.minimum_version = context.maximum_version = version
-        if self.certfile:
-            context.load_cert_chain(self.certfile, self.keyfile)
+        context.load_cert_chain(self.certfile, self.keyfile)
         if self.client_ca:
             context.load_verify_locations(cafile=self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -457,8 +467,6 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
                 "with the gateway's own rights.",
                 getpass.getuser(),
             )
-        if self.client_ca and not self.certfile:
-            self.log.error("client_ca is set without certfile: no client can connect.")
 
     @classmethod
     def launch_instance(cls, argv: list[str] | None = None, **kwargs: Any) -> None:
@@ -473,10 +481,11 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
 def candidate_ports(port: int, count: int) -> Iterator[int]:
     """Yield ``count`` ports to try: ``port``, those that follow it, then random ones nearby."""
-    sequential = min(count, 6)
-    yield from range(port, port + sequential)
-    for _ in range(count - sequential):
-        yield max(1, min(65535, port + random.randint(-2 * count, 2 * count)))  # noqa: S311 - spreads, hides nothing
+    for attempt in range(count):
+        candidate = port + attempt
+        if attempt > 5 or candidate > 65535:
+            candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
+        yield max(1, min(65535, candidate)) if attempt else port
 
 
 async def maybe_await(result: Awaitable[Any] | Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import os
@@ -123,18 +122,17 @@ def occupied_pair(stack):
         second = stack.enter_context(closing(socket.socket()))
         try:
             second.bind(("127.0.0.1", port + 1))
-            second.listen()
-        except OSError as error:
-            assert error.errno == errno.EADDRINUSE
-        else:
-            return port
+        except OSError:
+            continue
+        second.listen()
+        return port
 
 
 def test_an_occupied_port_is_passed_over(tmp_path):
     """With port and neighbour taken the gateway serves on a later one, and says which."""
     with ExitStack() as stack:
         port = occupied_pair(stack)
-        gateway = stack.enter_context(gateway_process(tmp_path / "log", [f"--port={port}"]))
+        gateway = stack.enter_context(gateway_process(tmp_path / "log", port=port))
         assert urlsplit(gateway.url).port not in {port, port + 1}
         assert f"The port {port} is already in use" in gateway.output
         assert ask(gateway.url)[0] == 200
