@@ -26,7 +26,7 @@ from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
 from ..processproxies.shared import SharedResources
-from .culler import KernelCuller
+from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .restarter import KernelRestarter
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class RemoteMappingKernelManager(AsyncMultiKernelManager):
+class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     """Starts, lists, restarts, culls and stops kernels; one per gateway.
 
     The application is its ``parent`` and carries the options. Handlers call the coroutines below; all of them raise
@@ -55,10 +55,10 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     )
     root_dir = Unicode(config=True, help="Directory that the `path` of a start request is relative to.")
     kernel_info_timeout = Float(
-        60.0,
+        envvars.EG_KERNEL_INFO_TIMEOUT.default,
         config=True,
         help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
-    )
+    ).tag(env=envvars.EG_KERNEL_INFO_TIMEOUT)
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
     )
@@ -89,7 +89,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
         )
         self.restarter = KernelRestarter(parent=self)
-        self.culler = KernelCuller(parent=self)
+        self.culler = KernelCuller(self)
         self._launching: dict[str, asyncio.Task[Any]] = {}
 
     @observe("kernel_session_manager")
