@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...core import envvars
 from ...core.offload import offload
 from ...core.ports import HIGHEST, PortPool, PortRange
+from ...core.turns import Turns
 from .remotehosts import RemoteHosts
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class SharedResources:
-    """The options in force, the ports in use, the response server and the remote hosts.
+    """The options in force, the ports in use, the turns of launches, the response server and the remote hosts.
 
     Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
 
@@ -33,6 +34,7 @@ class SharedResources:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
+        self.turns = Turns()
         self.hosts = RemoteHosts(log)
         self._responses: ResponseServer | None = None
 
