@@ -153,6 +153,12 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if not restart:
             self.release_ports()
 
+    def let_go(self) -> None:
+        """Stop watching a kernel that lives on, and give its ports back: another process is attached to from now on."""
+        if self.process_proxy is not None:
+            self.process_proxy.let_go()
+        self.release_ports()
+
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""
         if self._ports is not None:

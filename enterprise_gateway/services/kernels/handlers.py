@@ -22,7 +22,7 @@ class StartsKernels(GatewayHandler):
     def check_limit(self) -> None:
         """Refuse at once when ``max_kernels`` kernels run already."""
         limit = self.settings.get("eg_max_kernels")
-        if limit is not None and len(self.kernel_manager) >= limit:
+        if self.kernel_manager.replicas is None and limit is not None and len(self.kernel_manager) >= limit:
             raise LimitReachedError("Resource Limit")
 
     async def start_kernel(self, **arguments: Any) -> str:
@@ -50,7 +50,7 @@ class MainKernelHandler(StartsKernels):
         await self.authorize("read", "kernels")
         if not self.settings.get("eg_list_kernels"):
             raise web.HTTPError(403, "Forbidden")
-        self.finish_json(self.kernel_manager.list_kernels())
+        self.finish_json(await self.kernel_manager.models())
 
     async def post(self) -> None:
         """Start a kernel: ``{"name"?, "path"?, "env"?}``."""

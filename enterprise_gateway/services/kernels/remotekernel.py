@@ -16,6 +16,7 @@ from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
 from ...core.connection import ConnectionInfo
+from ...core.offload import offload
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ..processproxies.processproxy import BaseProcessProxyABC
 from ..processproxies.shared import SharedResources, gateway_environment
@@ -53,6 +54,7 @@ class RemoteKernelManager(AsyncKernelManager):
     username = ""
     started = datetime.now(timezone.utc)
     died_because = ""
+    reached_as = ""
     _resources: SharedResources | None = None
     _sigint: int | None = None
     _busy: asyncio.Lock | None = None
@@ -280,6 +282,13 @@ class RemoteKernelManager(AsyncKernelManager):
     async def let_go(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
         self._close_control_socket()
+        await self.close()
+
+    async def forget(self) -> None:
+        """Release what this gateway has of a kernel that another one has removed."""
+        self._close_control_socket()
+        await self.adapter.cleanup()
+        await offload(self.cleanup_connection_file)
         await self.close()
 
     async def close(self) -> None:

@@ -209,6 +209,11 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         """Ask the kernel's process to end."""
         return self.send_signal(signal.SIGTERM)
 
+    def let_go(self) -> None:
+        """Close what the gateway has open to a kernel that lives on; called when another replica has restarted it."""
+        if isinstance(self.local_proc, LocalProcess):
+            self.local_proc.close()
+
     def cleanup(self) -> None:
         """Release what the launch acquired; called once when the kernel is gone or its launch has failed."""
         if isinstance(self.local_proc, LocalProcess):
@@ -473,15 +478,20 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             else:
                 await connection_ended(self.comm.fileno())
 
-    def cleanup(self) -> None:
-        """Forget the expected response and where the kernel was."""
-        if self.expectation is not None:
-            self.expectation.close()
+    def let_go(self) -> None:
+        """Close the connection to the launcher, and the tunnels."""
+        super().let_go()
         if self.comm is not None:
             self.comm.close()
         if self._tunnels is not None:
             self._tunnels.close()
             self._tunnels = None
+
+    def cleanup(self) -> None:
+        """Forget the expected response and where the kernel was."""
+        if self.expectation is not None:
+            self.expectation.close()
+        self.let_go()
         self.assigned_ip = None
         super().cleanup()
 
