@@ -16,7 +16,7 @@ import pytest
 
 from tests.clusters.haproxy import free_ports, haproxy
 from tests.clusters.postgres import PostgresServer, running_postgres
-from tests.support.gateway import Client
+from tests.support.gateway import Client, KernelSocket
 from tests.support.processes import ServerProcess, gateway_process
 
 STORE = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
@@ -29,6 +29,12 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 1
         assert time.monotonic() < end, f"it did not happen within {seconds} s"
         await asyncio.sleep(0.1)
     return result
+
+
+async def _closed(socket: KernelSocket) -> None:
+    socket.close()
+    while await socket.connection.read_message() is not None:
+        pass
 
 
 class Replicas:
@@ -108,9 +114,10 @@ class Replicas:
 
     async def close(self) -> None:
         """Delete all kernels and stop everything."""
-        for client in [self.through_proxy, *self.clients]:
-            if client is not None:
-                client.close()
+        clients = [client for client in (self.through_proxy, *self.clients) if client is not None]
+        await asyncio.gather(*(_closed(socket) for client in clients for socket in client.sockets))
+        for client in clients:
+            client.close()
         processes = [process for process in self.processes if process._process is not None]
         alive = [process for process in processes if process.process.poll() is None]
         if alive:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import zmq
@@ -150,6 +150,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
         """Return whether it is up to this gateway to restart a kernel whose process has ended."""
         return self.replicas is None or await self.replicas.in_charge_of_dead(kernel)
+
+    def let_go(self, kernel: RemoteKernelManager) -> None:
+        """Note that another gateway looks after the kernel."""
+        if self.replicas is not None:
+            self.replicas.let_go(str(kernel.kernel_id))
 
     def connections(self, kernel: RemoteKernelManager) -> int:
         """Return how many websockets all gateways have for the kernel."""
@@ -415,12 +420,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
         """Restart a kernel; done when its new process is launched."""
-        kernel = await self.find_kernel(kernel_id)
-        if self.replicas is not None:
-            kernel = await self.replicas.take_charge(kernel_id)
+        kernel = await self._begin(kernel_id, KernelRecords.restarting)
         self.restarter.forget(kernel)
         try:
-            await self.relaunch(kernel, now=now)
+            await self._replace(kernel, now=now)
         finally:
             if self._kernels.get(kernel_id) is kernel and not kernel.died_because:
                 self.restarter.watch(kernel)
@@ -429,7 +432,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
         if self.records is not None:
-            await self._record_restarting(self.records, kernel)
+            await self.records.restarting(kernel)
+        await self._replace(kernel, now, newports)
+
+    async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         try:
             await kernel.restart_kernel(now=now, newports=newports)
             if self.records is not None:
@@ -444,13 +450,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             raise
         kernel.died_because = ""
 
-    async def _record_restarting(self, records: KernelRecords, kernel: RemoteKernelManager) -> None:
-        try:
-            await records.restarting(kernel)
-        except LeaseLostError:
-            assert self.replicas is not None
-            self.replicas.let_go(str(kernel.kernel_id))
-            raise
+    async def _begin(
+        self, kernel_id: str, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
+    ) -> RemoteKernelManager:
+        """Record what a client wants done with a kernel, when no other gateway is at it any more; return the kernel."""
+        kernel = await self.find_kernel(kernel_id)
+        if self.replicas is not None:
+            return await self.replicas.begin(kernel_id, record)
+        if self.records is not None:
+            await record(self.records, kernel)
+        return kernel
 
     def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
@@ -469,11 +478,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await asyncio.wait([launch])
             if kernel_id not in self:
                 return
-        kernel = await self.find_kernel(kernel_id)
-        if self.replicas is not None:
-            kernel = await self.replicas.take_charge(kernel_id)
-        if self.records is not None:
-            await self.records.stopping(kernel)
+        kernel = await self._begin(kernel_id, KernelRecords.stopping)
         self.restarter.forget(kernel)
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -119,10 +119,12 @@ class Replicas:
             await self._store.release_lease(kernel_id, self.owner)
         raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
 
-    async def take_charge(self, kernel_id: str) -> RemoteKernelManager:
-        """Look after a kernel from now on, because a client wants it restarted or deleted here.
+    async def begin(
+        self, kernel_id: str, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
+    ) -> RemoteKernelManager:
+        """Look after a kernel from now on, because a client wants it restarted or deleted here, and record that.
 
-        What another replica does with it at the moment is waited for.
+        What another replica does with it at the moment is waited for. Returns the kernel as it is then.
 
         Raises
         ------
@@ -132,6 +134,17 @@ class Replicas:
             Another replica does not get done with it.
         """
         deadline = Deadline(PATIENCE_SECONDS)
+        while True:
+            kernel = await self._take_charge(kernel_id, deadline)
+            try:
+                await record(self._records, kernel)
+                return kernel
+            except LeaseLostError:  # another replica was asked the same at the same time
+                self.let_go(kernel_id)
+                if deadline.expired:
+                    raise
+
+    async def _take_charge(self, kernel_id: str, deadline: Deadline) -> RemoteKernelManager:
         while not await self._store.seize_lease(kernel_id, self.owner, by_force=True):
             if await self.refresh(kernel_id) is None:
                 raise NotFoundError(f"Kernel does not exist: {kernel_id}")

@@ -72,7 +72,7 @@ class KernelRestarter(LoggingConfigurable):
             try:
                 await self.parent.relaunch(kernel, now=True, newports=self.random_ports_until_alive and not stable)
             except LeaseLostError:
-                continue  # another replica was faster
+                self.parent.let_go(kernel)  # another replica was faster
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
