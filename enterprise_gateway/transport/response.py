@@ -1,4 +1,4 @@
-"""The server to which launchers report how their kernel is reached."""
+"""The server that launchers tell how their kernel can be reached."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import socket
 import time
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from ..core import envvars
 from ..core.connection import ConnectionInfo
 from ..core.deadline import Deadline
 from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from ..core.offload import offload
 from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
+from .localip import response_ip
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -156,7 +158,25 @@ class ResponseServer:
         self._connections: dict[_Connection, None] = {}
         self._queue: deque[tuple[Envelope, str]] = deque()
         self._server: asyncio.Server | None = None
+        self._starting = asyncio.Lock()
         self._keys: KeyPair | None = None
+
+    @classmethod
+    def from_environment(cls) -> ResponseServer:
+        """Return a server, not started yet, as the ``EG_RESPONSE_…`` variables describe it.
+
+        Raises
+        ------
+        InvalidRequestError
+            ``EG_PROHIBITED_LOCAL_IPS`` leaves no address.
+        """
+        return cls(
+            ip=response_ip(envvars.EG_RESPONSE_IP(), envvars.EG_PROHIBITED_LOCAL_IPS()),
+            port=envvars.EG_RESPONSE_PORT(),
+            port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
+            any_address=envvars.EG_RESPONSE_ADDR_ANY(),
+            allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
+        )
 
     @property
     def address(self) -> str:
@@ -171,15 +191,18 @@ class ResponseServer:
         return self._keys.public_key
 
     async def start(self) -> None:
-        """Make the keys, and listen on the first free port.
+        """Make the keys, and listen on the first free port; the first launches call it, several at once.
 
         Raises
         ------
         OSError
             No port was free, or the address is not one of this host's.
         """
-        if self._server is not None:
-            return
+        async with self._starting:
+            if self._server is None:
+                await self._start()
+
+    async def _start(self) -> None:
         keys = self._keys or await offload(KeyPair.generate)
         listening = await self._bind()
         self._server = await asyncio.get_running_loop().create_server(
@@ -325,7 +348,8 @@ class ResponseServer:
 
     def _open(self, envelope: Envelope) -> Report:
         """Decrypt a message if somebody waits for such a one: refusing the others must cost nothing."""
-        assert self._keys is not None
+        if self._keys is None:
+            raise PayloadError("the response server has not been started")
         if envelope.version == 2:
             expectation = self._expectation(envelope.kernel_id)
             if expectation.done:
@@ -364,8 +388,7 @@ class _Connection(asyncio.Protocol):
         return bool(self._received)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
         self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS, self._too_slow)
         self._server.opened(self)

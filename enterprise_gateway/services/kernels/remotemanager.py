@@ -162,6 +162,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
         name, spec = await self._find_kernel_spec(kernel_name or self.default_kernel_name)
+        await self.resources.turns.come()
         if kernel_id in self._launching or kernel_id in self:
             raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
         with self.limits.reserve(env.get("KERNEL_USERNAME") or gateway_user()):
@@ -190,6 +191,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
             if self.records is not None:
                 await self.records.running(kernel)
+            await self.resources.turns.come()
             self.enter(kernel)
         except BaseException:
             await asyncio.shield(self._give_up(kernel))

@@ -252,6 +252,10 @@ class LocalProcessProxy(BaseProcessProxyABC):
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Start the kernel as a child process; it is not waited for."""
         await super().launch_process(kernel_cmd, **kwargs)
+        await offload(self._start, kernel_cmd, kwargs)
+
+    def _start(self, kernel_cmd: list[str], kwargs: dict[str, Any]) -> None:
+        # All in the thread: a launch that is cancelled meanwhile still knows of the process, and ends it.
         self.local_proc = self.launch_kernel(kernel_cmd, **kwargs)
         self.pid, self.pgid, self.ip = self.local_proc.pid, self.local_proc.pgid, "127.0.0.1"
 

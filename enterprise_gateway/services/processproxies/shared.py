@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core import envvars
 from ...core.ports import HIGHEST, PortPool, PortRange
+from ...core.turns import Turns
 
 if TYPE_CHECKING:
     from ...transport.response import ResponseServer
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class SharedResources:
-    """The options in force, the ports in use and the response server.
+    """The options in force, the ports in use, the turns of launches and the response server.
 
     Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
 
@@ -31,6 +32,7 @@ class SharedResources:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
+        self.turns = Turns()
         self._responses: ResponseServer | None = None
 
     async def responses(self) -> ResponseServer:
