@@ -378,8 +378,8 @@ EG_ALLOWED_KERNELS = declare(
     "EG_ALLOWED_KERNELS",
     name_list,
     (),
-    "Names of the kernelspecs that are offered and may be started, as a comma list or a JSON list; when unset, blank or "
-    "null, all are. It sets the default of jupyter_client's option KernelSpecManager.allowed_kernelspecs.",
+    "Names of the kernelspecs that are offered and may be started, as a comma list or a JSON list; when unset, blank "
+    "or null, all are. It sets the default of jupyter_client's option KernelSpecManager.allowed_kernelspecs.",
     "EG_KERNEL_WHITELIST",
     group=_LAUNCH,
 )
