@@ -9,7 +9,7 @@ import time
 import pytest
 from traitlets.config import Configurable
 
-from tests.support.apps import make_app, serving
+from tests.support.embedded import make_app, serving
 from tests.support.processes import gateway_process
 
 
@@ -152,7 +152,7 @@ async def test_the_interval_can_change_while_it_runs(config_file, caplog):
 
 async def test_a_running_program_takes_a_new_token(tmp_path, config_file):
     """The program reads a file that appears, and asks for the token in it from the next request on."""
-    from tests.support.apps import Requests
+    from tests.support.embedded import Requests
 
     async with gateway_process(tmp_path / "log", env={"EG_DYNAMIC_CONFIG_INTERVAL": "1"}) as gateway:
         request = Requests(gateway.url)

@@ -7,7 +7,7 @@ import json
 import pytest
 from jupyter_server.auth.authorizer import Authorizer
 
-from tests.support.apps import make_app, serving
+from tests.support.embedded import make_app, serving
 
 
 class DenyAll(Authorizer):

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from enterprise_gateway.services.kernelspecs.resources import requested_range
-from tests.support.apps import make_app, serving
+from tests.support.embedded import make_app, serving
 from tests.support.kernelspecs import write_kernelspec
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20
