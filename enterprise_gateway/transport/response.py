@@ -12,13 +12,11 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
-from ..core import envvars
 from ..core.connection import ConnectionInfo
 from ..core.deadline import Deadline
 from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from ..core.offload import offload
 from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
-from .localip import response_ip
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -159,23 +157,6 @@ class ResponseServer:
         self._queue: deque[tuple[Envelope, str]] = deque()
         self._server: asyncio.Server | None = None
         self._keys: KeyPair | None = None
-
-    @classmethod
-    def from_environment(cls) -> ResponseServer:
-        """Return a server, not started yet, as the ``EG_RESPONSE_…`` variables describe it.
-
-        Raises
-        ------
-        InvalidRequestError
-            ``EG_PROHIBITED_LOCAL_IPS`` leaves no address.
-        """
-        return cls(
-            ip=response_ip(envvars.EG_RESPONSE_IP(), envvars.EG_PROHIBITED_LOCAL_IPS()),
-            port=envvars.EG_RESPONSE_PORT(),
-            port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
-            any_address=envvars.EG_RESPONSE_ADDR_ANY(),
-            allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
-        )
 
     @property
     def address(self) -> str:
