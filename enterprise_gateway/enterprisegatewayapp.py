@@ -15,7 +15,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
@@ -67,14 +67,16 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
+            "ws_queue_limit",
         )
     },
     "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),
     "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
 }
 
+# Numbers of the ssl module's PROTOCOL_ constants; naming those is deprecated.
 TLS_VERSIONS = {
-    ssl.PROTOCOL_TLSv1_2.value: ssl.TLSVersion.TLSv1_2,
+    5: ssl.TLSVersion.TLSv1_2,
     4: ssl.TLSVersion.TLSv1_1,
     3: ssl.TLSVersion.TLSv1,
 }
@@ -108,7 +110,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         RemoteKernelManager,
     ]
 
-    aliases: ClassVar[dict[str, Any]] = {
+    aliases = {
         **base_aliases,
         "ip": "EnterpriseGatewayApp.ip",
         "port": "EnterpriseGatewayApp.port",
@@ -118,9 +120,9 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         "client-ca": "EnterpriseGatewayApp.client_ca",
         "ssl_version": "EnterpriseGatewayApp.ssl_version",
     }
-    flags: ClassVar[dict[str, Any]] = dict(base_flags)
+    flags = dict(base_flags)
 
-    _log_formatter_cls = LogFormatter
+    _log_formatter_cls = LogFormatter  # type: ignore[assignment]
 
     kernel_manager: RemoteMappingKernelManager
     kernel_spec_cache: KernelSpecCache
@@ -150,7 +152,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         config: dict[str, Any] = super().get_default_logging_config()
         self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
         if "handlers" in config and self._logs_for_root:
-            config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
+            config["root"] = {"level": self.log_level, "handlers": ["console"]}
         return config
 
     @observe("config")
@@ -160,7 +162,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     # -- Configuration files
 
-    def load_config_file(self, suppress_errors: bool = True) -> None:
+    def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
         """Load jupyter_config and jupyter_enterprise_gateway_config from the Jupyter config path."""
         super().load_config_file(suppress_errors=suppress_errors)
         self._dynamic_config.note_loaded()
@@ -328,7 +330,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     def init_http_server(self) -> None:
         """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
-        ssl_options = self._build_ssl_options()
+        ssl_options = self._ssl_options_or_exit()
         self.http_server = httpserver.HTTPServer(self.web_app, xheaders=self.trust_xheaders, ssl_options=ssl_options)
         for port in candidate_ports(self.port, self.port_retries + 1):
             try:
@@ -346,16 +348,27 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.log.critical("The gateway could not be started because no available port could be found.")
         self.exit(1)
 
+    def _ssl_options_or_exit(self) -> ssl.SSLContext | None:
+        try:
+            return self._build_ssl_options()
+        except (OSError, ValueError) as error:
+            files = [file for file in (self.certfile, self.keyfile, self.client_ca) if file]
+            self.log.critical("TLS cannot be set up with %s: %s", ", ".join(files), error)
+            self.exit(1)
+            return None
+
     def _build_ssl_options(self) -> ssl.SSLContext | None:
         """Return the TLS context that the options describe; None serves plain HTTP.
 
         Raises
         ------
         ValueError
-            ``ssl_version`` is not a version that can be served.
+            ``ssl_version`` is not a version that can be served, or there is no certificate.
         """
         if not (self.certfile or self.keyfile or self.client_ca):
             return None
+        if not self.certfile:
+            raise ValueError("client_ca and keyfile need certfile: without a certificate no client can connect.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.ssl_version is not None:
@@ -363,8 +376,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             if version is None:
                 raise ValueError(f"ssl_version {self.ssl_version} is not one of {', '.join(map(str, TLS_VERSIONS))}")
             context.minimum_version = context.maximum_version = version
-        if self.certfile:
-            context.load_cert_chain(self.certfile, self.keyfile)
+        context.load_cert_chain(self.certfile, self.keyfile)
         if self.client_ca:
             context.load_verify_locations(cafile=self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -455,8 +467,6 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
                 "with the gateway's own rights.",
                 getpass.getuser(),
             )
-        if self.client_ca and not self.certfile:
-            self.log.error("client_ca is set without certfile: no client can connect.")
 
     @classmethod
     def launch_instance(cls, argv: list[str] | None = None, **kwargs: Any) -> None:
@@ -471,10 +481,11 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
 def candidate_ports(port: int, count: int) -> Iterator[int]:
     """Yield ``count`` ports to try: ``port``, those that follow it, then random ones nearby."""
-    sequential = min(count, 6)
-    yield from range(port, port + sequential)
-    for _ in range(count - sequential):
-        yield max(1, min(65535, port + random.randint(-2 * count, 2 * count)))  # noqa: S311 - spreads, hides nothing
+    for attempt in range(count):
+        candidate = port + attempt
+        if attempt > 5 or candidate > 65535:
+            candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
+        yield max(1, min(65535, candidate)) if attempt else port
 
 
 async def maybe_await(result: Awaitable[Any] | Any) -> Any:

@@ -68,7 +68,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await self.process_proxy.prepare()
         else:
-            self._write_connection_file()
+            await self._write_connection_file()
         values = {
             "connection_file": manager.connection_file,
             "prefix": sys.prefix,
@@ -82,7 +82,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         command = kernelargs.fill(self.kernel_spec.argv + kwargs.pop("extra_arguments", []), {**values, **kwargs})
         return {"cmd": command, "env": env, **kwargs}
 
-    def _write_connection_file(self) -> None:
+    async def _write_connection_file(self) -> None:
         """Choose the five ports at the first launch, keep them at a relaunch, and write the connection file."""
         manager, proxy = self.parent, self.process_proxy
         assert proxy is not None
@@ -91,19 +91,19 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             for name, port in zip(CHANNELS, self._ports, strict=True):
                 setattr(manager, name, port)
         manager.provide_curve_keys()
-        manager.write_connection_file()
+        await offload(manager.write_connection_file)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Have the proxy launch the kernel; return the connection information."""
         assert self.process_proxy is not None
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
+        await self.parent.resources.turns.come()
         await self.process_proxy.launch_process(cmd, **kwargs)
         connection = getattr(self.process_proxy, "connection", None)
-        info: dict[str, Any] = (
-            connection.to_dict() if connection is not None else dict(self.parent.get_connection_info())
-        )
-        return info
+        if connection is None:
+            return dict(self.parent.get_connection_info())
+        return {**connection.to_dict(), "key": connection.key}  # bytes, as the manager compares it with its own
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives."""

@@ -158,6 +158,7 @@ class ResponseServer:
         self._connections: dict[_Connection, None] = {}
         self._queues: tuple[deque[tuple[Envelope, str]], ...] = (deque(), deque())
         self._server: asyncio.Server | None = None
+        self._starting = asyncio.Lock()
         self._keys: KeyPair | None = None
 
     @property
@@ -173,15 +174,18 @@ class ResponseServer:
         return self._keys.public_key
 
     async def start(self) -> None:
-        """Make the keys, and listen on the first free port.
+        """Make the keys, and listen on the first free port; the first launches call it, several at once.
 
         Raises
         ------
         OSError
             No port was free, or the address is not one of this host's.
         """
-        if self._server is not None:
-            return
+        async with self._starting:
+            if self._server is None:
+                await self._start()
+
+    async def _start(self) -> None:
         keys = self._keys or await offload(KeyPair.generate)
         listening = await self._bind()
         self._server = await asyncio.get_running_loop().create_server(
@@ -308,7 +312,7 @@ class ResponseServer:
             kernel_id = report.kernel_id
             self._expectation(kernel_id).accept(report)
         except PayloadError as error:
-            self.refused(peer, str(error), kernel_id)
+            self.refused(peer, str(error), error.kernel_id or kernel_id)
         else:
             self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
 

@@ -70,15 +70,23 @@ class LaunchedKernel:
         texts: list[str] = []
         request = self.client.execute(code)
         async for message in self._messages_of(request, timeout):
-            content = message["content"]
-            text = content.get("text") or content.get("data", {}).get("text/plain")
-            if text and message["msg_type"] in ("stream", "execute_result", "display_data"):
+            if text := _text(message):
                 texts.append(text)
                 if on_output:
                     await on_output(text)
         while (reply := await self.client.get_shell_msg(timeout=timeout))["parent_header"].get("msg_id") != request:
             pass  # a late answer to one of the questions that wait_for_ready asked
         return reply["content"]["status"], "".join(texts)
+
+    async def result(self, code: str, timeout: float = 60) -> str:
+        """Run code and return the first text it gives, which Toree may send after it has said that it is idle."""
+        request, deadline = self.client.execute(code), Deadline(timeout)
+        while True:
+            message = await self.client.get_iopub_msg(timeout=deadline.remaining)
+            if message["parent_header"].get("msg_id") == request:
+                assert message["msg_type"] != "error", message["content"]
+                if text := _text(message):
+                    return text
 
     async def _messages_of(self, request: str, timeout: float) -> AsyncIterator[dict[str, Any]]:
         """Yield what the kernel publishes for a request until it is idle again."""
@@ -116,6 +124,14 @@ class LaunchedKernel:
         """Close the client's channels and the communication port's connection."""
         self.client.stop_channels()
         self.comm.close()
+
+
+def _text(message: dict[str, Any]) -> str:
+    """Return what a message shows to the user, empty when it is not output."""
+    if message["msg_type"] not in ("stream", "execute_result", "display_data"):
+        return ""
+    content = message["content"]
+    return str(content.get("text") or content.get("data", {}).get("text/plain", ""))
 
 
 async def eventually(condition: Callable[[], bool], timeout: float = 10) -> None:

@@ -118,11 +118,16 @@ def _accepts(url: str | None) -> bool:
 
 
 def gateway_process(
-    log: Path, argv: Sequence[str] = (), *, env: Mapping[str, str | None] | None = None, timeout: float = 60
+    log: Path,
+    argv: Sequence[str] = (),
+    *,
+    port: int = 0,
+    env: Mapping[str, str | None] | None = None,
+    timeout: float = 60,
 ) -> ServerProcess:
     """Return our gateway as a program on a port of its own choice: ``with gateway_process(tmp_path / "log") as gw``."""
     return ServerProcess(
-        [sys.executable, "-m", "enterprise_gateway", "--port=0", "--log-level=INFO", *argv],
+        [sys.executable, "-m", "enterprise_gateway", f"--port={port}", "--log-level=INFO", *argv],
         ready=r"is available at (?P<url>https?://\S+)",
         log=log,
         env={"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **(env or {})},

@@ -114,6 +114,7 @@ class RemoteKernelManager(AsyncKernelManager):
         self._ready = asyncio.get_running_loop().create_future()
         self.started = datetime.now(timezone.utc)
         try:
+            await self.resources.turns.come()
             command, kwargs = await self._async_pre_start_kernel(**kwargs)
             await self._async_launch_kernel(command, **kwargs)
             await self._async_post_start_kernel(**kwargs)
@@ -149,10 +150,12 @@ class RemoteKernelManager(AsyncKernelManager):
     async def abandon(self) -> None:
         """Remove what a failed launch may have created."""
         self.shutting_down = True
-        if self.provisioner is not None and self.provisioner.has_process:
-            await self._async_kill_kernel()
-        await self._async_cleanup_resources()
-        await self.close()
+        for step in (self._async_kill_kernel, self._async_cleanup_resources, self.close):
+            try:
+                await step()
+            except Exception as error:
+                # A back end may be unable to undo what it did not do; the reason of the failure is told already.
+                self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
 
     def provide_curve_keys(self) -> None:
         """Make the key pair for an encrypted transport, when the policy and the kernelspec ask for one."""

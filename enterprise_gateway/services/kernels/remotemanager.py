@@ -26,7 +26,7 @@ from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
 from ..processproxies.shared import SharedResources
-from .culler import KernelCuller
+from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .restarter import KernelRestarter
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-class RemoteMappingKernelManager(AsyncMultiKernelManager):
+class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     """Starts, lists, restarts, culls and stops kernels; one per gateway.
 
     The application is its ``parent`` and carries the options. Handlers call the coroutines below; all of them raise
@@ -55,10 +55,10 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     )
     root_dir = Unicode(config=True, help="Directory that the `path` of a start request is relative to.")
     kernel_info_timeout = Float(
-        60.0,
+        envvars.EG_KERNEL_INFO_TIMEOUT.default,
         config=True,
         help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
-    )
+    ).tag(env=envvars.EG_KERNEL_INFO_TIMEOUT)
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
     )
@@ -89,7 +89,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
         )
         self.restarter = KernelRestarter(parent=self)
-        self.culler = KernelCuller(parent=self)
+        self.culler = KernelCuller(self)
         self._launching: dict[str, asyncio.Task[Any]] = {}
 
     @observe("kernel_session_manager")
@@ -162,6 +162,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
         name, spec = await self._find_kernel_spec(kernel_name or self.default_kernel_name)
+        await self.resources.turns.come()
         if kernel_id in self._launching or kernel_id in self:
             raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
         with self.limits.reserve(env.get("KERNEL_USERNAME") or gateway_user()):
@@ -190,6 +191,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
             if self.records is not None:
                 await self.records.running(kernel)
+            await self.resources.turns.come()
             self.enter(kernel)
         except BaseException:
             await asyncio.shield(self._give_up(kernel))
