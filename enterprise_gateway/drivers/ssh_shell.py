@@ -41,6 +41,10 @@ class Result(NamedTuple):
         return " ".join((self.stderr or self.stdout).decode(errors="replace").split())[-500:]
 
 
+class OutcomeUnknownError(HostUnreachableError):
+    """The host was lost after a command had been sent: it may or may not have been run."""
+
+
 class SSHShell:
     """Commands and forwarded channels on one host, as one user; safe to use from many threads.
 
@@ -153,6 +157,11 @@ class SSHShell:
         result = self._script(shell_scripts.alive_script(pids), timeout=timeout)
         return {int(word) for word in result.stdout.split() if word.isdigit()}
 
+    def leaders(self, variable: str, *, timeout: float = 30.0) -> set[int]:
+        """Return the process groups whose leader is ours and has ``variable`` (``NAME=value``) in its environment."""
+        result = self._script(shell_scripts.leaders_script(variable), timeout=timeout)
+        return {int(word) for word in result.stdout.split() if word.isdigit()}
+
     def tail(self, path: str, lines: int = 20, *, timeout: float = 10.0) -> str:
         """Return the last lines of a file; empty when it cannot be read."""
         return self._script(shell_scripts.tail_script(path, lines), timeout=timeout).stdout.decode(errors="replace")
@@ -207,9 +216,9 @@ class SSHShell:
             try:
                 return resident.ask(script.encode(errors="surrogateescape"), stdin, deadline)
             except TimeoutError as error:
-                raise HostUnreachableError(f"{self.host}: no result within {timeout:g} seconds") from error
+                raise OutcomeUnknownError(f"{self.host}: no result within {timeout:g} seconds") from error
             except OSError as error:
-                raise HostUnreachableError(f"{self.host}: the connection was lost") from error
+                raise OutcomeUnknownError(f"{self.host}: the connection was lost") from error
 
     def _new_resident(self, deadline: Deadline) -> _Resident:
         import paramiko

@@ -8,7 +8,7 @@ from traitlets.config import Config
 
 from enterprise_gateway.config import EnterpriseGatewayConfigMixin
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
-from tests.support.apps import make_app
+from tests.support.embedded import make_app
 
 OPTIONS = dict(EnterpriseGatewayConfigMixin.class_traits(config=True))
 WITH_VARIABLE = {name: trait.metadata["env"] for name, trait in OPTIONS.items() if "env" in trait.metadata}
