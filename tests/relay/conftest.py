@@ -60,7 +60,7 @@ class Relay:
         self._stack.callback(kernel.stop)
         return kernel
 
-    async def add(self, kernel: TinyKernel | None = None, *, ready: bool = True, **limits: Any) -> tuple[str, KernelChannels]:
+    async def add(self, kernel: Any = None, *, ready: bool = True, **limits: Any) -> tuple[str, KernelChannels]:
         """Connect to a kernel and serve it under a new id."""
         kernel_id = random_id()
         kernel = kernel or self.tiny_kernel()

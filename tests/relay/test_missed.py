@@ -162,10 +162,15 @@ async def test_backlogged_output_is_merged(relay):
         await fast.run("write 8000000")  # fills the slow one's connection
         msg_id = fast.execute("print 5000")
         await fast.finish(msg_id)
-        while not (slow.history and slow.history[-1]["content"].get("execution_state") == "idle"
-                   and slow.history[-1]["parent_header"]["msg_id"] == msg_id):
+        while not (
+            slow.history
+            and slow.history[-1]["content"].get("execution_state") == "idle"
+            and slow.history[-1]["parent_header"]["msg_id"] == msg_id
+        ):
             assert await slow.receive() is not None
-        streams = [m for m in slow.history if m["header"]["msg_type"] == "stream" and m["parent_header"]["msg_id"] == msg_id]
+        streams = [
+            m for m in slow.history if m["header"]["msg_type"] == "stream" and m["parent_header"]["msg_id"] == msg_id
+        ]
     assert len(streams) < 500
     assert texts(streams) == "".join(f"line {n}\n" for n in range(5000))
 

@@ -89,7 +89,9 @@ class WebSocketClient:
         self._writer.write(head + b"\0\0\0\0")  # masked with zeros
         self._writer.write(payload)
 
-    def send(self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any) -> str:
+    def send(
+        self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any
+    ) -> str:
         """Send a message and return its id."""
         self._count += 1
         header = {
@@ -102,7 +104,11 @@ class WebSocketClient:
             **header,
         }
         if self.v1:
-            parts = [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, {}, content)), *(buffers or [])]
+            parts = [
+                channel.encode(),
+                *(json.dumps(part).encode() for part in (header, {}, {}, content)),
+                *(buffers or []),
+            ]
             offsets = [8 * (len(parts) + 2)]
             for part in parts:
                 offsets.append(offsets[-1] + len(part))
@@ -120,7 +126,9 @@ class WebSocketClient:
         return header["msg_id"]
 
     def execute(self, code: str, *, allow_stdin: bool = False, **header: Any) -> str:
-        return self.send("shell", "execute_request", {"code": code, "silent": False, "allow_stdin": allow_stdin}, **header)
+        return self.send(
+            "shell", "execute_request", {"code": code, "silent": False, "allow_stdin": allow_stdin}, **header
+        )
 
     async def receive(self, timeout: float = 5.0) -> dict[str, Any] | None:
         """Return the next message, None when the websocket is closed."""
@@ -133,6 +141,7 @@ class WebSocketClient:
             if opcode == 8:
                 self.closed = (int.from_bytes(payload[:2], "big") or 1005, payload[2:].decode())
                 self.send_frame(8, payload[:2])
+                self._writer.close()
             elif opcode == 9:
                 self.send_frame(10, payload)
             elif opcode in {1, 2}:
@@ -147,7 +156,8 @@ class WebSocketClient:
         messages = []
         while True:
             message = await self.receive(timeout)
-            assert message is not None, f"closed {self.closed} before {msg_type}, after {messages}"
+            if message is None:
+                raise AssertionError(f"closed {self.closed} before {msg_type}, after {types(messages)}")
             messages.append(message)
             parent = message["parent_header"].get("msg_id")
             if message["header"]["msg_type"] == msg_type and msg_id in {None, parent}:
