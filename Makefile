@@ -52,7 +52,7 @@ run: $(VENV)/.installed-local ## serve a Python kernel at http://127.0.0.1:8888 
 	@echo "  Connect JupyterLab with  jupyter lab --gateway-url=http://$(IP):$(PORT)"
 	@echo
 	@PATH="$(abspath $(BIN)):$$PATH" exec jupyter enterprisegateway --ip=$(IP) --port=$(PORT) --port_retries=0 \
-		--log-level=INFO $(AS_ROOT) $(ARGS)
+		--log-level=INFO --EnterpriseGatewayApp.list_kernels=True $(AS_ROOT) $(ARGS)
 
 run-dev: ARGS += --debug
 run-dev: run ## the same with debug messages

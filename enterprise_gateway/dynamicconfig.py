@@ -44,7 +44,7 @@ class DynamicConfig:
             The object has no options.
         """
         if not isinstance(configurable, Configurable):
-            raise RuntimeError(  # noqa: TRY004 - upstream's
+            raise RuntimeError(
                 f"'{name}' is not a Configurable: {type(configurable).__name__} has no options to update."
             )
         self._configurables[name] = configurable
@@ -98,7 +98,7 @@ class DynamicConfig:
             try:
                 configurable.update_config(config)
             except TraitError as error:
-                self._app.log.error("The config files hold a value that %s cannot take: %s", name, error)  # noqa: TRY400
+                self._app.log.error("The config files hold a value that %s cannot take: %s", name, error)
         self._app.log.info("Config files changed; updated: %s", ", ".join(self._configurables))
         return True
 

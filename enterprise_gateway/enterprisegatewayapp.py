@@ -15,7 +15,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
@@ -37,7 +37,11 @@ from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.sessions.handlers import default_handlers as session_handlers
-from .services.sessions.kernelsessionmanager import FileKernelSessionManager, WebhookKernelSessionManager
+from .services.sessions.kernelsessionmanager import (
+    FileKernelSessionManager,
+    SQLKernelSessionManager,
+    WebhookKernelSessionManager,
+)
 from .services.sessions.sessionmanager import SessionManager
 
 # The tornado settings that follow an option, and how its value is written there.
@@ -63,14 +67,16 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
+            "ws_queue_limit",
         )
     },
     "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),
     "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
 }
 
+# Numbers of the ssl module's PROTOCOL_ constants; naming those is deprecated.
 TLS_VERSIONS = {
-    ssl.PROTOCOL_TLSv1_2.value: ssl.TLSVersion.TLSv1_2,
+    5: ssl.TLSVersion.TLSv1_2,
     4: ssl.TLSVersion.TLSv1_1,
     3: ssl.TLSVersion.TLSv1,
 }
@@ -99,11 +105,12 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         KernelSpecCache,
         FileKernelSessionManager,
         WebhookKernelSessionManager,
+        SQLKernelSessionManager,
         RemoteMappingKernelManager,
         RemoteKernelManager,
     ]
 
-    aliases: ClassVar[dict[str, Any]] = {
+    aliases = {
         **base_aliases,
         "ip": "EnterpriseGatewayApp.ip",
         "port": "EnterpriseGatewayApp.port",
@@ -113,9 +120,9 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         "client-ca": "EnterpriseGatewayApp.client_ca",
         "ssl_version": "EnterpriseGatewayApp.ssl_version",
     }
-    flags: ClassVar[dict[str, Any]] = dict(base_flags)
+    flags = dict(base_flags)
 
-    _log_formatter_cls = LogFormatter
+    _log_formatter_cls = LogFormatter  # type: ignore[assignment]
 
     kernel_manager: RemoteMappingKernelManager
     kernel_spec_cache: KernelSpecCache
@@ -145,17 +152,17 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         config: dict[str, Any] = super().get_default_logging_config()
         self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
         if "handlers" in config and self._logs_for_root:
-            config["root"] = {"level": logging.getLevelName(self.log_level), "handlers": ["console"]}
+            config["root"] = {"level": self.log_level, "handlers": ["console"]}
         return config
 
     @observe("config")
     def _config_changed(self, change: Bunch) -> None:
         # Not the application's own observer: it logs the configuration, and with it the token.
-        Configurable._config_changed(self, change)  # noqa: SLF001
+        Configurable._config_changed(self, change)
 
     # -- Configuration files
 
-    def load_config_file(self, suppress_errors: bool = True) -> None:
+    def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
         """Load jupyter_config and jupyter_enterprise_gateway_config from the Jupyter config path."""
         super().load_config_file(suppress_errors=suppress_errors)
         self._dynamic_config.note_loaded()
@@ -167,7 +174,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         else:
             named = [str(Path(path, self.config_file_name)) for path in self.config_file_paths]
         stems = [str(Path(path, "jupyter_config")) for path in self.config_file_paths] + named
-        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]  # noqa: PTH122
+        return [os.path.splitext(stem)[0] + suffix for stem in stems for suffix in (".py", ".json")]
 
     def read_config_files(self) -> Config:
         """Return what the config files hold now, without applying it; blocks."""
@@ -280,7 +287,14 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
         base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
-        services = [*api_handlers, *kernel_handlers, *websocket_handlers, *kernelspec_handlers, *session_handlers, *other_handlers]
+        services = [
+            *api_handlers,
+            *kernel_handlers,
+            *websocket_handlers,
+            *kernelspec_handlers,
+            *session_handlers,
+            *other_handlers,
+        ]
         handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
@@ -316,7 +330,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     def init_http_server(self) -> None:
         """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
-        ssl_options = self._build_ssl_options()
+        ssl_options = self._ssl_options_or_exit()
         self.http_server = httpserver.HTTPServer(self.web_app, xheaders=self.trust_xheaders, ssl_options=ssl_options)
         for port in candidate_ports(self.port, self.port_retries + 1):
             try:
@@ -334,16 +348,27 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.log.critical("The gateway could not be started because no available port could be found.")
         self.exit(1)
 
+    def _ssl_options_or_exit(self) -> ssl.SSLContext | None:
+        try:
+            return self._build_ssl_options()
+        except (OSError, ValueError) as error:
+            files = [file for file in (self.certfile, self.keyfile, self.client_ca) if file]
+            self.log.critical("TLS cannot be set up with %s: %s", ", ".join(files), error)
+            self.exit(1)
+            return None
+
     def _build_ssl_options(self) -> ssl.SSLContext | None:
         """Return the TLS context that the options describe; None serves plain HTTP.
 
         Raises
         ------
         ValueError
-            ``ssl_version`` is not a version that can be served.
+            ``ssl_version`` is not a version that can be served, or there is no certificate.
         """
         if not (self.certfile or self.keyfile or self.client_ca):
             return None
+        if not self.certfile:
+            raise ValueError("client_ca and keyfile need certfile: without a certificate no client can connect.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.ssl_version is not None:
@@ -351,8 +376,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             if version is None:
                 raise ValueError(f"ssl_version {self.ssl_version} is not one of {', '.join(map(str, TLS_VERSIONS))}")
             context.minimum_version = context.maximum_version = version
-        if self.certfile:
-            context.load_cert_chain(self.certfile, self.keyfile)
+        context.load_cert_chain(self.certfile, self.keyfile)
         if self.client_ca:
             context.load_verify_locations(cafile=self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -367,7 +391,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def serve(self) -> None:
         """Take stored kernels over, accept requests, and stop in order when told to."""
-        assert self.http_server is not None  # noqa: S101 - made by initialize()
+        assert self.http_server is not None
         self._stop_requested = asyncio.Event()
         self._handle_signals(asyncio.get_running_loop())
         self._warn_of_risks()
@@ -383,6 +407,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         try:
             await self._stop_requested.wait()
         finally:
+            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
             await self.stop()
 
     def request_stop(self) -> None:
@@ -424,7 +449,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         loop.add_signal_handler(signal.SIGINT, self._stop_on_signal, signal.SIGINT)
 
     def _stop_on_signal(self, signum: signal.Signals) -> None:
-        assert self._stop_requested is not None  # noqa: S101 - handlers are set after it
+        assert self._stop_requested is not None
         if self._stop_requested.is_set() and signum == signal.SIGINT:
             self.log.critical("Interrupted again: ending at once; kernels may be left running.")
             os._exit(128 + signum)
@@ -442,8 +467,6 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
                 "with the gateway's own rights.",
                 getpass.getuser(),
             )
-        if self.client_ca and not self.certfile:
-            self.log.error("client_ca is set without certfile: no client can connect.")
 
     @classmethod
     def launch_instance(cls, argv: list[str] | None = None, **kwargs: Any) -> None:
@@ -458,10 +481,11 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
 def candidate_ports(port: int, count: int) -> Iterator[int]:
     """Yield ``count`` ports to try: ``port``, those that follow it, then random ones nearby."""
-    sequential = min(count, 6)
-    yield from range(port, port + sequential)
-    for _ in range(count - sequential):
-        yield max(1, min(65535, port + random.randint(-2 * count, 2 * count)))  # noqa: S311 - spreads, hides nothing
+    for attempt in range(count):
+        candidate = port + attempt
+        if attempt > 5 or candidate > 65535:
+            candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
+        yield max(1, min(65535, candidate)) if attempt else port
 
 
 async def maybe_await(result: Awaitable[Any] | Any) -> Any:

@@ -179,7 +179,9 @@ def test_the_environment_is_read_in_one_place_and_written_nowhere() -> None:
     """``core.envvars`` is the only module that touches ``os.environ``: nothing else depends on it unseen."""
     sources = Path(__file__).parents[1] / PACKAGE
     touching = [
-        str(path.relative_to(sources)) for path in sorted(sources.rglob("*.py")) if touches_environment(path.read_text())
+        str(path.relative_to(sources))
+        for path in sorted(sources.rglob("*.py"))
+        if touches_environment(path.read_text())
     ]
     assert touching == ["core/envvars.py"]
 

@@ -119,7 +119,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
     @property
     def kernel_manager(self) -> RemoteMappingKernelManager:
         """The manager of all kernels."""
-        return self.settings["kernel_manager"]  # type: ignore[no-any-return]
+        return self.settings["kernel_manager"]
 
     @property
     def base_url(self) -> str:

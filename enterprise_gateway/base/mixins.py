@@ -104,7 +104,16 @@ class JSONErrorsMixin(web.RequestHandler):
             message = "Unknown server error"
         self.set_status(status_code)
         self.set_header("Content-Type", "application/json")
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._implemented_methods()))
         self.finish(json.dumps({"reason": reason, "message": message}))
+
+    def _implemented_methods(self) -> list[str]:
+        return [
+            method
+            for method in self.SUPPORTED_METHODS
+            if getattr(type(self), method.lower()) is not getattr(web.RequestHandler, method.lower())
+        ]
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log a failure once, without the token that the query may carry."""

@@ -32,7 +32,7 @@ class UserRules:
 
         The kernelspec's ``authorized_users`` replace the gateway's; its ``unauthorized_users`` add to them.
         """
-        authorized = config["authorized_users"] if "authorized_users" in config else authorized_users
+        authorized = config.get("authorized_users", authorized_users)
         return cls(name_set(authorized), name_set(unauthorized_users) | name_set(config.get("unauthorized_users")))
 
     def permits(self, user: str) -> bool:

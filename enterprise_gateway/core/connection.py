@@ -59,7 +59,11 @@ class ConnectionInfo:
             raise PayloadError("curve_publickey and curve_secretkey must both be Z85 keys of 40 characters")
         return cls(
             ip=str(info.get("ip", "0.0.0.0")),
-            **{name: _port(info, name) for name in CHANNEL_PORTS},
+            shell_port=_port(info, "shell_port"),
+            iopub_port=_port(info, "iopub_port"),
+            stdin_port=_port(info, "stdin_port"),
+            control_port=_port(info, "control_port"),
+            hb_port=_port(info, "hb_port"),
             key=key,
             signature_scheme=scheme,
             kernel_name=str(info.get("kernel_name") or ""),

@@ -249,12 +249,12 @@ EG_ALLOWED_KERNELS = for_option(
     "KernelSpecManager.allowed_kernelspecs", name_list, (), "EG_KERNEL_WHITELIST", name="EG_ALLOWED_KERNELS"
 )
 EG_CULL_IDLE_TIMEOUT = for_option(
-    "RemoteMappingKernelManager.cull_idle_timeout", _count, None, name="EG_CULL_IDLE_TIMEOUT"
+    "RemoteMappingKernelManager.cull_idle_timeout", _count, 0, name="EG_CULL_IDLE_TIMEOUT"
 )
-EG_CULL_INTERVAL = for_option("RemoteMappingKernelManager.cull_interval", _count, None, name="EG_CULL_INTERVAL")
-EG_CULL_CONNECTED = for_option("RemoteMappingKernelManager.cull_connected", boolean, None, name="EG_CULL_CONNECTED")
+EG_CULL_INTERVAL = for_option("RemoteMappingKernelManager.cull_interval", _count, 300, name="EG_CULL_INTERVAL")
+EG_CULL_CONNECTED = for_option("RemoteMappingKernelManager.cull_connected", boolean, False, name="EG_CULL_CONNECTED")
 EG_KERNEL_INFO_TIMEOUT = for_option(
-    "RemoteMappingKernelManager.kernel_info_timeout", _seconds, None, name="EG_KERNEL_INFO_TIMEOUT"
+    "RemoteMappingKernelManager.kernel_info_timeout", _seconds, 60.0, name="EG_KERNEL_INFO_TIMEOUT"
 )
 
 EG_CLIENT_ENVS = for_option("client_envs", comma_list, (), "EG_ENV_WHITELIST")
@@ -470,7 +470,7 @@ EG_ENABLE_TUNNELING = declare(
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
-    "/tmp",  # noqa: S108 - upstream's default
+    "/tmp",
     "Directory on the hosts for the kernels' output, kernel-<id>.log.",
     group=_SSH,
 )
@@ -545,7 +545,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",  # noqa: S108 - upstream's default
+    "/tmp",
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
 )

@@ -82,7 +82,7 @@ def _check_variable(name: str, value: object, unrestricted: bool) -> None:
         raise InvalidRequestError(f"Environment variable name {name[:100]!r} must match [A-Za-z_][A-Za-z0-9_]*.")
     if not isinstance(value, str):
         raise InvalidRequestError(f"Environment variable '{name}' value must be a string")
-    if "\0" in value or not unrestricted and PROHIBITED_CHARACTERS.search(value):
+    if "\0" in value or (not unrestricted and PROHIBITED_CHARACTERS.search(value)):
         raise InvalidRequestError(f"Environment variable '{name}' contains prohibited characters")
     if not unrestricted and len(value) > MAX_VALUE_LENGTH:
         raise InvalidRequestError(f"Environment variable '{name}' exceeds maximum length")

@@ -56,7 +56,7 @@ class PortRange:
         """Yield ``count`` random ports of the range."""
         source = random_source or random
         for _ in range(count):
-            yield source.randint(self.lower, self.upper)  # type: ignore[union-attr]
+            yield source.randint(self.lower, self.upper)
 
 
 class PortPool:

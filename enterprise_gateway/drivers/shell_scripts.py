@@ -143,6 +143,15 @@ def signal_script(pid: int, pgid: int, signum: int, *, as_user: str = "") -> str
     return " || ".join(f"{sudo}kill -s {int(signum)} -- {target}" for target in targets) + "\n"
 
 
+def leaders_script(variable: str) -> str:
+    """Return a script that prints the process group leaders whose environment has ``variable`` (``NAME=value``)."""
+    return (
+        f"for f in $(grep -lszxF -e {shlex.quote(variable)} /proc/[0-9]*/environ); do\n"
+        "p=${f#/proc/}; p=${p%/environ}; { read -r s < /proc/$p/stat; } 2> /dev/null || continue\n"
+        "set -- ${s##*) }; if [ \"$3\" = $p ]; then echo $p; fi; done\n"
+    )
+
+
 def tail_script(path: str, lines: int) -> str:
     """Return a script that prints the last ``lines`` lines of a file."""
     return f"tail -n {int(lines)} -- {shlex.quote(path)}\n"

@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from enterprise_gateway.core.errors import LeaseLostError, LimitReachedError
 
 SCHEMA_VERSION = 1
+_ORPHANED_AFTER_SECONDS = 86400.0
 # Serializes, on PostgreSQL, what must see all rows: making the tables, and reserving.
 _ADVISORY_LOCK = 0x4547_5345
 
@@ -189,9 +190,15 @@ class SqlStore:
             return connection.execute(renewal).rowcount == 1
 
     def renew_leases(self, owner: str, seconds: float) -> dict[str, int]:
-        """Prolong all leases of an owner; return their tokens by kernel id."""
+        """Prolong all leases of an owner; return their tokens by kernel id.
+
+        Leases that expired long ago and have no session are removed on the way: their kernels never came to be.
+        """
         renewal = _leases.update().where(_leases.c.lease_owner == owner).values(lease_expires=self._now() + seconds)
+        recorded = sa.exists().where(_sessions.c.kernel_id == _leases.c.kernel_id)
+        orphaned = sa.and_(_leases.c.lease_expires < self._now() - _ORPHANED_AFTER_SECONDS, ~recorded)
         with self._transaction() as connection:
+            connection.execute(_leases.delete().where(orphaned))
             rows = connection.execute(renewal.returning(_leases.c.kernel_id, _leases.c.fencing_token))
             return {row.kernel_id: row.fencing_token for row in rows}
 

@@ -41,6 +41,10 @@ class Result(NamedTuple):
         return " ".join((self.stderr or self.stdout).decode(errors="replace").split())[-500:]
 
 
+class OutcomeUnknownError(HostUnreachableError):
+    """The host was lost after a command had been sent: it may or may not have been run."""
+
+
 class SSHShell:
     """Commands and forwarded channels on one host, as one user; safe to use from many threads.
 
@@ -153,11 +157,16 @@ class SSHShell:
         result = self._script(shell_scripts.alive_script(pids), timeout=timeout)
         return {int(word) for word in result.stdout.split() if word.isdigit()}
 
+    def leaders(self, variable: str, *, timeout: float = 30.0) -> set[int]:
+        """Return the process groups whose leader is ours and has ``variable`` (``NAME=value``) in its environment."""
+        result = self._script(shell_scripts.leaders_script(variable), timeout=timeout)
+        return {int(word) for word in result.stdout.split() if word.isdigit()}
+
     def tail(self, path: str, lines: int = 20, *, timeout: float = 10.0) -> str:
         """Return the last lines of a file; empty when it cannot be read."""
         return self._script(shell_scripts.tail_script(path, lines), timeout=timeout).stdout.decode(errors="replace")
 
-    def open_channel(self, host: str, port: int, on_readable: Callable[[], None], timeout: float = 10.0) -> Forward:
+    def open_channel(self, host: str, port: int, on_readable: Callable[[], None], *, timeout: float = 10.0) -> Forward:
         """Open a forwarded TCP connection from the SSH host to ``host:port`` (for :mod:`..transport.tunnels`).
 
         Raises
@@ -207,9 +216,9 @@ class SSHShell:
             try:
                 return resident.ask(script.encode(errors="surrogateescape"), stdin, deadline)
             except TimeoutError as error:
-                raise HostUnreachableError(f"{self.host}: no result within {timeout:g} seconds") from error
+                raise OutcomeUnknownError(f"{self.host}: no result within {timeout:g} seconds") from error
             except OSError as error:
-                raise HostUnreachableError(f"{self.host}: the connection was lost") from error
+                raise OutcomeUnknownError(f"{self.host}: the connection was lost") from error
 
     def _new_resident(self, deadline: Deadline) -> _Resident:
         import paramiko
@@ -294,6 +303,7 @@ class SSHPool:
             key = (host, settings.port, settings.user)
             if key not in self._shells:
                 logging.getLogger("paramiko").setLevel(envvars.EG_SSH_LOG_LEVEL())
+                logging.getLogger("paramiko.transport").addFilter(_is_news)
                 self._shells[key] = SSHShell(host, settings, self._log)
             return self._shells[key]
 
@@ -303,6 +313,11 @@ class SSHPool:
             shells, self._shells = list(self._shells.values()), {}
         for shell in shells:
             shell.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop what paramiko logs as an error when a port is closed or one session more is not granted."""
+    return "open FAILED" not in record.getMessage()
 
 
 class Forward:
@@ -315,6 +330,11 @@ class Forward:
         self._channel = channel
         channel.setblocking(False)
         channel.in_buffer.set_event(_Notifier(on_readable))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel is closed, or its connection gone."""
+        return self._channel.closed
 
     def recv(self, size: int) -> bytes | None:
         """Return what has arrived; None: nothing yet; empty: the other side has ended."""

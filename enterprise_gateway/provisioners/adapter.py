@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jupyter_client.provisioning import KernelProvisionerBase
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import envvars, kernelargs, kernelenv
 from ..core.offload import offload
@@ -19,6 +19,9 @@ from ..services.processproxies.processproxy import (
 )
 from ..services.processproxies.shared import gateway_environment
 
+if TYPE_CHECKING:
+    from ..services.kernels.remotekernel import RemoteKernelManager
+
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
@@ -29,6 +32,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     asks of the proxy.
     """
 
+    parent: RemoteKernelManager
     process_proxy: BaseProcessProxyABC | None = None
     _ports: list[int] | None = None
     _launched = False
@@ -64,7 +68,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await self.process_proxy.prepare()
         else:
-            self._write_connection_file()
+            await self._write_connection_file()
         values = {
             "connection_file": manager.connection_file,
             "prefix": sys.prefix,
@@ -78,7 +82,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         command = kernelargs.fill(self.kernel_spec.argv + kwargs.pop("extra_arguments", []), {**values, **kwargs})
         return {"cmd": command, "env": env, **kwargs}
 
-    def _write_connection_file(self) -> None:
+    async def _write_connection_file(self) -> None:
         """Choose the five ports at the first launch, keep them at a relaunch, and write the connection file."""
         manager, proxy = self.parent, self.process_proxy
         assert proxy is not None
@@ -87,16 +91,19 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             for name, port in zip(CHANNELS, self._ports, strict=True):
                 setattr(manager, name, port)
         manager.provide_curve_keys()
-        manager.write_connection_file()
+        await offload(manager.write_connection_file)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Have the proxy launch the kernel; return the connection information."""
         assert self.process_proxy is not None
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
+        await self.parent.resources.turns.come()
         await self.process_proxy.launch_process(cmd, **kwargs)
         connection = getattr(self.process_proxy, "connection", None)
-        return connection.to_dict() if connection is not None else self.parent.get_connection_info()  # type: ignore[no-any-return]
+        if connection is None:
+            return dict(self.parent.get_connection_info())
+        return {**connection.to_dict(), "key": connection.key}  # bytes, as the manager compares it with its own
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives."""
@@ -115,7 +122,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if proxy is None or not self._launched:
             return 0
         if hasattr(proxy, "wait_for_exit"):
-            return await proxy.wait_for_exit()  # type: ignore[no-any-return]
+            exit_code: int | None = await proxy.wait_for_exit()
+            return exit_code
         while (result := await self.poll()) is None:
             await asyncio.sleep(envvars.EG_POLL_INTERVAL())
         return result

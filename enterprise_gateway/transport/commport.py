@@ -124,20 +124,19 @@ class CommPort:
         """Send on the open connection; when it turns out to have ended, once more on a new one."""
         if self._connection is not None:
             try:
-                self._exchange(key, command)
+                self._exchange(self._connection, key, command)
                 return
             except (EOFError, ConnectionError):
                 self._disconnect()
-        self._connect()
-        self._exchange(key, command)
+        self._exchange(self._connect(), key, command)
 
-    def _connect(self) -> None:
-        self._connection = socket.create_connection((self.host, self.port), self._timeout)
-        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    def _connect(self) -> socket.socket:
+        connection = self._connection = socket.create_connection((self.host, self.port), self._timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._buffer, self._sequence = b"", 0
         try:
-            greeting = self._read_object()
+            greeting = self._read_object(connection)
             challenge = greeting.get("challenge")
             if greeting.get("version") != 2 or not isinstance(challenge, str) or len(challenge) < 32:
                 raise CommPortError(f"The listener of kernel {self.kernel_id} does not speak version 2")
@@ -145,16 +144,16 @@ class CommPort:
         except BaseException:
             self._disconnect()
             raise
+        return connection
 
-    def _exchange(self, key: bytes, command: str) -> None:
-        assert self._connection is not None
+    def _exchange(self, connection: socket.socket, key: bytes, command: str) -> None:
         self._sequence += 1
         signed = f"{self._challenge}.{self._sequence}.{command}".encode()
         mac = hmac.new(key, signed, hashlib.sha256).hexdigest()
         line = json.dumps({"seq": self._sequence, "command": command, "mac": mac})
         try:
-            self._connection.sendall(line.encode() + b"\n")
-            answer = self._read_object()
+            connection.sendall(line.encode() + b"\n")
+            answer = self._read_object(connection)
             if answer.get("seq") != self._sequence:
                 raise CommPortError(f"The listener of kernel {self.kernel_id} answered something else")
         except BaseException:
@@ -164,13 +163,12 @@ class CommPort:
             reason = str(answer.get("error", "no reason given"))[:200]
             raise CommPortError(f"The listener of kernel {self.kernel_id} refused {command}: {reason}")
 
-    def _read_object(self) -> dict[str, Any]:
+    def _read_object(self, connection: socket.socket) -> dict[str, Any]:
         """Return the next line's object, within the time allowed for all of it."""
-        assert self._connection is not None
         deadline = Deadline(self._timeout)
         while b"\n" not in self._buffer:
-            self._connection.settimeout(max(deadline.remaining, 0.001))
-            data = self._connection.recv(_MAX_LINE)
+            connection.settimeout(max(deadline.remaining, 0.001))
+            data = connection.recv(_MAX_LINE)
             if not data:
                 raise EOFError
             self._buffer += data
@@ -179,10 +177,10 @@ class CommPort:
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             value = json.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise CommPortError(f"The listener of kernel {self.kernel_id} sent no JSON object") from error
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise CommPortError(f"The listener of kernel {self.kernel_id} sent no JSON object")
         return value
 
     def _disconnect(self) -> None:
@@ -194,13 +192,18 @@ class CommPort:
             connection.close()
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 async def connection_ended(descriptor: int) -> None:
     """Return when the connection of :meth:`CommPort.fileno` has ended, at either end; awaited by process proxies."""
     loop = asyncio.get_running_loop()
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         while True:
-            readable = loop.create_future()
-            loop.add_reader(copy, lambda future=readable: future.done() or future.set_result(None))
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(copy, _resolve, readable)
             try:
                 await readable
             finally:

@@ -1,4 +1,4 @@
-"""The server that launchers report to: how can the kernel be reached?"""
+"""The server that launchers tell how their kernel can be reached."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import socket
 import time
 from collections import deque
 from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
+from ..core import envvars
 from ..core.connection import ConnectionInfo
 from ..core.deadline import Deadline
 from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from ..core.offload import offload
 from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
+from .localip import response_ip
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_PAYLOAD_BYTES = 65536
 MAX_CONNECTIONS = 256
@@ -104,7 +110,7 @@ class Expectation:
         self._server.forget(self)
         self._future.cancel()
 
-    def __enter__(self) -> Expectation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -152,7 +158,25 @@ class ResponseServer:
         self._connections: dict[_Connection, None] = {}
         self._queue: deque[tuple[Envelope, str]] = deque()
         self._server: asyncio.Server | None = None
+        self._starting = asyncio.Lock()
         self._keys: KeyPair | None = None
+
+    @classmethod
+    def from_environment(cls) -> ResponseServer:
+        """Return a server, not started yet, as the ``EG_RESPONSE_…`` variables describe it.
+
+        Raises
+        ------
+        InvalidRequestError
+            ``EG_PROHIBITED_LOCAL_IPS`` leaves no address.
+        """
+        return cls(
+            ip=response_ip(envvars.EG_RESPONSE_IP(), envvars.EG_PROHIBITED_LOCAL_IPS()),
+            port=envvars.EG_RESPONSE_PORT(),
+            port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
+            any_address=envvars.EG_RESPONSE_ADDR_ANY(),
+            allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
+        )
 
     @property
     def address(self) -> str:
@@ -167,15 +191,18 @@ class ResponseServer:
         return self._keys.public_key
 
     async def start(self) -> None:
-        """Make the keys, and listen on the first free port.
+        """Make the keys, and listen on the first free port; the first launches call it, several at once.
 
         Raises
         ------
         OSError
             No port was free, or the address is not one of this host's.
         """
-        if self._server is not None:
-            return
+        async with self._starting:
+            if self._server is None:
+                await self._start()
+
+    async def _start(self) -> None:
         keys = self._keys or await offload(KeyPair.generate)
         listening = await self._bind()
         self._server = await asyncio.get_running_loop().create_server(
@@ -300,7 +327,7 @@ class ResponseServer:
             kernel_id = report.kernel_id
             self._expectation(kernel_id).accept(report)
         except PayloadError as error:
-            self.refused(peer, str(error), kernel_id)
+            self.refused(peer, str(error), error.kernel_id or kernel_id)
         else:
             self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
 
@@ -321,7 +348,8 @@ class ResponseServer:
 
     def _open(self, envelope: Envelope) -> Report:
         """Decrypt a message if somebody waits for such a one: refusing the others must cost nothing."""
-        assert self._keys is not None
+        if self._keys is None:
+            raise PayloadError("the response server has not been started")
         if envelope.version == 2:
             expectation = self._expectation(envelope.kernel_id)
             if expectation.done:
@@ -360,8 +388,7 @@ class _Connection(asyncio.Protocol):
         return bool(self._received)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
         self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS, self._too_slow)
         self._server.opened(self)
@@ -414,5 +441,5 @@ def _candidates(port: int, retries: int) -> list[int]:
         return [0]
     count = retries + 1
     ports = [port + offset for offset in range(min(5, count))]
-    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]
+    ports += [port + random.randint(-2 * count, 2 * count) for _ in range(count - len(ports))]  # noqa: S311
     return [candidate for candidate in ports if 0 < candidate < 65536]

@@ -91,4 +91,4 @@ def _run(command: list[str], cwd: Path | None = None) -> None:
 
 if __name__ == "__main__":
     toree = prepare()
-    print(f"SPARK_HOME={toree.spark_home}\nLIB={toree.lib}")  # noqa: T201
+    print(f"SPARK_HOME={toree.spark_home}\nLIB={toree.lib}")

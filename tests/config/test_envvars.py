@@ -60,7 +60,7 @@ def test_yes_and_no_are_words(text, expected):
 def test_a_blank_number_is_not_set():
     """Helm and Compose render unset numbers as blank texts."""
     assert envvars.EG_PORT({"EG_PORT": " ", "KG_PORT": "7"}) == 7
-    assert envvars.EG_KERNEL_INFO_TIMEOUT({"EG_KERNEL_INFO_TIMEOUT": ""}) is None
+    assert envvars.EG_KERNEL_INFO_TIMEOUT({"EG_KERNEL_INFO_TIMEOUT": ""}) == 60.0
 
 
 @pytest.mark.parametrize(

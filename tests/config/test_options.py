@@ -8,9 +8,9 @@ from traitlets.config import Config
 
 from enterprise_gateway.config import EnterpriseGatewayConfigMixin
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
-from tests.support.apps import make_app
+from tests.support.embedded import make_app
 
-OPTIONS = {name: trait for name, trait in EnterpriseGatewayConfigMixin.class_traits(config=True).items()}
+OPTIONS = dict(EnterpriseGatewayConfigMixin.class_traits(config=True))
 WITH_VARIABLE = {name: trait.metadata["env"] for name, trait in OPTIONS.items() if "env" in trait.metadata}
 
 UPSTREAM_DEFAULTS = {
@@ -76,8 +76,9 @@ KERNEL_GATEWAY_NAMES = {
 }
 
 
-def test_defaults_are_those_of_3x():
+def test_defaults_are_those_of_3x(monkeypatch):
     """Without configuration every option has the value it has in Enterprise Gateway 3.x."""
+    monkeypatch.delenv("EG_UNAUTHORIZED_USERS", raising=False)  # the tests' own, who may be root
     app = EnterpriseGatewayApp()
     assert {name: getattr(app, name) for name in UPSTREAM_DEFAULTS} == UPSTREAM_DEFAULTS
 

@@ -55,18 +55,18 @@ async def test_version_2_from_start_to_shutdown(lab: toree.Toree, run_sh: list[s
     log = tmp_path / "log"
     async with launched(run_sh, log=log, version=2, env=environment(lab, tmp_path)) as kernel:
         await kernel.connect(READY_SECONDS)
-        assert await kernel.run('print("sum " + (1 to 9).sum)') == ("ok", "sum 45")
-        assert (await kernel.run("print(sc.parallelize(1 to 10, 2).sum())", timeout=60))[1].endswith("55.0")
+        assert await kernel.result('"sum " + (1 to 9).sum') == "sum 45"
+        assert (await kernel.result("sc.parallelize(1 to 10, 2).sum()")).endswith("55.0")
 
-        secret = 'print(sys.env.keys.exists(_.contains("SECRET")) + " " + "env".!!.contains("SECRET"))'
-        assert await kernel.run(f"import scala.sys.process._; {secret}") == ("ok", "false false")
-        source = 'print(scala.io.Source.fromFile("/proc/self/environ", "latin1").mkString.contains("EG_LAUNCH"))'
-        assert await kernel.run(source) == ("ok", "false")
+        assert await kernel.result('sys.env.keys.exists(_.contains("SECRET"))') == "false"
+        assert await kernel.result('sys.process.Process("env").!!.contains("SECRET")') == "false"
+        source = 'scala.io.Source.fromFile("/proc/self/environ", "latin1").mkString.contains("SECRET")'
+        assert await kernel.result(source) == "false"
 
         loop = 'println("looping"); while (true) Thread.sleep(100)'
         assert await kernel.interrupt_when_printed(loop, "looping") != "ok"
-        # Toree shows "lastException" with the first result after an error.
-        assert (await kernel.run("print(6 * 7)"))[1].startswith("42")
+        await kernel.result("0")  # the first result after an error shows "lastException"
+        assert await kernel.result("6 * 7") == "42"
 
         assert files(tmp_path, "jupyter-kernel*")
         kernel.shut_down()
@@ -84,7 +84,7 @@ async def test_version_1_without_spark_and_killed(lab: toree.Toree, run_sh: list
             await offload(send_raw, kernel.info.comm_port, data)
         await kernel.connect(READY_SECONDS)
         assert await offload(kernel.comm.probe)
-        assert (await kernel.run("print(6 * 7)"))[1].startswith("42")
+        assert await kernel.result("6 * 7") == "42"
         assert await offload(kernel.comm.signal, signal.SIGKILL)
         await kernel.wait_ended(30)
         assert files(tmp_path, "jupyter-kernel*") == []

@@ -47,7 +47,9 @@ async def test_the_token_appears_in_no_log_line(caplog: pytest.LogCaptureFixture
                 await gateway.fetch(path)
             await gateway.fetch("/api/kernels?token=s3cr3t", "POST", "{")
             with pytest.raises(HTTPClientError):
-                await websocket_connect(gateway.url.replace("http", "ws") + "/api/kernels/1-2-3-4-5/channels?token=s3cr3t")
+                await websocket_connect(
+                    gateway.url.replace("http", "ws") + "/api/kernels/1-2-3-4-5/channels?token=s3cr3t"
+                )
     assert "GET /api?token=********" in caplog.text
     assert "s3cr3t" not in caplog.text
 

@@ -10,7 +10,7 @@ import pytest
 from enterprise_gateway.core.errors import KernelLaunchError, NotFoundError, StoreUnavailableError
 from enterprise_gateway.services.sessions.revival import Revival
 
-from .conftest import STORES, a_kernel_id, a_start
+from .conftest import STORES, a_kernel_id, a_start, eventually
 
 
 class Kernels:
@@ -114,6 +114,28 @@ async def test_what_could_not_be_judged_stays(make, expect_log):
     kernels.fate = {}
     report = await revival.run(report.kept)
     assert (set(report.revived), list(report.removed)) == ({broken, slow}, [stuck])
+
+
+async def test_kernels_that_could_not_be_judged_are_tried_again(make, service, expect_log):
+    """When a host returns, its kernels are taken up without a restart; outages of the store do not end the attempts."""
+    kernel_ids = await recorded(make, "running", "running", kind="webhook")
+    kernels = Kernels()
+    kernels.fate = dict.fromkeys(kernel_ids, OSError("no route to host"))
+    manager = make("webhook")
+    revival = Revival(manager, revive_one=kernels.revive)
+    with expect_log("not available|no route to host"):
+        await revival.run()
+        assert revival.unsettled == dict.fromkeys(kernel_ids, "no route to host")
+        service.status = 503
+        settling = asyncio.create_task(revival.settle(first_pause_seconds=0.05))
+        await eventually(lambda: not manager.store_available)
+        service.status = None
+        await eventually(lambda: len(kernels.seen) >= 4)
+    await manager.forget_session(kernel_ids[0])
+    kernels.fate = {}
+    await asyncio.wait_for(settling, 10)
+    assert revival.unsettled == {}
+    assert set(manager._sessions) == {kernel_ids[1]}
 
 
 async def test_an_unavailable_store_is_waited_for(make, service, expect_log):

@@ -61,6 +61,9 @@ async def test_renewal_tells_which_leases_are_left(kind, make):
     assert not await one.release_lease(lost, "one")
     assert not await one.release_lease(lost, "one")
     assert await one.fetch_lease_owners() == {kept: "one", expired: "one", lost: "two"}
+    assert await two.acquire_lease(a_kernel_id(), "two", -100_000)  # of a kernel that never came to be
+    assert await one.renew_leases("one", 60) == {kept, expired}
+    assert await two.renew_leases("two", 60) == {lost}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,12 +23,16 @@ from .loops import loop_may_be_held
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
 
+def _http_client() -> AsyncHTTPClient:
+    return AsyncHTTPClient(force_instance=True, defaults={"connect_timeout": 20}, max_clients=1000)
+
+
 @dataclass
 class Client:
     """A client of the REST and websocket API that the gateway shares with Jupyter Server."""
 
     url: str
-    http: AsyncHTTPClient = field(default_factory=lambda: _http_client())
+    http: AsyncHTTPClient = field(default_factory=_http_client)
     sockets: list[KernelSocket] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
@@ -82,10 +86,6 @@ class Client:
         socket = KernelSocket(connection, session_id)
         self.sockets.append(socket)
         return socket
-
-
-def _http_client() -> AsyncHTTPClient:
-    return AsyncHTTPClient(force_instance=True, defaults={"connect_timeout": 20}, max_clients=1000)
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import secrets
 import signal
 import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from enterprise_gateway.core.deadline import Deadline
 from enterprise_gateway.core.offload import offload
 from enterprise_gateway.transport.commport import CommPort
 from enterprise_gateway.transport.response import ResponseServer
-from tests.support.loops import loop_may_be_held
 
 LAUNCHERS = Path(__file__).parents[2] / "etc" / "kernel-launchers"
 
@@ -48,10 +48,19 @@ class LaunchedKernel:
         return self.log.read_text(errors="replace")
 
     async def connect(self, timeout: float) -> None:
-        """Open the channels and wait until the kernel answers."""
-        with loop_may_be_held("jupyter_client waits for its heartbeat thread"):
-            self.client.start_channels()
-        await self.client.wait_for_ready(timeout=timeout)
+        """Open the channels and wait until the kernel answers.
+
+        Without jupyter_client's heartbeat, for which a busy single-threaded kernel counts as dead.
+        """
+        self.client.start_channels(hb=False)
+        deadline = Deadline(timeout)
+        while True:
+            assert not deadline.expired, f"the kernel does not answer within {timeout} s:\n{self.output[-4000:]}"
+            self.client.kernel_info()
+            with suppress(queue.Empty):
+                await self.client.get_shell_msg(timeout=1)
+                await self.client.get_iopub_msg(timeout=1)
+                return
 
     async def run(
         self, code: str, timeout: float = 30, on_output: Callable[[str], Awaitable[None]] | None = None
@@ -60,15 +69,23 @@ class LaunchedKernel:
         texts: list[str] = []
         request = self.client.execute(code)
         async for message in self._messages_of(request, timeout):
-            content = message["content"]
-            text = content.get("text") or content.get("data", {}).get("text/plain")
-            if text and message["msg_type"] in ("stream", "execute_result", "display_data"):
+            if text := _text(message):
                 texts.append(text)
                 if on_output:
                     await on_output(text)
         while (reply := await self.client.get_shell_msg(timeout=timeout))["parent_header"].get("msg_id") != request:
             pass  # a late answer to one of the questions that wait_for_ready asked
         return reply["content"]["status"], "".join(texts)
+
+    async def result(self, code: str, timeout: float = 60) -> str:
+        """Run code and return the first text it gives, which Toree may send after it has said that it is idle."""
+        request, deadline = self.client.execute(code), Deadline(timeout)
+        while True:
+            message = await self.client.get_iopub_msg(timeout=deadline.remaining)
+            if message["parent_header"].get("msg_id") == request:
+                assert message["msg_type"] != "error", message["content"]
+                if text := _text(message):
+                    return text
 
     async def _messages_of(self, request: str, timeout: float) -> AsyncIterator[dict[str, Any]]:
         """Yield what the kernel publishes for a request until it is idle again."""
@@ -104,9 +121,16 @@ class LaunchedKernel:
 
     def close(self) -> None:
         """Close the client's channels and the communication port's connection."""
-        with loop_may_be_held("jupyter_client waits for its heartbeat thread"):
-            self.client.stop_channels()
+        self.client.stop_channels()
         self.comm.close()
+
+
+def _text(message: dict[str, Any]) -> str:
+    """Return what a message shows to the user, empty when it is not output."""
+    if message["msg_type"] not in ("stream", "execute_result", "display_data"):
+        return ""
+    content = message["content"]
+    return str(content.get("text") or content.get("data", {}).get("text/plain", ""))
 
 
 async def eventually(condition: Callable[[], bool], timeout: float = 10) -> None:

@@ -84,9 +84,14 @@ class WatchedSelector(selectors.DefaultSelector):
             return
         seconds = self._clock.stop(self.limit_seconds)
         self._turn_began = None
-        if seconds > self.limit_seconds and not self.exempt:
+        if seconds > self.limit_seconds and not self.exempt and not _waits_for_scheduler(self._stack):
             self.held.append(HeldTurn(seconds, self._stack or "  (it held the interpreter lock, too: no stack)\n"))
         self.exempt = False
+
+
+def _waits_for_scheduler(stack: str | None) -> bool:
+    """Whether a turn was waiting for a thread or child, just made, to get a processor: that, too, is a busy machine."""
+    return stack is not None and ("_started.wait()" in stack or "in _execute_child" in stack)
 
 
 class _ThreadClock:

@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
@@ -71,7 +73,7 @@ class ServerProcess:
                 self.command, env=self.env, cwd=self._cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         end = time.monotonic() + self._timeout
-        while not (match := self._ready.search(self.output)):
+        while not ((match := self._ready.search(self.output)) and _accepts(match.groupdict().get("url"))):
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise AssertionError(f"{self.command} did not get ready, exit {self.process.poll()}:\n{self.output}")
@@ -103,12 +105,29 @@ class ServerProcess:
         await asyncio.to_thread(self.stop)
 
 
+def _accepts(url: str | None) -> bool:
+    """Whether connections to ``url`` succeed; some servers say where they are before they are there."""
+    if not url:
+        return True
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def gateway_process(
-    log: Path, argv: Sequence[str] = (), *, env: Mapping[str, str | None] | None = None, timeout: float = 60
+    log: Path,
+    argv: Sequence[str] = (),
+    *,
+    port: int = 0,
+    env: Mapping[str, str | None] | None = None,
+    timeout: float = 60,
 ) -> ServerProcess:
     """Return our gateway as a program on a port of its own choice: ``with gateway_process(tmp_path / "log") as gw``."""
     return ServerProcess(
-        [sys.executable, "-m", "enterprise_gateway", "--port=0", "--log-level=INFO", *argv],
+        [sys.executable, "-m", "enterprise_gateway", f"--port={port}", "--log-level=INFO", *argv],
         ready=r"is available at (?P<url>https?://\S+)",
         log=log,
         env={"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **(env or {})},
@@ -132,7 +151,7 @@ def jupyter_server_process(
             *("--ServerApp.disable_check_xsrf=True", "--ServerApp.terminals_enabled=False"),
             *argv,
         ],
-        ready=r"(?P<url>http://127\.0\.0\.1:\d+/)",
+        ready=r"is running at:\s+.*?(?P<url>http://127\.0\.0\.1:\d+/)",
         log=log,
         env={"PYTHONUNBUFFERED": "1", **(env or {})},
     )

@@ -39,7 +39,7 @@ class ThirdPartyProxy(BaseProcessProxyABC):
 
     def poll(self) -> Any:
         """Return None while the process lives, False otherwise, as version 3 does."""
-        return None if self.local_proc.poll() is None else False
+        return None if self.local_proc is not None and self.local_proc.poll() is None else False
 
     def wait(self) -> Any:
         """Wait for the process."""
@@ -54,6 +54,7 @@ class ThirdPartyProxy(BaseProcessProxyABC):
 
     def kill(self) -> bool | None:
         """Kill the process."""
-        self.local_proc.kill()
-        self.local_proc.wait()
+        if self.local_proc is not None:
+            self.local_proc.kill()
+            self.local_proc.wait()
         return None

@@ -7,29 +7,34 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from tornado.ioloop import PeriodicCallback
-from traitlets import Bool, Float, Integer, observe
-from traitlets.config import LoggingConfigurable
+from traitlets import Bool, Float, Integer
 
+from ...core import envvars
 from ...core.culling import CullPolicy, KernelUse
+from ...core.options import EnvironmentDefaults
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
     from .remotemanager import RemoteMappingKernelManager
 
-DEFAULT_INTERVAL = 300
 
+class CullingOptions(EnvironmentDefaults):
+    """When kernels are culled: options of RemoteMappingKernelManager.
 
-class KernelCuller(LoggingConfigurable):
-    """Looks at all kernels every ``cull_interval`` seconds; part of RemoteMappingKernelManager.
-
-    Each option can be overridden by a kernelspec's metadata entry of the same name.
+    Each can be overridden by a kernelspec's metadata entry of the same name.
     """
 
     cull_idle_timeout = Integer(
-        0, config=True, help="Seconds without activity after which a kernel is culled; 0 or less: never."
-    )
-    cull_interval = Integer(DEFAULT_INTERVAL, config=True, help="Seconds between two looks for kernels to cull.")
-    cull_connected = Bool(False, config=True, help="Whether kernels with open websockets are culled too.")
+        envvars.EG_CULL_IDLE_TIMEOUT.default,
+        config=True,
+        help="Seconds without activity after which a kernel is culled; 0 or less: never.",
+    ).tag(env=envvars.EG_CULL_IDLE_TIMEOUT)
+    cull_interval = Integer(
+        envvars.EG_CULL_INTERVAL.default, config=True, help="Seconds between two looks for kernels to cull."
+    ).tag(env=envvars.EG_CULL_INTERVAL)
+    cull_connected = Bool(
+        envvars.EG_CULL_CONNECTED.default, config=True, help="Whether kernels with open websockets are culled too."
+    ).tag(env=envvars.EG_CULL_CONNECTED)
     cull_busy = Bool(False, config=True, help="Whether busy kernels are culled too.")
     cull_max_age = Float(0, config=True, help="Seconds after its start at which a kernel is culled; 0: never.")
     cull_busy_timeout = Float(
@@ -39,39 +44,44 @@ class KernelCuller(LoggingConfigurable):
         0, config=True, help="Seconds before it is culled at which a kernel's clients are told so; 0: they are not."
     )
 
-    parent: RemoteMappingKernelManager
 
-    @classmethod
-    def section_names(cls) -> list[str]:
-        """Return the configuration sections that apply: the options belong to the kernel manager."""
-        return [
-            *super().section_names(),
-            "MultiKernelManager",
-            "MappingKernelManager",
-            "AsyncMappingKernelManager",
-            "RemoteMappingKernelManager",
-        ]
+class KernelCuller:
+    """Looks at all kernels every ``cull_interval`` seconds.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    Parameters
+    ----------
+    manager
+        Has the kernels and the options, which are read at each look.
+    """
+
+    def __init__(self, manager: RemoteMappingKernelManager) -> None:
+        self.parent = manager
+        self.log = manager.log
         self.clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
         self._timer: PeriodicCallback | None = None
         self._warned: set[str] = set()
+        manager.observe(self._interval_changed, "cull_interval")
 
     @property
     def policy(self) -> CullPolicy:
         """The rules in force for kernelspecs that override none."""
+        options = self.parent
         return CullPolicy(
-            self.cull_idle_timeout, self.cull_connected, self.cull_busy, self.cull_max_age, self.cull_busy_timeout
+            options.cull_idle_timeout,
+            options.cull_connected,
+            options.cull_busy,
+            options.cull_max_age,
+            options.cull_busy_timeout,
         )
 
     def start(self) -> None:
         """Begin to look; called when a kernel was started, without effect when it has begun already."""
         if self._timer is None:
-            if self.cull_interval <= 0:
-                self.log.warning("cull_interval must be positive; %d seconds are used", DEFAULT_INTERVAL)
-                self.cull_interval = DEFAULT_INTERVAL
-            self._timer = PeriodicCallback(self.cull_kernels, 1000 * self.cull_interval)
+            interval = self.parent.cull_interval
+            if interval <= 0:
+                interval = int(envvars.EG_CULL_INTERVAL.default)
+                self.log.warning("cull_interval must be positive; %d seconds are used", interval)
+            self._timer = PeriodicCallback(self.cull_kernels, 1000 * interval)
             self._timer.start()
 
     def stop(self) -> None:
@@ -80,21 +90,20 @@ class KernelCuller(LoggingConfigurable):
             self._timer.stop()
             self._timer = None
 
-    @observe("cull_interval")
     def _interval_changed(self, change: Any) -> None:
-        if getattr(self, "_timer", None) is not None:
+        if self._timer is not None:
             self.stop()
             self.start()
 
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
         for kernel in list(self.parent._kernels.values()):
-            policy = self.policy.for_spec(kernel.kernel_spec.metadata)
+            policy = self.policy.for_spec(kernel.spec.metadata)
             use = use_of(kernel)
             reason = policy.reason(use, self.clock())
             if reason is not None:
                 await self._cull(kernel, reason)
-            elif self.cull_warning > 0 and policy.reason(use, self.clock(), within=self.cull_warning):
+            elif self.parent.cull_warning > 0 and policy.reason(use, self.clock(), within=self.parent.cull_warning):
                 self._warn(kernel)
             else:
                 self._warned.discard(kernel.kernel_id)
@@ -112,7 +121,9 @@ class KernelCuller(LoggingConfigurable):
     def _warn(self, kernel: RemoteKernelManager) -> None:
         if kernel.kernel_id not in self._warned and kernel.channels is not None:
             self._warned.add(kernel.kernel_id)
-            kernel.channels.tell(f"This kernel will be culled within {self.cull_warning:g} seconds unless it is used.\n")
+            kernel.channels.tell(
+                f"This kernel will be culled within {self.parent.cull_warning:g} seconds unless it is used.\n"
+            )
 
 
 def use_of(kernel: RemoteKernelManager) -> KernelUse:

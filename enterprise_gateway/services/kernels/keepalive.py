@@ -33,6 +33,18 @@ class Keepalive:
         self._due: dict[Pinged, float] = {}  # all wait equally long: the order of insertion is the order in time
         self._timer: asyncio.TimerHandle | None = None
 
+    def change_interval(self, interval: float) -> None:
+        """Ping in another rhythm from now on; called for each websocket that opens, so mostly nothing changes."""
+        if interval == self.interval:
+            return
+        self.interval, self.timeout = interval, max(3 * interval, 30.0)
+        due = time.monotonic() + interval
+        self._due = dict.fromkeys(self._due, due) if interval > 0 else {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._schedule()
+
     def add(self, websocket: Pinged) -> None:
         """Begin to ping a websocket that was just opened."""
         websocket.heard = time.monotonic()

@@ -49,7 +49,7 @@ class KernelRecords:
             kernel.kernel_id,
             "running",
             connection_info=kernel.get_connection_info(),
-            process_info=await kernel.provisioner.get_provisioner_info(),
+            process_info=await kernel.adapter.get_provisioner_info(),
         )
 
     async def restarting(self, kernel: RemoteKernelManager) -> None:
@@ -99,7 +99,9 @@ class KernelRecords:
         if not await kernel.is_alive():
             raise NotFoundError("its process is gone")
         try:
-            info = ConnectionInfo.from_dict(record["connection_info"])
+            # A proxy that made new tunnels knows better than the record.
+            proxied = getattr(kernel.process_proxy, "connection", None)
+            info = proxied or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
         kernel.take_over(info, record)

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import zmq
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import Bool, Unicode
 
@@ -21,6 +22,7 @@ from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
     from ...transport.channels import KernelChannels
+    from .remotemanager import RemoteMappingKernelManager
 
 OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
 
@@ -46,6 +48,7 @@ class RemoteKernelManager(AsyncKernelManager):
     response_address = Unicode("", help="Where launchers report, ``ip:port``; empty for local kernels.")
     public_key = Unicode("", help="The key that launchers encrypt their response with.")
 
+    parent: RemoteMappingKernelManager
     channels: KernelChannels | None = None
     username = ""
     started = datetime.now(timezone.utc)
@@ -59,6 +62,19 @@ class RemoteKernelManager(AsyncKernelManager):
         if name in OPTIONS:
             return getattr(self.resources.options, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel's kernelspec."""
+        spec = self.kernel_spec
+        assert spec is not None  # it was found before the manager was made
+        return spec
+
+    @property
+    def adapter(self) -> ProcessProxyProvisioner:
+        """The kernel's provisioner, where it is ours; only kernels of process proxies are recorded and watched."""
+        assert isinstance(self.provisioner, ProcessProxyProvisioner)
+        return self.provisioner
 
     @property
     def resources(self) -> SharedResources:
@@ -98,6 +114,7 @@ class RemoteKernelManager(AsyncKernelManager):
         self._ready = asyncio.get_running_loop().create_future()
         self.started = datetime.now(timezone.utc)
         try:
+            await self.resources.turns.come()
             command, kwargs = await self._async_pre_start_kernel(**kwargs)
             await self._async_launch_kernel(command, **kwargs)
             await self._async_post_start_kernel(**kwargs)
@@ -109,15 +126,15 @@ class RemoteKernelManager(AsyncKernelManager):
 
     start_kernel = _async_start_kernel
 
-    async def _async_pre_start_kernel(self, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:  # type: ignore[override]
+    async def _async_pre_start_kernel(self, **kwargs: Any) -> tuple[list[str], dict[str, Any]]:
         """Attach the adapter to the kernel's process proxy, unless its kernelspec names a provisioner."""
         if not self.kernel_id:
             self.kernel_id = kwargs.pop("kernel_id", None) or str(uuid.uuid4())
         kwargs.pop("kernel_id", None)
-        spec = self.kernel_spec
+        spec = self.spec
         if self.provisioner is None and not spec.metadata.get("kernel_provisioner"):
             self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
-        if self.parent is None and kwargs.get("env") is None:
+        if not isinstance(getattr(self.parent, "resources", None), SharedResources) and kwargs.get("env") is None:
             env = gateway_environment()
             kwargs["env"] = {name: value for name, value in env.items() if name.startswith("KERNEL_")}
         return await super()._async_pre_start_kernel(**kwargs)
@@ -127,16 +144,18 @@ class RemoteKernelManager(AsyncKernelManager):
         assert self.provisioner is not None
         await self.provisioner.post_launch(**kwargs)
 
-    pre_start_kernel = _async_pre_start_kernel  # type: ignore[assignment]
+    pre_start_kernel = _async_pre_start_kernel
     post_start_kernel = _async_post_start_kernel
 
     async def abandon(self) -> None:
         """Remove what a failed launch may have created."""
         self.shutting_down = True
-        if self.provisioner is not None and self.provisioner.has_process:
-            await self._async_kill_kernel()
-        await self._async_cleanup_resources()
-        await self.close()
+        for step in (self._async_kill_kernel, self._async_cleanup_resources, self.close):
+            try:
+                await step()
+            except Exception as error:
+                # A back end may be unable to undo what it did not do; the reason of the failure is told already.
+                self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
 
     def provide_curve_keys(self) -> None:
         """Make the key pair for an encrypted transport, when the policy and the kernelspec ask for one."""
@@ -158,19 +177,18 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def load_process(self, process_info: dict[str, Any]) -> None:
         """Attach to the process that a record describes; it may turn out to be gone."""
-        self.provisioner = ProcessProxyProvisioner(
-            kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
-        )
+        self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
         await self.provisioner.load_provisioner_info(process_info)
 
     def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
         """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
-        self.load_connection_info(info.to_dict())
+        self.load_connection_info(info.to_dict())  # type: ignore[arg-type]
         self._connection_file_written = True
         launched_with = record.get("launch_args") or {}
-        self._launch_args = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
+        launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
         if launched_with.get("path"):
-            self._launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+            launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+        self._launch_args = launch_args
         self._attempted_start = True
         self.ready.set_result(None)
         if isinstance(self.provisioner, ProcessProxyProvisioner):
@@ -178,8 +196,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def remove_leftovers(self) -> None:
         """Remove what an interrupted start, restart or stop has left of the kernel."""
-        assert isinstance(self.provisioner, ProcessProxyProvisioner)
-        await self.provisioner.remove_leftovers()
+        await self.adapter.remove_leftovers()
         await self.abandon()
 
     # --- interrupt, shutdown, restart
@@ -195,7 +212,7 @@ class RemoteKernelManager(AsyncKernelManager):
     signal_kernel = _async_signal_kernel
 
     def _interrupt_signal(self) -> int:
-        name = self.kernel_spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
+        name = self.spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
         try:
             return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
         except KeyError:
@@ -204,7 +221,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_interrupt_kernel(self) -> None:
         """Interrupt what the kernel executes, by signal or by message as its kernelspec says."""
-        if self.kernel_spec.interrupt_mode == "message" and self.channels is not None:
+        if self.spec.interrupt_mode == "message" and self.channels is not None:
             self.channels.post("interrupt_request", {})
         else:
             await super()._async_interrupt_kernel()

@@ -26,11 +26,10 @@ from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
 from ..processproxies.shared import SharedResources
-from .culler import KernelCuller
+from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .restarter import KernelRestarter
-
 
 __all__ = [
     "RemoteKernelManager",
@@ -42,7 +41,7 @@ __all__ = [
 ]
 
 
-class RemoteMappingKernelManager(AsyncMultiKernelManager):
+class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     """Starts, lists, restarts, culls and stops kernels; one per gateway.
 
     The application is its ``parent`` and carries the options. Handlers call the coroutines below; all of them raise
@@ -56,10 +55,10 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     )
     root_dir = Unicode(config=True, help="Directory that the `path` of a start request is relative to.")
     kernel_info_timeout = Float(
-        60.0,
+        envvars.EG_KERNEL_INFO_TIMEOUT.default,
         config=True,
-        help="Seconds a kernel may take to answer the first kernel_info_request before its messages are forwarded anyway.",
-    )
+        help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
+    ).tag(env=envvars.EG_KERNEL_INFO_TIMEOUT)
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
     )
@@ -72,7 +71,9 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         config=True,
         help="Shown instead of a traceback when allow_tracebacks is off.",
     )
-    kernel_session_manager = AnyTrait(None, allow_none=True, help="The store of kernel sessions; set by the application.")
+    kernel_session_manager = AnyTrait(
+        None, allow_none=True, help="The store of kernel sessions; set by the application."
+    )
     records: KernelRecords | None = None
 
     @classmethod
@@ -88,7 +89,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
         )
         self.restarter = KernelRestarter(parent=self)
-        self.culler = KernelCuller(parent=self)
+        self.culler = KernelCuller(self)
         self._launching: dict[str, asyncio.Task[Any]] = {}
 
     @observe("kernel_session_manager")
@@ -161,6 +162,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
         name, spec = await self._find_kernel_spec(kernel_name or self.default_kernel_name)
+        await self.resources.turns.come()
         if kernel_id in self._launching or kernel_id in self:
             raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
         with self.limits.reserve(env.get("KERNEL_USERNAME") or gateway_user()):
@@ -189,6 +191,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
             if self.records is not None:
                 await self.records.running(kernel)
+            await self.resources.turns.come()
             self.enter(kernel)
         except BaseException:
             await asyncio.shield(self._give_up(kernel))
@@ -220,14 +223,16 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
     async def _find_kernel_spec(self, name: str) -> tuple[str, KernelSpec]:
         """Return the kernelspec of a name, and the name it is installed under."""
         name = NATIVE_KERNEL_NAME if name == "python" else name
-        allowed = self.kernel_spec_manager.allowed_kernelspecs
+        manager = self.kernel_spec_manager
+        assert manager is not None
+        allowed = manager.allowed_kernelspecs
         cache = getattr(self.parent, "kernel_spec_cache", None)
         try:
             if allowed and name.lower() not in {entry.lower() for entry in allowed}:
                 raise NoSuchKernel(name)
             if cache is not None:
                 return name, await cache.get_kernel_spec(name)
-            return name, await offload(self.kernel_spec_manager.get_kernel_spec, name)
+            return name, await offload(manager.get_kernel_spec, name)
         except NoSuchKernel as error:
             raise UnknownKernelSpecError(
                 f"No kernelspec named {name[:100]!r} is installed; GET /api/kernelspecs lists those there are."
@@ -303,7 +308,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}")
-        return kernel  # type: ignore[no-any-return]
+        return kernel
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """Return what the REST API says of a kernel."""
@@ -400,7 +405,7 @@ class RemoteMappingKernelManager(AsyncMultiKernelManager):
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
-        return self._kernels.pop(kernel_id, None)  # type: ignore[no-any-return]
+        return self._kernels.pop(kernel_id, None)
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""

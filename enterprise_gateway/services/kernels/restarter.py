@@ -22,9 +22,7 @@ class KernelRestarter(LoggingConfigurable):
     """Watches the end of every kernel's process and restarts the kernel; one per gateway."""
 
     restart_limit = Integer(5, config=True, help="How often a kernel that keeps dying is restarted in a row.")
-    stable_start_time = Float(
-        10.0, config=True, help="Seconds after which a restarted kernel counts as running again."
-    )
+    stable_start_time = Float(10.0, config=True, help="Seconds after which a restarted kernel counts as running again.")
     random_ports_until_alive = Bool(
         True, config=True, help="Whether a kernel that died before it was stable gets new ports."
     )
@@ -56,7 +54,7 @@ class KernelRestarter(LoggingConfigurable):
         restarts = 0
         alive_since = self.clock()
         while True:
-            exit_code = await kernel.provisioner.wait_for_exit()
+            exit_code = await kernel.adapter.wait_for_exit()
             stable = self.clock() - alive_since >= self.stable_start_time
             restarts = 1 if stable else restarts + 1
             reason = describe_exit(exit_code)
@@ -69,9 +67,7 @@ class KernelRestarter(LoggingConfigurable):
             if restarts > 1 and self.restart_backoff > 0:
                 await asyncio.sleep(self.restart_backoff * 2 ** (restarts - 2))
             try:
-                await self.parent.relaunch(
-                    kernel, now=True, newports=self.random_ports_until_alive and not stable
-                )
+                await self.parent.relaunch(kernel, now=True, newports=self.random_ports_until_alive and not stable)
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
@@ -80,7 +76,8 @@ class KernelRestarter(LoggingConfigurable):
     def _may_restart(self, kernel: RemoteKernelManager, restarts: int) -> bool:
         if not kernel.autorestart or restarts > self.restart_limit:
             return False
-        if isinstance(kernel.process_proxy, RemoteProcessProxy) and not kernel.channels.connections:
+        has_clients = kernel.channels is not None and kernel.channels.connections
+        if isinstance(kernel.process_proxy, RemoteProcessProxy) and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id
             )

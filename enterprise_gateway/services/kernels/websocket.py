@@ -151,11 +151,10 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     @property
     def _keepalive(self) -> Keepalive:
         """The one of this process; tornado's settings hold it."""
-        keepalive: Keepalive | None = self.settings.get("eg_keepalive")
-        if keepalive is None:
-            # The option's value is kept in milliseconds since Enterprise Gateway 2.
-            keepalive = Keepalive(self.settings.get("ws_ping_interval", 30_000) / 1000)
-            self.settings["eg_keepalive"] = keepalive
+        # The option's value is kept in milliseconds since Enterprise Gateway 2.
+        interval = self.settings.get("ws_ping_interval", 30_000) / 1000
+        keepalive: Keepalive = self.settings.setdefault("eg_keepalive", Keepalive(interval))
+        keepalive.change_interval(interval)
         return keepalive
 
     @property
@@ -185,11 +184,11 @@ class _CountedStream:
 
     @property
     def accepted(self) -> int:
-        return self._stream._total_write_index  # noqa: SLF001
+        return self._stream._total_write_index
 
     @property
     def handed_over(self) -> int:
-        return self._stream._total_write_done_index  # noqa: SLF001
+        return self._stream._total_write_done_index
 
 
 default_handlers: list[tuple[str, Any]] = [(rf"/api/kernels/{KERNEL_ID}/channels", KernelChannelsHandler)]

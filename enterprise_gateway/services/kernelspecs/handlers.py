@@ -21,7 +21,7 @@ class KernelSpecHandler(GatewayHandler):
     @property
     def kernel_spec_cache(self) -> KernelSpecCache:
         """The kernelspecs."""
-        return self.settings["kernel_spec_cache"]  # type: ignore[no-any-return]
+        return self.settings["kernel_spec_cache"]
 
     async def find(self, kernel_name: str) -> KernelSpec:
         """Return the kernelspec of that name, or answer 404."""

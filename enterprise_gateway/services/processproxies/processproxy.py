@@ -40,11 +40,23 @@ from ...core.offload import offload
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
 from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from .remotehosts import is_local_address
+from .responses import Response, ResponseManager
 from .startup import await_startup
 
 if TYPE_CHECKING:
     from ...transport.response import Expectation
+    from ...transport.tunnels import KernelTunnels
     from ..kernels.remotemanager import RemoteKernelManager
+
+__all__ = [
+    "BaseProcessProxyABC",
+    "KernelChannel",
+    "LocalProcessProxy",
+    "RemoteProcessProxy",
+    "Response",
+    "ResponseManager",
+]
 
 NEVER_ENDING = 3600.0
 LIVENESS_SECONDS = 3.0
@@ -79,6 +91,9 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
     calls_block = True
     """Whether plain ``poll``, ``send_signal`` … may wait for something and so must run in a thread."""
+
+    keeps_output = False
+    """Whether :attr:`output_file` stays when the kernel is gone."""
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         self.kernel_manager = kernel_manager
@@ -122,7 +137,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         env = kwargs["env"]
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             self.kernel_launch_timeout = kernelargs.check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
-        spec = self.kernel_manager.kernel_spec
+        spec = self.kernel_manager.spec
         username = env.get("KERNEL_USERNAME") or gateway_user()
         kernelenv.finish(
             env,
@@ -161,7 +176,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
     @property
     def output_file(self) -> Path:
-        """Where the output of a process started by :meth:`launch_kernel` goes; removed with the kernel."""
+        """Where the output of a process started by :meth:`launch_kernel` goes."""
         return Path(self.kernel_manager.connection_file).with_suffix(".log")
 
     def poll(self) -> Any:
@@ -198,7 +213,8 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         """Release what the launch acquired; called once when the kernel is gone or its launch has failed."""
         if isinstance(self.local_proc, LocalProcess):
             self.local_proc.close()
-        self.output_file.unlink(missing_ok=True)
+        if not self.keeps_output:
+            self.output_file.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
         """Remove whatever a launch of this kernel that was cut short has left; runs in a thread.
@@ -242,6 +258,10 @@ class LocalProcessProxy(BaseProcessProxyABC):
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Start the kernel as a child process; it is not waited for."""
         await super().launch_process(kernel_cmd, **kwargs)
+        await offload(self._start, kernel_cmd, kwargs)
+
+    def _start(self, kernel_cmd: list[str], kwargs: dict[str, Any]) -> None:
+        # All in the thread: a launch that is cancelled meanwhile still knows of the process, and ends it.
         self.local_proc = self.launch_kernel(kernel_cmd, **kwargs)
         self.pid, self.pgid, self.ip = self.local_proc.pid, self.local_proc.pgid, "127.0.0.1"
 
@@ -249,7 +269,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
         """Wait until the process has ended; returns its exit code."""
         if self.local_proc is None:
             return 0
-        return await self.local_proc.wait_for_exit()  # type: ignore[no-any-return]
+        return await self.local_proc.wait_for_exit()
 
     def poll(self) -> Any:
         """Return None while the process lives, else its exit code."""
@@ -287,7 +307,9 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.comm_port = 0
         self.comm: CommPort | None = None
         self.tunneled_connect_info: dict[str, Any] | None = None
+        self._tunnels: KernelTunnels | None = None
         self.launch_secret = secrets.token_urlsafe(32)
+        self.response_manager: ResponseManager | None = None
         self.expectation: Expectation = None  # type: ignore[assignment]  # set by prepare()
         self.connection: ConnectionInfo | None = None
         self.deadline = Deadline(self.kernel_launch_timeout)
@@ -303,6 +325,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             secret=self.launch_secret,
             minimum_version=int(self.proxy_config.get("payload_version") or self.payload_version),
         )
+        self.response_manager = ResponseManager(server, self.expectation)
 
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Give the launcher its secret and port rules, and start counting the launch time-out."""
@@ -371,8 +394,23 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             raise KernelLaunchError(f"The host of kernel {self.kernel_id} is not known.")
         self.pid, self.pgid, self.ip = info.pid, info.pgid, self.assigned_ip
         self.connection = replace(info, ip=self.assigned_ip)
-        if info.comm_port:
-            self._open_comm_port(self.assigned_ip, info.comm_port, self.expectation.payload_version == 2)
+        if envvars.EG_ENABLE_TUNNELING() and not is_local_address(self.assigned_ip):
+            self.connection = await offload(self._open_tunnels, self.connection)
+        if self.connection.comm_port:
+            self._open_comm_port(self.connection.ip, self.connection.comm_port, self.expectation.payload_version == 2)
+
+    @property
+    def tunnel_host(self) -> str:
+        """The SSH host through which the kernel is reached when tunnelling is enabled."""
+        return self.assigned_ip or ""
+
+    def _open_tunnels(self, connection: ConnectionInfo) -> ConnectionInfo:
+        """Open tunnels to the kernel's ports; return its connection information with the local ones."""
+        host = self.kernel_manager.resources.hosts.host(self.tunnel_host)
+        host.shell.connect()
+        self.tunneled_connect_info = {**connection.to_dict(), "comm_port": connection.comm_port}
+        self._tunnels = host.tunnels.open(connection, self.port_range, envvars.EG_MAX_PORT_RANGE_RETRIES())
+        return self._tunnels.connection
 
     def _open_comm_port(self, ip: str, port: int, authenticated: bool) -> None:
         self.comm_ip, self.comm_port = ip, port
@@ -441,6 +479,9 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             self.expectation.close()
         if self.comm is not None:
             self.comm.close()
+        if self._tunnels is not None:
+            self._tunnels.close()
+            self._tunnels = None
         self.assigned_ip = None
         super().cleanup()
 
@@ -465,10 +506,12 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.assigned_host = process_info.get("assigned_host") or ""
         self.tunneled_connect_info = process_info.get("tunneled_connect_info")
         self.launch_secret = process_info.get("comm_secret") or self.launch_secret
-        if process_info.get("comm_port"):
-            self._open_comm_port(
-                process_info.get("comm_ip") or "", int(process_info["comm_port"]), "comm_secret" in process_info
-            )
+        comm_ip, comm_port = process_info.get("comm_ip") or "", int(process_info.get("comm_port") or 0)
+        if self.tunneled_connect_info and self.assigned_ip:
+            self.connection = self._open_tunnels(ConnectionInfo.from_dict(self.tunneled_connect_info))
+            comm_ip, comm_port = self.connection.ip, self.connection.comm_port
+        if comm_port:
+            self._open_comm_port(comm_ip, comm_port, "comm_secret" in process_info)
 
 
 def kernel_id_of(connection_file: str) -> str:

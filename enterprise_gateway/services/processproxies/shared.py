@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core import envvars
+from ...core.offload import offload
 from ...core.ports import HIGHEST, PortPool, PortRange
+from ...core.turns import Turns
+from .remotehosts import RemoteHosts
 
 if TYPE_CHECKING:
     from ...transport.response import ResponseServer
@@ -17,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class SharedResources:
-    """The options in force, the ports in use and the response server.
+    """The options in force, the ports in use, the turns of launches, the response server and the remote hosts.
 
     Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
 
@@ -31,6 +34,8 @@ class SharedResources:
     def __init__(self, options: Any) -> None:
         self.options = options
         self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
+        self.turns = Turns()
+        self.hosts = RemoteHosts(log)
         self._responses: ResponseServer | None = None
 
     async def responses(self) -> ResponseServer:
@@ -55,6 +60,7 @@ class SharedResources:
         if self._responses is not None:
             await self._responses.stop()
             self._responses = None
+        await offload(self.hosts.close)
 
 
 def is_free_port(port: int) -> bool:

@@ -19,7 +19,7 @@ class SessionRequests(StartsKernels):
     @property
     def session_manager(self) -> SessionManager:
         """The table of sessions."""
-        return self.settings["session_manager"]  # type: ignore[no-any-return]
+        return self.settings["session_manager"]
 
     def kernel_entries(self, body: dict[str, Any]) -> tuple[str | None, str | None]:
         """Return ``kernel.name`` and ``kernel.id`` of a request."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from .basemanager import KernelSessionManager
 
 _STORE_RETRY_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 10.0, 300.0
 _Claim = Callable[[Record], Awaitable[bool]]
 
 
@@ -75,6 +78,7 @@ class Revival:
         self._settled_after_seconds = settled_after_seconds
         self._slots = asyncio.Semaphore(concurrency)
         self._under_way: dict[str, asyncio.Task[Record | None]] = {}
+        self.unsettled: dict[str, str] = {}  # kernels on record that could not be judged so far, and why
 
     async def run(self, kernel_ids: Iterable[str] | None = None, *, store_patience_seconds: float = 0) -> RevivalReport:
         """Judge all kernels in the store, or those of ``kernel_ids``; called at start and to try ``kept`` ones again.
@@ -86,7 +90,10 @@ class Revival:
         """
         started = time.monotonic()
         sessions = await self._fetch(started + store_patience_seconds)
-        wanted = sessions.keys() if kernel_ids is None else set(kernel_ids) & sessions.keys()
+        asked = sessions.keys() if kernel_ids is None else set(kernel_ids)
+        wanted = asked & sessions.keys()
+        for kernel_id in asked - wanted:
+            self.unsettled.pop(kernel_id, None)
         report = RevivalReport()
         await asyncio.gather(*(self._judge(sessions[kernel_id], report, self._claim_at_start) for kernel_id in wanted))
         report.seconds = time.monotonic() - started
@@ -100,6 +107,18 @@ class Revival:
                 report.seconds,
             )
         return report
+
+    async def settle(self, first_pause_seconds: float = _FIRST_PAUSE_SECONDS) -> None:
+        """Judge the ``unsettled`` kernels again, with growing pauses, until there are none.
+
+        A task of standalone gateways: when a host that was unreachable at start returns, so do its kernels.
+        """
+        pause = first_pause_seconds
+        while self.unsettled:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+            with contextlib.suppress(StoreUnavailableError):
+                await self.run(list(self.unsettled))
 
     async def revive(self, kernel_id: str) -> Record | None:
         """Take up one kernel that this gateway does not know: on request, where replicas share a store.
@@ -115,8 +134,13 @@ class Revival:
         if task is None:
             task = asyncio.create_task(self._revive(kernel_id))
             self._under_way[kernel_id] = task
-            task.add_done_callback(lambda _: self._under_way.pop(kernel_id, None))
+            task.add_done_callback(functools.partial(self._end_revival, kernel_id))
         return await asyncio.shield(task)
+
+    def _end_revival(self, kernel_id: str, task: asyncio.Task[Record | None]) -> None:
+        self._under_way.pop(kernel_id, None)
+        if not task.cancelled():
+            task.exception()  # seen: those who asked have it, unless they went away
 
     async def _revive(self, kernel_id: str) -> Record | None:
         record = await self.manager.fetch_session(kernel_id)
@@ -148,6 +172,7 @@ class Revival:
     async def _judge(self, record: Record, report: RevivalReport, claim: _Claim) -> None:
         kernel_id = record["kernel_id"]
         async with self._slots:
+            self.unsettled.pop(kernel_id, None)
             try:
                 await asyncio.wait_for(self._settle(record, report, claim), self._timeout_seconds)
             except (asyncio.TimeoutError, TimeoutError):
@@ -189,5 +214,5 @@ class Revival:
         return "" if alive else "it is not alive any more"
 
     def _keep(self, kernel_id: str, reason: str, report: RevivalReport) -> None:
-        report.kept[kernel_id] = reason
+        report.kept[kernel_id] = self.unsettled[kernel_id] = reason
         self.log.warning("Kernel %s stays on record but is not taken up: %s", kernel_id, reason)

@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 import warnings
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+from typing import Any, Callable, NamedTuple, NoReturn
 
 CHANNEL_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 REPORT_SECONDS = 30.0  # for how long an unreachable gateway is tried again
@@ -58,7 +58,7 @@ class LaunchError(Exception):
 # -- command line and environment --------------------------------------------------------------------------------
 
 
-def parse_arguments(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options, the new spelling of each winning over the old one."""
     parser = argparse.ArgumentParser(prog="launch_ipykernel", allow_abbrev=False)
     parser.add_argument("connection_file", nargs="?", help="deprecated: file to write the connection to")
@@ -76,9 +76,7 @@ def parse_arguments(argv: Optional[List[str]] = None) -> argparse.Namespace:
             "--RemoteProcessProxy." + name, dest="old_" + destination, nargs="?", help="old spelling of --" + name
         )
         parser.set_defaults(**{"default_" + destination: default})
-    parser.add_argument(
-        "--kernel-class-name", nargs="?", help="class of the kernel (ipykernel.ipkernel.IPythonKernel)"
-    )
+    parser.add_argument("--kernel-class-name", nargs="?", help="class of the kernel (ipykernel.ipkernel.IPythonKernel)")
     parser.add_argument("--transport-encryption", nargs="?", help="CurveZMQ: disabled, auto or required")
     parser.add_argument("--bind-address", nargs="?", help="address the kernel's ports are bound to (all addresses)")
     parser.add_argument("--listener-only", action="store_true", help="serve the kernel of process --parent-pid")
@@ -140,7 +138,7 @@ def setting(name: str, default: str) -> str:
     return os.environ.get(name) or os.environ.get("EG_" + name) or default
 
 
-def take_secret() -> Optional[bytes]:
+def take_secret() -> bytes | None:
     """Return the gateway's one-time secret and remove it from this process's environment."""
     name = "EG_LAUNCH_SECRET"
     secret = os.environ.get(name, "")
@@ -170,14 +168,14 @@ class PortRange:
         except ValueError:
             separator = ""
         if not separator:
-            raise LaunchError("--port-range must be lower..upper, not {!r}".format(text))
+            raise LaunchError(f"--port-range must be lower..upper, not {text!r}")
         size = self.upper - self.lower
         self.any_port = size == 0
         minimum = int(setting("MIN_PORT_RANGE_SIZE", "1000"))
         if not self.any_port and size < minimum:
-            raise LaunchError("--port-range {} has size {}, the minimum is {}".format(text, size, minimum))
+            raise LaunchError(f"--port-range {text} has size {size}, the minimum is {minimum}")
         if not self.any_port and not 1024 <= self.lower < self.upper <= 65535:
-            raise LaunchError("--port-range {} is not within 1024..65535".format(text))
+            raise LaunchError(f"--port-range {text} is not within 1024..65535")
         self.retries = int(setting("MAX_PORT_RANGE_RETRIES", "5"))
 
     def bind(self, bind: Callable[[int], int]) -> int:
@@ -190,9 +188,7 @@ class PortRange:
             except Exception as error:  # OSError, or zmq.ZMQError, which is none
                 if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
                     raise
-        raise LaunchError(
-            "found no free port in {}..{} after {} retries".format(self.lower, self.upper, self.retries)
-        )
+        raise LaunchError(f"found no free port in {self.lower}..{self.upper} after {self.retries} retries")
 
 
 def bind_address(options: argparse.Namespace) -> str:
@@ -224,10 +220,10 @@ def connection_file_path(options: argparse.Namespace) -> str:
     if given and os.path.isdir(os.path.dirname(given)):
         return given
     safe_id = "".join(c for c in options.kernel_id if c.isalnum() or c in "-_")
-    return os.path.join(tempfile.mkdtemp(prefix="kernel-{}_".format(safe_id)), "kernel-{}.json".format(safe_id))
+    return os.path.join(tempfile.mkdtemp(prefix=f"kernel-{safe_id}_"), f"kernel-{safe_id}.json")
 
 
-def write_connection_file(path: str, info: Dict[str, Any]) -> None:
+def write_connection_file(path: str, info: dict[str, Any]) -> None:
     """Write the file, readable by its owner only, so that it is never seen half written."""
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".kernel-")
     with os.fdopen(descriptor, "w") as file:  # mkstemp made it 0600
@@ -250,17 +246,17 @@ def remove_connection_file(path: str) -> None:
 
 
 def encode_payload(
-    info: Dict[str, Any], public_key: str, secret: Optional[bytes], random_bytes: Callable[[int], bytes] = os.urandom
+    info: dict[str, Any], public_key: str, secret: bytes | None, random_bytes: Callable[[int], bytes] = os.urandom
 ) -> bytes:
     """Return the wire form of the connection information: version 2 with a secret, else version 1."""
     try:
         from Cryptodome.PublicKey import RSA
     except ImportError as error:
-        raise LaunchError("package pycryptodomex is needed: {}".format(error)) from error
+        raise LaunchError(f"package pycryptodomex is needed: {error}") from error
     try:
         key = RSA.import_key(base64.b64decode(public_key))
     except (ValueError, IndexError, TypeError) as error:
-        raise LaunchError("--public-key is not a base64 encoded RSA key: {}".format(error)) from error
+        raise LaunchError(f"--public-key is not a base64 encoded RSA key: {error}") from error
     plain = json.dumps(info).encode()
     if secret is None:
         envelope = _payload_v1(plain, key, random_bytes)
@@ -269,7 +265,7 @@ def encode_payload(
     return base64.b64encode(json.dumps(envelope).encode())
 
 
-def _payload_v1(plain: bytes, key: Any, random_bytes: Callable[[int], bytes]) -> Dict[str, Any]:
+def _payload_v1(plain: bytes, key: Any, random_bytes: Callable[[int], bytes]) -> dict[str, Any]:
     from Cryptodome.Cipher import AES, PKCS1_v1_5
     from Cryptodome.Util.Padding import pad
 
@@ -283,7 +279,7 @@ def _payload_v1(plain: bytes, key: Any, random_bytes: Callable[[int], bytes]) ->
 
 def _payload_v2(
     plain: bytes, kernel_id: str, key: Any, secret: bytes, random_bytes: Callable[[int], bytes]
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     from Cryptodome.Cipher import AES, PKCS1_OAEP
     from Cryptodome.Hash import SHA256
 
@@ -306,7 +302,7 @@ def _text(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def parse_response_address(text: str) -> Tuple[str, int]:
+def parse_response_address(text: str) -> tuple[str, int]:
     """Split ``ip:port`` or ``[ipv6]:port``."""
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -314,11 +310,11 @@ def parse_response_address(text: str) -> Tuple[str, int]:
     elif ":" in host:
         host = ""
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise LaunchError("--response-address must be ip:port, not {!r}".format(text))
+        raise LaunchError(f"--response-address must be ip:port, not {text!r}")
     return host, int(port)
 
 
-def send_report(address: Tuple[str, int], payload: bytes) -> None:
+def send_report(address: tuple[str, int], payload: bytes) -> None:
     """Deliver the payload, trying again for a while: a new container's network may need some seconds."""
     end = time.monotonic() + REPORT_SECONDS
     pause = 0.1
@@ -353,7 +349,7 @@ class KernelProcess:
         try:
             self.descriptor = os.pidfd_open(pid)  # type: ignore[attr-defined]
         except ProcessLookupError:
-            raise LaunchError("there is no process {}".format(pid)) from None
+            raise LaunchError(f"there is no process {pid}") from None
         except (AttributeError, OSError):  # Python 3.8, an old kernel, another system
             log.debug("No pidfd: looking for the kernel every %s seconds", LIVENESS_SECONDS)
         self._started = self._start_time()
@@ -361,7 +357,7 @@ class KernelProcess:
     def _start_time(self) -> str:
         """Return what tells this process from a later one of the same id; empty for one that has ended."""
         try:
-            with open("/proc/{}/stat".format(self.pid)) as file:
+            with open(f"/proc/{self.pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
         except FileNotFoundError:
             return "" if os.path.isdir("/proc/self") else "unknown"
@@ -421,14 +417,14 @@ class Listener:
     )
 
     def __init__(
-        self, server: socket.socket, process: KernelProcess, secret: Optional[bytes], cancels_spark_jobs: bool
+        self, server: socket.socket, process: KernelProcess, secret: bytes | None, cancels_spark_jobs: bool
     ) -> None:
         self._server = server
         self._process = process
         self._key = hmac.new(secret, b"EG-comm-v2", hashlib.sha256).digest() if secret else None
         self._cancels_spark_jobs = cancels_spark_jobs
         self._selector = selectors.DefaultSelector()
-        self._peers: Dict[socket.socket, _Peer] = {}
+        self._peers: dict[socket.socket, _Peer] = {}
         self._ended = False
 
     def serve(self) -> None:
@@ -442,7 +438,7 @@ class Listener:
                 for key, _ in self._selector.select(self._patience()):
                     try:
                         key.data()
-                    except Exception as error:  # one peer's mischief must not cost the kernel its listener
+                    except Exception as error:
                         log.warning("Communication port: %s", error)
                 self._drop_silent()
         finally:
@@ -451,7 +447,7 @@ class Listener:
             self._selector.close()
             self._server.close()
 
-    def _patience(self) -> Optional[float]:
+    def _patience(self) -> float | None:
         """Return after how many seconds something has to be looked at although nobody called."""
         limits = [peer.deadline - time.monotonic() for peer in self._peers.values() if not peer.authenticated]
         if self._process.descriptor < 0:
@@ -486,7 +482,7 @@ class Listener:
         for peer in [p for p in self._peers.values() if not p.authenticated and p.deadline <= now]:
             self._drop(peer)
 
-    def _send(self, peer: _Peer, message: Dict[str, Any]) -> None:
+    def _send(self, peer: _Peer, message: dict[str, Any]) -> None:
         try:
             peer.connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:  # gone, or not reading its answers
@@ -535,20 +531,23 @@ class Listener:
                 self._send(peer, {"seq": peer.sequence + 1, "ok": False, "error": "the command is not authentic"})
                 self._drop(peer)
                 return
-            answer: Dict[str, Any] = {"seq": peer.sequence, "ok": True}
+            answer: dict[str, Any] = {"seq": peer.sequence, "ok": True}
             try:
                 self._obey(command)
+            except ProcessLookupError:
+                self._end()  # the end of the connection is the answer
+                return
             except (ValueError, OSError) as error:
                 answer.update(ok=False, error=str(error))
             self._send(peer, answer)
 
-    def _authenticated(self, peer: _Peer, line: bytes) -> Optional[Dict[str, Any]]:
+    def _authenticated(self, peer: _Peer, line: bytes) -> dict[str, Any] | None:
         """Return the command of a line that only the gateway can have written, else None."""
         assert self._key
         try:
             message = json.loads(line.decode())
             sequence, text, mac = message["seq"], message["command"], message["mac"]
-            signed = "{}.{}.{}".format(peer.challenge, sequence, text).encode()
+            signed = f"{peer.challenge}.{sequence}.{text}".encode()
             expected = hmac.new(self._key, signed, hashlib.sha256).hexdigest()
             if sequence != peer.sequence + 1 or not hmac.compare_digest(expected.encode(), mac.encode()):
                 raise ValueError("wrong sequence or MAC")
@@ -561,19 +560,22 @@ class Listener:
         peer.sequence = sequence
         return command
 
-    def _obey(self, command: Dict[str, Any]) -> None:
+    def _obey(self, command: dict[str, Any]) -> None:
         if "signum" in command:
             signum = command["signum"]
             if not isinstance(signum, int) or isinstance(signum, bool) or signum not in self.allowed_signals:
-                raise ValueError("signal {!r} is not allowed".format(signum))
+                raise ValueError(f"signal {signum!r} is not allowed")
             self._process.send_signal(signum)
             if signum == signal.SIGINT and self._cancels_spark_jobs:
+                # Two signals at once may both be taken by a thread that is not the main one, whose system call then
+                # goes on as if nothing had happened (seen on Linux in half of the cases).
+                time.sleep(0.05)
                 self._process.send_signal(signal.SIGUSR2)
         if command.get("shutdown"):
             self._end()
 
 
-def fork_listener(server: socket.socket, secret: Optional[bytes], cancels_spark_jobs: bool, path: str) -> None:
+def fork_listener(server: socket.socket, secret: bytes | None, cancels_spark_jobs: bool, path: str) -> None:
     """Serve the communication port in a process of its own, which ends when this one does.
 
     A process, because an interrupt must get through while the kernel holds the interpreter lock. It is no child of
@@ -591,14 +593,14 @@ def fork_listener(server: socket.socket, secret: Optional[bytes], cancels_spark_
         os.setsid()
         if os.fork() == 0:
             run_listener(server, process, secret, cancels_spark_jobs, path)
-    except BaseException as error:
-        log.error("The listener of the communication port failed: %r", error)
+    except BaseException:
+        log.exception("The listener of the communication port failed")
     finally:
         os._exit(0)
 
 
 def run_listener(
-    server: socket.socket, process: KernelProcess, secret: Optional[bytes], cancels_spark_jobs: bool, path: str
+    server: socket.socket, process: KernelProcess, secret: bytes | None, cancels_spark_jobs: bool, path: str
 ) -> None:
     """Serve until the kernel's end or the gateway's farewell; then see to it that no connection file is left."""
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
@@ -664,11 +666,11 @@ class SparkVariables:
 
     def __init__(self) -> None:
         self.placeholders = {name: _Placeholder(name, self) for name in SPARK_NAMES}
-        self._namespace: Dict[str, Any] = {}
-        self._values: Dict[str, Any] = {}
-        self._error: Optional[BaseException] = None
+        self._namespace: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
+        self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._done: Optional[threading.Event] = None
+        self._done: threading.Event | None = None
 
     def start(self) -> threading.Event:
         """Begin to make the session unless that has begun; return the event that tells of its end."""
@@ -683,7 +685,7 @@ class SparkVariables:
         """Return the value of a variable, waiting for it (interruptibly)."""
         (self._done or self.start()).wait()
         if name not in self._values:
-            raise RuntimeError("Variable: {} was not initialized properly.".format(name)) from self._error
+            raise RuntimeError(f"Variable: {name} was not initialized properly.") from self._error
         return self._values[name]
 
     def attach(self, shell: Any) -> None:
@@ -716,12 +718,20 @@ class SparkVariables:
                 from pyspark.sql import SQLContext
 
                 self._values["sqlContext"] = self._values["sqlCtx"] = SQLContext(spark.sparkContext, spark)
-        except BaseException as error:  # whatever it is, it is told when a variable is used
+        except BaseException as error:
             self._error = error
             log.error("The Spark session could not be made: %s", error)
         finally:
             self._publish()
             done.set()
+        self._reap_jvm()
+
+    def _reap_jvm(self) -> None:
+        """Wait for Spark's JVM: ipykernel's shutdown waits for its children, even those that only need reaping."""
+        gateway = getattr(getattr(sys.modules.get("pyspark"), "SparkContext", None), "_gateway", None)
+        process = getattr(gateway, "proc", None)
+        if process is not None:
+            process.wait()
 
 
 def names_spark(shell: Any, info: Any) -> bool:
@@ -733,7 +743,7 @@ def names_spark(shell: Any, info: Any) -> bool:
     return any(isinstance(node, ast.Name) and node.id in SPARK_NAMES for node in ast.walk(tree))
 
 
-def cancel_spark_jobs(signum: int, frame: Any) -> None:
+def cancel_spark_jobs(_signum: int, _frame: Any) -> None:
     """Cancel all Spark jobs (signal handler).
 
     In a thread: the main thread may be in the middle of a call to the JVM on the connection that this one would use.
@@ -746,19 +756,19 @@ def cancel_spark_jobs(signum: int, frame: Any) -> None:
             try:
                 active.cancelAllJobs()
                 return
-            except Exception as error:  # py4j's, which may well be a passing one
+            except Exception as error:
                 log.warning("Spark jobs could not be cancelled: %s", error)
 
     threading.Thread(target=cancel, name="cancel-spark-jobs", daemon=True).start()
 
 
-def cluster_variables(options: argparse.Namespace) -> Tuple[Dict[str, Any], Optional[SparkVariables]]:
+def cluster_variables(options: argparse.Namespace) -> tuple[dict[str, Any], SparkVariables | None]:
     """Return the variables that the cluster type gives to user code, and the Spark ones when there are any."""
     if options.cluster_type == "dask":
         try:
             from dask_yarn import YarnCluster
         except ImportError as error:
-            raise LaunchError("cluster type dask needs package dask-yarn: {}".format(error)) from error
+            raise LaunchError(f"cluster type dask needs package dask-yarn: {error}") from error
         return {"cluster": YarnCluster.from_current()}, None
     if options.cluster_type == "none":
         return {}, None
@@ -779,7 +789,7 @@ def cluster_variables(options: argparse.Namespace) -> Tuple[Dict[str, Any], Opti
 # -- the kernel -------------------------------------------------------------------------------------------------------
 
 
-def curve_keys(mode: str, problem: str = "") -> Optional[Tuple[bytes, bytes]]:
+def curve_keys(mode: str, problem: str = "") -> tuple[bytes, bytes] | None:
     """Return a new CurveZMQ key pair when encryption is asked for and there is no ``problem`` with the kernel.
 
     Raises
@@ -796,100 +806,142 @@ def curve_keys(mode: str, problem: str = "") -> Optional[Tuple[bytes, bytes]]:
             return zmq.curve_keypair()
         problem = "libzmq was built without CURVE"
     if mode == "required":
-        raise LaunchError("transport encryption is required, but {}".format(problem))
+        raise LaunchError(f"transport encryption is required, but {problem}")
     log.warning("The kernel's messages will not be encrypted: %s", problem)
     return None
 
 
-def kernel_application(options: argparse.Namespace, path: str, report: Callable[[Dict[str, Any]], None]) -> Any:
-    """Return ipykernel's application, changed to bind its ports first and to report those it has bound."""
+def import_kernel_class(name: str) -> Any:
+    """Return the kernel's class.
+
+    Raises
+    ------
+    LaunchError
+        ipykernel is missing, or ``name`` is not that of a kernel's class.
+    """
     try:
-        import zmq
-        from ipykernel.heartbeat import Heartbeat
-        from ipykernel.kernelapp import IPKernelApp
         from ipykernel.kernelbase import Kernel
         from traitlets.utils.importstring import import_item
     except ImportError as error:
-        raise LaunchError("package ipykernel is needed: {}".format(error)) from error
+        raise LaunchError(f"package ipykernel is needed: {error}") from error
     try:
-        kernel_class = import_item(options.kernel_class_name)
+        kernel_class = import_item(name)
         if not issubclass(kernel_class, Kernel):
             raise TypeError("not a subclass of ipykernel.kernelbase.Kernel")
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise LaunchError("kernel class {} cannot be used: {}".format(options.kernel_class_name, error)) from error
-    ports = PortRange(options.port_range)
-    address = bind_address(options)
-    can_encrypt = hasattr(IPKernelApp, "curve_secretkey")
+        raise LaunchError(f"kernel class {name} cannot be used: {error}") from error
+    return kernel_class
+
+
+class ReportingKernelApp:
+    """What is added to ipykernel's application: it keeps to a port range and reports the ports that it has bound.
+
+    A mix-in, because ipykernel is only imported when the listener has been forked; see :func:`kernel_application`.
+    """
+
+    launch: Launch
+
+    def init_connection_file(self) -> None:
+        """Set what must be so; called after the user's configuration was read, so this has the last word."""
+        self.ip, self.transport = "0.0.0.0", "tcp"
+        self.connection_file = self.launch.path
+        self.kernel_class = self.launch.kernel_class
+        self.parent_handle = 0  # the process that launched us may end at once: we live on
+        self.session.key = secrets.token_hex(32).encode()
+        self.session.signature_scheme = "hmac-sha256"
+        if self.launch.curve:
+            self.curve_publickey, self.curve_secretkey = self.launch.curve
+        for name in CHANNEL_PORTS:
+            setattr(self, name, 0)
+        atexit.register(remove_connection_file, self.launch.path)
+
+    def _bind_socket(self, bound: Any, _port: int) -> int:
+        import zmq
+
+        host = self.launch.address
+        if ":" in host:
+            self.context.setsockopt(zmq.IPV6, 1)  # for sockets made later, which connect to this one
+            bound.setsockopt(zmq.IPV6, 1)
+            host = f"[{host}]"
+
+        def bind(candidate: int) -> int:
+            bound.bind(f"tcp://{host}:{candidate or '*'}")
+            return int(bound.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2].rstrip(b"\0"))
+
+        return self.launch.ports.bind(bind)
+
+    def init_heartbeat(self) -> None:
+        """Bind the heartbeat's port here: ipykernel's own thread binds a port that was free some time ago."""
+        import zmq
+        from ipykernel.heartbeat import Heartbeat
+
+        context = zmq.Context()  # its own, as in ipykernel: heartbeats must not wait for the interpreter lock
+        bound = context.socket(zmq.ROUTER)
+        bound.linger = 1000
+        if self.launch.curve:
+            bound.curve_publickey, bound.curve_secretkey = self.launch.curve
+            bound.curve_server = True
+        self.hb_port = self._bind_socket(bound, 0)
+        self.heartbeat = Heartbeat(context, ("tcp", self.ip, self.hb_port))
+        self.heartbeat.run = lambda: beat(bound)
+        self.heartbeat.start()
+
+    def write_connection_file(self, **_kwargs: Any) -> None:
+        """Write the file and report; called when all ports are bound."""
+        info: dict[str, Any] = {name: getattr(self, name) for name in CHANNEL_PORTS}
+        info.update(connection_basics(self.session.key.decode()))
+        if self.launch.curve:
+            public, secret = self.launch.curve
+            info.update(curve_publickey=public.decode(), curve_secretkey=secret.decode())
+        write_connection_file(self.launch.path, info)
+        if self.launch.report:
+            self.launch.report(info)
+
+    def log_connection_info(self) -> None:
+        """Record the ports; what ipykernel prints here is for people at a terminal."""
+        self._ports = {name[: -len("_port")]: getattr(self, name) for name in CHANNEL_PORTS}
+
+
+def beat(bound: Any) -> None:
+    """Answer heartbeats until the socket's context ends."""
+    import zmq
+
+    while True:
+        try:
+            zmq.proxy(bound, bound)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EINTR:
+                break
+    bound.close(linger=0)
+
+
+class Launch(NamedTuple):
+    """What the kernel's application needs to know of its launch."""
+
+    path: str
+    kernel_class: Any
+    ports: PortRange
+    address: str
+    curve: tuple[bytes, bytes] | None
+    report: Callable[[dict[str, Any]], None] | None
+
+
+def kernel_application(options: argparse.Namespace, path: str, report: Callable[[dict[str, Any]], None] | None) -> Any:
+    """Return ipykernel's application, which binds its ports first and reports those that it has bound."""
+    kernel_class = import_kernel_class(options.kernel_class_name)
+    import ipykernel
+    from ipykernel.kernelapp import IPKernelApp
+
+    # Not told by the application's traits: jupyter_client brings them to an ipykernel that does not heed them.
+    can_encrypt = ipykernel.version_info[:2] >= (7, 3)
     curve = curve_keys(options.transport_encryption, "" if can_encrypt else "ipykernel 7.3 or later is needed")
-
-    class BoundHeartbeat(Heartbeat):
-        """Answers heartbeats on a socket that is bound before the thread starts."""
-
-        def run(self) -> None:
-            while True:
-                try:
-                    zmq.proxy(self.socket, self.socket)
-                except zmq.ZMQError as error:
-                    if error.errno == errno.EINTR:
-                        continue
-                    break
-            self.socket.close(linger=0)
-
-    class ReportingKernelApp(IPKernelApp):
-        """Chooses its own ports, keeps them bound, and tells the gateway."""
-
-        def init_connection_file(self) -> None:
-            # Called after the user's configuration has been read: what is set here has the last word.
-            self.ip, self.transport = "0.0.0.0", "tcp"
-            self.connection_file = path
-            self.kernel_class = kernel_class
-            self.parent_handle = 0  # the process that launched us may end at once: we live on
-            self.session.key = secrets.token_hex(32).encode()
-            self.session.signature_scheme = "hmac-sha256"
-            if curve:
-                self.curve_publickey, self.curve_secretkey = curve
-            for name in CHANNEL_PORTS:
-                setattr(self, name, 0)
-            atexit.register(remove_connection_file, path)
-
-        def _bind_socket(self, bound: Any, port: int) -> int:
-            if ":" in address:
-                self.context.setsockopt(zmq.IPV6, 1)  # for sockets made later, which connect to this one
-                bound.setsockopt(zmq.IPV6, 1)
-            host = "[{}]".format(address) if ":" in address else address
-
-            def bind(candidate: int) -> int:
-                bound.bind("tcp://{}:{}".format(host, candidate or "*"))
-                return int(bound.getsockopt(zmq.LAST_ENDPOINT).rpartition(b":")[2].rstrip(b"\0"))
-
-            return ports.bind(bind)
-
-        def init_heartbeat(self) -> None:
-            context = zmq.Context()  # its own, as in ipykernel: heartbeats must not wait for the interpreter lock
-            bound = context.socket(zmq.ROUTER)
-            bound.linger = 1000
-            if curve:
-                self._apply_curve_server_options(bound)
-            self.hb_port = self._bind_socket(bound, 0)
-            self.heartbeat = BoundHeartbeat(context, ("tcp", self.ip, self.hb_port))
-            self.heartbeat.socket = bound
-            self.heartbeat.start()
-
-        def write_connection_file(self, **kwargs: Any) -> None:
-            info: Dict[str, Any] = {name: getattr(self, name) for name in CHANNEL_PORTS}
-            info.update(connection_basics(self.session.key.decode()))
-            if curve:
-                info.update(curve_publickey=curve[0].decode(), curve_secretkey=curve[1].decode())
-            write_connection_file(path, info)
-            report(info)
-
-        def log_connection_info(self) -> None:
-            self._ports = {name[: -len("_port")]: getattr(self, name) for name in CHANNEL_PORTS}
-
-    return ReportingKernelApp.instance()
+    app_class: Any = type("ReportingKernelApp", (ReportingKernelApp, IPKernelApp), {})
+    app = app_class.instance()
+    app.launch = Launch(path, kernel_class, PortRange(options.port_range), bind_address(options), curve, report)
+    return app
 
 
-def connection_basics(key: str) -> Dict[str, Any]:
+def connection_basics(key: str) -> dict[str, Any]:
     """Return the entries of the connection information that are not ports."""
     return {
         "ip": "0.0.0.0",
@@ -903,7 +955,7 @@ def connection_basics(key: str) -> Dict[str, Any]:
 class Reporter:
     """Tells the gateway how the kernel can be reached."""
 
-    def __init__(self, options: argparse.Namespace, secret: Optional[bytes], pid: int, comm_port: int) -> None:
+    def __init__(self, options: argparse.Namespace, secret: bytes | None, pid: int, comm_port: int) -> None:
         self._address = parse_response_address(options.response_address)
         self._public_key = options.public_key
         self._secret = secret
@@ -911,18 +963,18 @@ class Reporter:
         if secret:
             self._extra["comm_version"] = 2
 
-    def __call__(self, info: Dict[str, Any]) -> None:
+    def __call__(self, info: dict[str, Any]) -> None:
         """Send ``info`` with the launcher's own entries; raise LaunchError when nobody takes it."""
         send_report(self._address, encode_payload(dict(info, **self._extra), self._public_key, self._secret))
 
 
-def launch_kernel(options: argparse.Namespace, path: str, secret: Optional[bytes]) -> None:
+def launch_kernel(options: argparse.Namespace, path: str, secret: bytes | None) -> None:
     """Run the kernel in this process until it ends."""
     lead_process_group()
     uses_spark = options.cluster_type == "spark"
     if uses_spark:
         signal.signal(signal.SIGUSR2, cancel_spark_jobs)
-    report: Callable[[Dict[str, Any]], None] = lambda info: None  # noqa: E731
+    report: Callable[[dict[str, Any]], None] | None = None
     if options.response_address:
         server = bound_socket(PortRange(options.port_range), bind_address(options))
         server.listen(128)
@@ -939,13 +991,13 @@ def launch_kernel(options: argparse.Namespace, path: str, secret: Optional[bytes
     app.start()
 
 
-def serve_other_kernel(options: argparse.Namespace, path: str, secret: Optional[bytes]) -> None:
+def serve_other_kernel(options: argparse.Namespace, path: str, secret: bytes | None) -> None:
     """Pick the ports of the kernel of process ``--parent-pid``, report them, and serve its communication port."""
     curve_keys(options.transport_encryption, "this kernel cannot encrypt its messages")
     process = KernelProcess(options.parent_pid)
     ports, address = PortRange(options.port_range), bind_address(options)
     held = [bound_socket(ports, address) for _ in CHANNEL_PORTS]  # until the kernel is told to take them
-    info: Dict[str, Any] = {name: bound.getsockname()[1] for name, bound in zip(CHANNEL_PORTS, held)}
+    info: dict[str, Any] = {name: bound.getsockname()[1] for name, bound in zip(CHANNEL_PORTS, held)}
     info.update(connection_basics(secrets.token_hex(32)))
     server = bound_socket(ports, address)
     if options.response_address:
@@ -966,7 +1018,7 @@ def fail(message: str, path: str = "") -> NoReturn:
     if path:
         remove_connection_file(path)
     stream = log.handlers[0].stream if log.handlers else sys.stderr  # type: ignore[attr-defined]
-    stream.write("launch_ipykernel: {}\n".format(message))
+    stream.write(f"launch_ipykernel: {message}\n")
     stream.flush()
     os._exit(1)
 
@@ -986,7 +1038,7 @@ def main() -> None:
         fail(str(error), path)
     except Exception as error:
         log.debug("The launch failed", exc_info=True)
-        fail("{}: {}".format(type(error).__name__, error), path)
+        fail(f"{type(error).__name__}: {error}", path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A gateway inside the test's own process, served on a port of the system's choice."""
+"""An application built piece by piece inside the test's own process, as programs that embed the gateway do."""
 
 from __future__ import annotations
 

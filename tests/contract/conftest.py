@@ -1,0 +1,30 @@
+"""The back ends as a parameter: every claim of this directory is checked with each of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, Backend, distributed_on
+
+EVERY = ["local", "third-party", "distributed-here", pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
+REMOTE = EVERY[2:]
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """One back end, with the gateway's environment set for it."""
+    if request.param == "distributed-ssh":
+        lab = request.getfixturevalue("lab")
+        chosen = distributed_on(",".join(host.address for host in lab.hosts), lab.environment())
+    else:
+        chosen = {"local": LOCAL, "third-party": THIRD_PARTY, "distributed-here": DISTRIBUTED_HERE}[request.param]
+    for name, value in chosen.environment.items():
+        monkeypatch.setenv(name, value)
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with every back end, or with the remote ones if it asks for a launcher."""
+    if "backend" in metafunc.fixturenames:
+        chosen = REMOTE if metafunc.definition.get_closest_marker("launchers") else EVERY
+        metafunc.parametrize("backend", chosen, indirect=True)
