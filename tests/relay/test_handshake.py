@@ -8,11 +8,11 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from enterprise_gateway.services.kernels.keepalive import Keepalive
-from tests.support.wsclient import HandshakeRefused, random_id
+from tests.support.wsclient import HandshakeError, random_id
 
 
 async def refused(relay, kernel_id, session_id="s", **options):
-    with pytest.raises(HandshakeRefused) as caught:
+    with pytest.raises(HandshakeError) as caught:
         await relay.open(kernel_id, session_id, **options)
     return caught.value
 

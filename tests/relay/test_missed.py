@@ -57,7 +57,7 @@ async def test_output_before_the_first_client(relay):
 
 async def test_away_while_another_watches(relay):
     """A detached session catches up although another client was attached all the time."""
-    kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
+    kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "stays") as stays:
         away = await relay.open(kernel_id, "away")
         await away.close()

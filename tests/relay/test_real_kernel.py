@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from jupyter_client.connect import write_connection_file
@@ -23,8 +24,7 @@ class IPykernel:
 
     async def start(self):
         self.path, _ = write_connection_file(self.path, key=os.urandom(8).hex().encode())
-        with open(self.path) as file:
-            self.info = ConnectionInfo.from_dict(json.load(file))
+        self.info = ConnectionInfo.from_dict(json.loads(Path(self.path).read_text()))
         self.process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ipykernel_launcher", "-f", self.path)
 
     async def stop(self):
@@ -88,7 +88,7 @@ async def test_debugger_comms_and_restart(relay, ipykernel):
 
 async def test_long_output(relay, ipykernel):
     """Everything that a loop prints arrives, in order."""
-    kernel_id, channels = await relay.add(ipykernel, ready=False)
+    kernel_id, _ = await relay.add(ipykernel, ready=False)
     async with await relay.open(kernel_id, "s", v1=False) as client:
         messages = await client.run("for i in range(20_000): print(i, flush=i % 20 == 0)", timeout=60)
         assert texts(messages) == "".join(f"{number}\n" for number in range(20_000))

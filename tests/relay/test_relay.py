@@ -234,7 +234,7 @@ async def test_unanswered_request(relay, expect_log):
     kernel = TinyKernel()
     with expect_log("sent no kernel_info_reply"):
         _, channels = await relay.add(kernel, ready=False, info_timeout=0.2)
-        with pytest.raises(TimeoutError, match="interrupt_request within 0.05 s"):
+        with pytest.raises(TimeoutError, match=r"interrupt_request within 0\.05 s"):
             await channels.request("interrupt_request", {}, timeout=0.05)
         with pytest.raises(TimeoutError, match="kernel_info_request"):
             await channels.ready(0.3)

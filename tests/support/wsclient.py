@@ -7,12 +7,13 @@ import json
 import os
 import struct
 import uuid
+from itertools import pairwise
 from typing import Any
 
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
-class HandshakeRefused(Exception):
+class HandshakeError(Exception):
     """The server answered something else than 101."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -56,11 +57,11 @@ class WebSocketClient:
         if status != 101:
             body = await reader.readexactly(int(received.get("content-length", 0)))
             writer.close()
-            raise HandshakeRefused(status, received, body)
+            raise HandshakeError(status, received, body)
         assert received.get("sec-websocket-protocol") == (V1 if v1 else None)
         return cls(reader, writer, v1)
 
-    async def __aenter__(self) -> WebSocketClient:
+    async def __aenter__(self) -> Any:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -205,9 +206,9 @@ class WebSocketClient:
             count = int.from_bytes(payload[:8], "little")
             offsets = struct.unpack_from(f"<{count}Q", payload, 8)
             assert offsets[-1] == len(payload)
-            parts = [payload[start:end] for start, end in zip(offsets, offsets[1:])]
+            parts = [payload[start:end] for start, end in pairwise(offsets)]
             names = ("header", "parent_header", "metadata", "content")
-            message = {name: json.loads(part) for name, part in zip(names, parts[1:])}
+            message = {name: json.loads(part) for name, part in zip(names, parts[1:5], strict=True)}
             return {"channel": parts[0].decode(), **message, "buffers": parts[5:]}
         if opcode == 1:
             message = json.loads(payload)
@@ -215,7 +216,7 @@ class WebSocketClient:
         else:
             count = int.from_bytes(payload[:4], "big")
             offsets = (*struct.unpack_from(f">{count}I", payload, 4), len(payload))
-            blobs = [payload[start:end] for start, end in zip(offsets, offsets[1:])]
+            blobs = [payload[start:end] for start, end in pairwise(offsets)]
             message = {**json.loads(blobs[0]), "buffers": blobs[1:]}
         header = message["header"]
         assert (message.pop("msg_id"), message.pop("msg_type")) == (header["msg_id"], header["msg_type"])

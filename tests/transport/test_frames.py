@@ -35,7 +35,11 @@ def payload_of(frame):
 
 def as_text(parts, **changes):
     names = ("header", "parent_header", "metadata", "content")
-    members = {"channel": '"shell"', **{name: part.decode() for name, part in zip(names, parts)}, **changes}
+    members = {
+        "channel": '"shell"',
+        **{name: part.decode() for name, part in zip(names, parts, strict=True)},
+        **changes,
+    }
     return "{" + ", ".join(f'"{name}":{raw}' for name, raw in members.items() if raw is not None) + "}"
 
 
