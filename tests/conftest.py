@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from tests.clusters import ssh_hosts
 from tests.support.leaks import Snapshot, leaks_since
 from tests.support.logs import LogWatch
 from tests.support.loops import LoopRunner
@@ -168,3 +169,19 @@ def _fail_if(problems: list[str], request: pytest.FixtureRequest) -> None:
     """Fail a test that passed so far; one that failed already was cut short and may well leave things behind."""
     if problems and not request.node.stash.get(_call_failed, False):
         pytest.fail("\n".join(problems), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[ssh_hosts.HostLab]:
+    """Bring up three real SSH hosts; tests leave them as they found them."""
+    if reason := ssh_hosts.why_not():
+        pytest.skip(reason)
+    with ssh_hosts.host_lab() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def local_sshd() -> Iterator[ssh_hosts.LocalServer]:
+    """Run an SSH server on 127.0.0.1 for whoever runs the tests."""
+    with ssh_hosts.local_server() as server:
+        yield server

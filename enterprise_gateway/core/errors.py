@@ -66,7 +66,12 @@ class StoreUnavailableError(GatewayError):
 
 
 class PayloadError(GatewayError):
-    """A launcher's response is malformed, not authentic or not expected; it is dropped and logged."""
+    """A launcher's response is malformed, not authentic or not expected; it is dropped and logged.
+
+    ``kernel_id`` is the kernel that the response names, where that is known.
+    """
+
+    kernel_id = ""
 
 
 class KernelLaunchError(GatewayError):

@@ -159,10 +159,14 @@ def _report(info: Mapping[str, Any], version: int) -> Report:
     kernel_id = info.get("kernel_id")
     if not isinstance(kernel_id, str) or not kernel_id:
         raise PayloadError("the connection information names no kernel")
-    connection_info = ConnectionInfo.from_dict(info)
-    for name in (*CHANNEL_PORTS, "comm_port"):
-        if 0 < getattr(connection_info, name) < _LOWEST_PORT:
-            raise PayloadError(f"{name} must not be below {_LOWEST_PORT}")
+    try:
+        connection_info = ConnectionInfo.from_dict(info)
+        for name in (*CHANNEL_PORTS, "comm_port"):
+            if 0 < getattr(connection_info, name) < _LOWEST_PORT:
+                raise PayloadError(f"{name} must not be below {_LOWEST_PORT}")
+    except PayloadError as error:
+        error.kernel_id = kernel_id
+        raise
     return Report(kernel_id, version, connection_info)
 
 

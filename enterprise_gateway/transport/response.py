@@ -327,7 +327,7 @@ class ResponseServer:
             kernel_id = report.kernel_id
             self._expectation(kernel_id).accept(report)
         except PayloadError as error:
-            self.refused(peer, str(error), kernel_id)
+            self.refused(peer, str(error), error.kernel_id or kernel_id)
         else:
             self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
 

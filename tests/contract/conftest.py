@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-
-from tests.clusters import ssh_hosts
 
 from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, Backend, distributed_on
 
 EVERY = ["local", "third-party", "distributed-here", pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
 REMOTE = EVERY[2:]
-
-
-@pytest.fixture(scope="session")
-def lab() -> Iterator[ssh_hosts.HostLab]:
-    """Bring up three real SSH hosts."""
-    if reason := ssh_hosts.why_not():
-        pytest.skip(reason)
-    with ssh_hosts.host_lab() as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -10,22 +10,6 @@ from enterprise_gateway.drivers.ssh_shell import SSHSettings, SSHShell
 from tests.clusters import ssh_hosts
 
 
-@pytest.fixture(scope="session")
-def lab() -> Iterator[ssh_hosts.HostLab]:
-    """Bring up three real SSH hosts; tests leave them as they found them."""
-    if reason := ssh_hosts.why_not():
-        pytest.skip(reason)
-    with ssh_hosts.host_lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="session")
-def local_sshd() -> Iterator[ssh_hosts.LocalServer]:
-    """Run an SSH server on 127.0.0.1 for whoever runs the tests."""
-    with ssh_hosts.local_server() as server:
-        yield server
-
-
 @pytest.fixture
 def settings(lab: ssh_hosts.HostLab) -> SSHSettings:
     """Return settings that open every host of the lab."""
