@@ -22,6 +22,7 @@ from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
+
     from ...transport.channels import KernelChannels
     from .remotemanager import RemoteMappingKernelManager
 
@@ -166,7 +167,7 @@ class RemoteKernelManager(AsyncKernelManager):
         for step in (self._async_kill_kernel, self._async_cleanup_resources, self.close):
             try:
                 await step()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # A back end may be unable to undo what it did not do; the reason of the failure is told already.
                 self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
 
