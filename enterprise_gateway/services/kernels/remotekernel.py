@@ -22,6 +22,7 @@ from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
+
     from ...transport.channels import KernelChannels
     from .remotemanager import RemoteMappingKernelManager
 
