@@ -171,11 +171,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
             self._launching[kernel_id] = launch
             try:
-                await launch
+                await launch  # when our caller is cancelled, because the client has gone away, so is the launch
             finally:
-                # Only reached early when our caller was cancelled: the client has gone away.
-                launch.cancel()
-                await asyncio.wait([launch])
                 del self._launching[kernel_id]
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
         return kernel_id
