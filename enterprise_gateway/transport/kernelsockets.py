@@ -15,6 +15,7 @@ from .messages import KernelMessage, Signer
 from .ratelimit import RateLimitedWarnings
 from .zmqsocket import ZmqSocket
 
+# As text: adapters cannot be subscripted at run time before Python 3.11.
 Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
 
