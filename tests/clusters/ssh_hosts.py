@@ -5,9 +5,8 @@ Two kinds:
 * :class:`LocalServer`: one ``sshd`` on a free port of 127.0.0.1. Needs ``openssh-server`` only.
 * :class:`HostLab`: three hosts behind a bridge, each with an address, a process table, users and a firewall of its own
   (Linux namespaces): 10.251.N.11, .12 and .13; this machine is 10.251.N.1, with N = 0 for the first lab that is up at
-  the same time. Needs root and the packages ``openssh-server iproute2
-  nftables sudo``. Nothing outside the namespaces is changed: the hosts see their own ``/etc/passwd``,
-  ``/etc/shadow`` and ``/etc/sudoers``.
+  the same time. Needs root and the packages ``openssh-server iproute2 nftables sudo``. Nothing outside the namespaces
+  is changed: the hosts see their own ``/etc/passwd``, ``/etc/shadow`` and ``/etc/sudoers``.
 
 By hand::
 

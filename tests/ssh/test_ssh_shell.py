@@ -22,6 +22,8 @@ from tests.clusters.ssh_hosts import PASSWORD, HostLab, LocalServer
 
 from .test_shell_scripts import HOSTILE, PRINT_ENVIRONMENT, environment_of
 
+pytestmark = pytest.mark.ssh
+
 Connect = Callable[[str, SSHSettings], SSHShell]
 
 

@@ -16,8 +16,9 @@ from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
+from ...core.offload import offload
 from ...provisioners.adapter import ProcessProxyProvisioner
-from ..processproxies.processproxy import BaseProcessProxyABC
+from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -294,6 +295,8 @@ class RemoteKernelManager(AsyncKernelManager):
     async def let_go(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
         self._close_control_socket()
+        if isinstance(self.process_proxy, RemoteProcessProxy):
+            await offload(self.process_proxy.let_go)
         await self.close()
 
     async def close(self) -> None:

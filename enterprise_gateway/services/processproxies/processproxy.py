@@ -473,15 +473,19 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             else:
                 await connection_ended(self.comm.fileno())
 
-    def cleanup(self) -> None:
-        """Forget the expected response and where the kernel was."""
-        if self.expectation is not None:
-            self.expectation.close()
+    def let_go(self) -> None:
+        """Close what leads to the kernel; called when the gateway ends and the kernel lives on."""
         if self.comm is not None:
             self.comm.close()
         if self._tunnels is not None:
             self._tunnels.close()
             self._tunnels = None
+
+    def cleanup(self) -> None:
+        """Forget the expected response and where the kernel was."""
+        if self.expectation is not None:
+            self.expectation.close()
+        self.let_go()
         self.assigned_ip = None
         super().cleanup()
 
