@@ -3,10 +3,10 @@
 Two kinds:
 
 * :class:`LocalServer`: one ``sshd`` on a free port of 127.0.0.1. Needs ``openssh-server`` only.
-* :class:`HostLab`: three hosts 10.251.0.11, .12 and .13 behind a bridge, each with an address, a process table, users
-  and a firewall of its own (Linux namespaces); this machine is 10.251.0.1. Needs root and the packages
-  ``openssh-server iproute2 nftables sudo``. Nothing outside the namespaces is changed: the hosts see their own
-  ``/etc/passwd``, ``/etc/shadow`` and ``/etc/sudoers``.
+* :class:`HostLab`: three hosts behind a bridge, each with an address, a process table, users and a firewall of its own
+  (Linux namespaces): 10.251.N.11, .12 and .13; this machine is 10.251.N.1, with N = 0 for the first lab that is up at
+  the same time. Needs root and the packages ``openssh-server iproute2 nftables sudo``. Nothing outside the namespaces
+  is changed: the hosts see their own ``/etc/passwd``, ``/etc/shadow`` and ``/etc/sudoers``.
 
 By hand::
 
@@ -30,8 +30,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SSHD = "/usr/sbin/sshd"
-BRIDGE = "egsshbr0"
-GATEWAY_ADDRESS = "10.251.0.1"
+MAX_LABS = 16
 PASSWORD = "correct horse battery staple"
 
 # Users of the hosts besides root: ted logs in with PASSWORD or the key and his shell is talkative; bob cannot log in.
@@ -115,19 +114,19 @@ class LocalServer(_Server):
 class Host(_Server):
     """One host of a :class:`HostLab`."""
 
-    def __init__(self, number: int, folder: Path) -> None:
-        super().__init__(f"10.251.0.1{number}", 22, folder, f"egssh{number}")
-        self._link = f"egsshv{number}"
+    def __init__(self, lab: int, number: int, folder: Path) -> None:
+        super().__init__(f"10.251.{lab}.1{number}", 22, folder, f"egssh{number}")
+        self._namespace, self._link, self._bridge = _namespace(lab, number), _link(lab, number), _bridge(lab)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Make the host and start its sshd."""
-        _ip("netns", "add", self.name)
+        _ip("netns", "add", self._namespace)
         # The peer is made inside its namespace: never let an interface of this machine be moved by mistake.
-        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        _ip("link", "set", self._link, "master", BRIDGE, "up")
+        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self._namespace)
+        _ip("link", "set", self._link, "master", self._bridge, "up")
         for command in (f"addr add {self.address}/24 dev eth0", "link set lo up", "link set eth0 up"):
-            _ip("-n", self.name, *command.split())
+            _ip("-n", self._namespace, *command.split())
         self.start_sshd()
 
     def start_sshd(self) -> None:
@@ -138,7 +137,7 @@ class Host(_Server):
         sshd = " ".join([SSHD, "-D", *_options(self.folder, self.log_file, self.address, self.port, _LAB_OPTIONS)])
         namespaces = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
         script = f"hostname {self.name} && {binds} && exec {sshd}"
-        self._process = subprocess.Popen(["ip", "netns", "exec", self.name, *namespaces, "sh", "-ec", script])
+        self._process = subprocess.Popen(["ip", "netns", "exec", self._namespace, *namespaces, "sh", "-ec", script])
         self.wait_until_up()
 
     def power_off(self) -> None:
@@ -151,7 +150,7 @@ class Host(_Server):
     def stop(self) -> None:
         """Remove the host."""
         self.power_off()
-        _remove_namespace(self.name)
+        _remove_namespace(self._namespace)
 
     def link_down(self) -> None:
         """Cut the host's cable."""
@@ -185,22 +184,24 @@ class Host(_Server):
 
     def _command_lines(self) -> dict[int, str]:
         lines = {}
-        for pid in map(int, _ip("netns", "pids", self.name).split()):
+        for pid in map(int, _ip("netns", "pids", self._namespace).split()):
             with suppress(FileNotFoundError, ProcessLookupError):
                 lines[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         return lines
 
     def _nft(self, rules: str) -> None:
-        command = ["ip", "netns", "exec", self.name, "nft", "-f", "-"]
+        command = ["ip", "netns", "exec", self._namespace, "nft", "-f", "-"]
         subprocess.run(command, input=rules.encode(), check=True, capture_output=True)
 
 
 class HostLab:
-    """Three SSH hosts. Only one lab of a machine is up at a time, others wait for it to end."""
+    """Three SSH hosts and this machine's address among them."""
 
     def __init__(self) -> None:
         self.folder = Path()
         self.hosts: list[Host] = []
+        self.gateway_address = ""
+        self._number = self._lock = -1
 
     @property
     def key_file(self) -> Path:
@@ -212,11 +213,15 @@ class HostLab:
         """The file with all hosts' keys."""
         return self.folder / "known_hosts"
 
+    @property
+    def absent_address(self) -> str:
+        """An address of the hosts' network at which there is nothing."""
+        return f"10.251.{self._number}.99"
+
     def start(self) -> None:
         """Bring the hosts up; what an interrupted run left behind is removed first."""
-        self._lock = os.open(Path(tempfile.gettempdir()) / "eg-ssh-hosts.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        _remove_leftovers()
+        self._number, self._lock = _take_number()
+        _remove_leftovers(self._number)
         self.folder = Path(tempfile.mkdtemp(prefix="eg-ssh-"))
         self.folder.chmod(0o755)
         try:
@@ -229,7 +234,7 @@ class HostLab:
         """Remove the hosts and everything on them."""
         for host in self.hosts:
             host.stop()
-        _remove_leftovers()
+        _remove_leftovers(self._number)
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
@@ -240,20 +245,48 @@ class HostLab:
             "EG_REMOTE_USER": "root",
             "EG_SSH_KEY_FILES": str(self.key_file),
             "EG_SSH_KNOWN_HOSTS": str(self.known_hosts),
-            "EG_RESPONSE_IP": GATEWAY_ADDRESS,
+            "EG_RESPONSE_IP": self.gateway_address,
         }
 
     def _start(self) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
         _make_keys(self.folder)
         _make_users(self.folder)
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{GATEWAY_ADDRESS}/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
-        self.hosts = [Host(number, self.folder) for number in (1, 2, 3)]
+        bridge = _bridge(self._number)
+        self.gateway_address = f"10.251.{self._number}.1"
+        _ip("link", "add", bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.gateway_address}/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        self.hosts = [Host(self._number, number, self.folder) for number in (1, 2, 3)]
         _note_host_key(self.folder, [host.address for host in self.hosts])
         for host in self.hosts:
             host.start()
+
+
+def _take_number() -> tuple[int, int]:
+    """Return the number of a lab that is not up, and the descriptor that holds it."""
+    for number in range(MAX_LABS):
+        path = Path(tempfile.gettempdir()) / f"eg-ssh-hosts-{number}.lock"
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return number, lock
+    raise RuntimeError(f"{MAX_LABS} labs are up already")
+
+
+def _namespace(lab: int, number: int) -> str:
+    return f"eg{lab}ssh{number}"
+
+
+def _link(lab: int, number: int) -> str:
+    return f"eg{lab}sshv{number}"
+
+
+def _bridge(lab: int) -> str:
+    return f"eg{lab}sshbr"
 
 
 _LAB_OPTIONS = ("PermitRootLogin=prohibit-password", "PasswordAuthentication=yes")
@@ -305,11 +338,11 @@ def _make_users(folder: Path) -> None:
         (folder / file).chmod(mode)
 
 
-def _remove_leftovers() -> None:
+def _remove_leftovers(lab: int) -> None:
     for number in (1, 2, 3):
-        _remove_namespace(f"egssh{number}")
-        subprocess.run(["ip", "link", "del", f"egsshv{number}"], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+        _remove_namespace(_namespace(lab, number))
+        subprocess.run(["ip", "link", "del", _link(lab, number)], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "del", _bridge(lab)], capture_output=True, check=False)
 
 
 def _remove_namespace(name: str) -> None:

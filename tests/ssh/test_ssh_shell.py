@@ -22,6 +22,8 @@ from tests.clusters.ssh_hosts import PASSWORD, HostLab, LocalServer
 
 from .test_shell_scripts import HOSTILE, PRINT_ENVIRONMENT, environment_of
 
+pytestmark = pytest.mark.ssh
+
 Connect = Callable[[str, SSHSettings], SSHShell]
 
 
@@ -176,7 +178,7 @@ def test_an_unreachable_host_says_why(lab: HostLab, connect: Connect, settings: 
     for host, changed, words in (
         (lab.hosts[0].address, {"port": 2222}, "port 2222: connection refused"),
         ("no-such-host.invalid", {}, "name cannot be resolved"),
-        ("10.251.0.99", {"connect_timeout": 0.5}, "did not answer|no route"),
+        (lab.absent_address, {"connect_timeout": 0.5}, "did not answer|no route"),
     ):
         with pytest.raises(HostUnreachableError, match=words):
             connect(host, replace(settings, **changed)).run(["true"])
@@ -184,7 +186,7 @@ def test_an_unreachable_host_says_why(lab: HostLab, connect: Connect, settings: 
 
 def test_waiting_callers_share_a_failure(lab: HostLab, connect: Connect, settings: SSHSettings) -> None:
     """Twenty callers of an unreachable host wait for one attempt, not for one after the other."""
-    shell = connect("10.251.0.99", replace(settings, connect_timeout=0.5))
+    shell = connect(lab.absent_address, replace(settings, connect_timeout=0.5))
     started = time.monotonic()
     with ThreadPoolExecutor(20) as threads:
         futures = [threads.submit(shell.run, ["true"]) for _ in range(20)]

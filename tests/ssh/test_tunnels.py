@@ -23,6 +23,8 @@ from tests.clusters.ssh_hosts import Host, HostLab
 
 from .test_ssh_shell import wait_for
 
+pytestmark = pytest.mark.ssh
+
 PORTS = range(41001, 41007)
 CONNECTION = ConnectionInfo("127.0.0.1", *PORTS[:5], key=b"secret", comm_port=PORTS[5])
 ANY = PortRange()

@@ -315,7 +315,7 @@ class Replicas:
         if channels.execution_state != "restarting":
             channels.announce_state("restarting")
         former.channels = None
-        former.adapter.let_go()
+        await former.adapter.let_go()
         kernel = await self._records.load(record)
         kernel.channels = channels
         manager._kernels[kernel_id] = kernel

@@ -209,11 +209,6 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         """Ask the kernel's process to end."""
         return self.send_signal(signal.SIGTERM)
 
-    def let_go(self) -> None:
-        """Close what the gateway has open to a kernel that lives on; called when another replica has restarted it."""
-        if isinstance(self.local_proc, LocalProcess):
-            self.local_proc.close()
-
     def cleanup(self) -> None:
         """Release what the launch acquired; called once when the kernel is gone or its launch has failed."""
         if isinstance(self.local_proc, LocalProcess):
@@ -479,8 +474,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
                 await connection_ended(self.comm.fileno())
 
     def let_go(self) -> None:
-        """Close the connection to the launcher, and the tunnels."""
-        super().let_go()
+        """Close what leads to a kernel that lives on: this gateway ends, or another one has restarted it."""
         if self.comm is not None:
             self.comm.close()
         if self._tunnels is not None:

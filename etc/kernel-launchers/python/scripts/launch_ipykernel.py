@@ -16,8 +16,8 @@ import sys
 # Nothing is imported from the directory this file was shipped to, nor from the working directory: both may belong to
 # somebody else. The kernel itself adds the working directory when it is about to run user code.
 if __name__ == "__main__":
-    _own_directory = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != _own_directory]
+    _distrusted = {"", os.path.dirname(os.path.realpath(__file__)), os.path.realpath(os.curdir)}
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) not in _distrusted]
 
 import argparse
 import ast
@@ -442,10 +442,10 @@ class Listener:
                         log.warning("Communication port: %s", error)
                 self._drop_silent()
         finally:
+            self._server.close()  # first: who sees the end of a connection and makes another must be refused
             for peer in list(self._peers.values()):
                 self._drop(peer)
             self._selector.close()
-            self._server.close()
 
     def _patience(self) -> float | None:
         """Return after how many seconds something has to be looked at although nobody called."""
@@ -965,7 +965,8 @@ class Reporter:
 
     def __call__(self, info: dict[str, Any]) -> None:
         """Send ``info`` with the launcher's own entries; raise LaunchError when nobody takes it."""
-        send_report(self._address, encode_payload(dict(info, **self._extra), self._public_key, self._secret))
+        secret, self._secret = self._secret, None  # not to be found by user code
+        send_report(self._address, encode_payload(dict(info, **self._extra), self._public_key, secret))
 
 
 def launch_kernel(options: argparse.Namespace, path: str, secret: bytes | None) -> None:
@@ -1030,10 +1031,9 @@ def main() -> None:
     try:
         if not hasattr(os, "fork"):
             raise LaunchError("a POSIX system is needed")
-        secret = take_secret()
         options = parse_arguments()
         path = connection_file_path(options)
-        (serve_other_kernel if options.listener_only else launch_kernel)(options, path, secret)
+        (serve_other_kernel if options.listener_only else launch_kernel)(options, path, take_secret())
     except LaunchError as error:
         fail(str(error), path)
     except Exception as error:

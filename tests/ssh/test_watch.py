@@ -1,0 +1,109 @@
+"""One query for everything that is watched."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+
+import pytest
+
+from enterprise_gateway.core.errors import HostUnreachableError
+from enterprise_gateway.drivers.watch import StateWatch
+
+from .test_ssh_shell import wait_for
+
+
+class Table:
+    """States that a test sets, and what was asked."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, str] = {}
+        self.asked: list[AbstractSet[int]] = []
+        self.failing = False
+
+    def query(self, keys: AbstractSet[int]) -> dict[int, str]:
+        self.asked.append(keys)
+        if self.failing:
+            raise HostUnreachableError("away")
+        return dict(self.states)
+
+
+@pytest.fixture
+def table() -> Table:
+    """Return states for a watch."""
+    return Table()
+
+
+@pytest.fixture
+def watch(table: Table) -> Iterator[StateWatch[int, str]]:
+    """Return a quick watch."""
+    watch = StateWatch("test", table.query, interval=0.05, eager_interval=0.01)
+    yield watch
+    watch.close()
+    wait_for(lambda: not any(thread.name == "eg-watch-test" for thread in threading.enumerate()))
+
+
+def test_a_thousand_are_asked_for_in_one_query(table: Table, watch: StateWatch[int, str]) -> None:
+    """The cost does not depend on how many are watched."""
+    table.states = dict.fromkeys(range(1000), "up")
+    seen: list[str | None] = []
+    for key in range(1000):
+        watch.register(key, seen.append)
+    wait_for(lambda: len(seen) == 1000)
+    count = len(table.asked)
+    time.sleep(0.5)
+
+    assert table.asked[-1] == set(range(1000))
+    assert len(table.asked) - count <= 11
+    assert set(seen) == {"up"}
+
+
+def test_only_changes_are_told(table: Table, watch: StateWatch[int, str]) -> None:
+    """Each state is told once; one that is gone is None; who has cancelled is told nothing."""
+    seen: list[str | None] = []
+    unheard: list[str | None] = []
+    table.states = {1: "pending", 2: "pending"}
+    watch.register(1, seen.append)
+    cancelled = watch.register(2, unheard.append)
+    wait_for(lambda: seen == ["pending"] == unheard)
+    cancelled.cancel()
+    table.states = {1: "running", 2: "running"}
+    wait_for(lambda: len(seen) == 2)
+    table.states = {}
+    wait_for(lambda: len(seen) == 3)
+
+    assert seen == ["pending", "running", None]
+    assert unheard == ["pending"]
+
+
+def test_a_failing_query_says_nothing(table: Table, watch: StateWatch[int, str]) -> None:
+    """While the states cannot be had nobody is taken for gone; afterwards it goes on."""
+    seen: list[str | None] = []
+    table.states = {1: "running"}
+    watch.register(1, seen.append)
+    wait_for(lambda: seen == ["running"])
+    table.failing = True
+    count = len(table.asked)
+    wait_for(lambda: len(table.asked) > count + 2)
+    assert seen == ["running"]
+
+    table.failing, table.states = False, {}
+    wait_for(lambda: seen == ["running", None])
+
+
+def test_eager_ones_are_asked_for_more_often(table: Table) -> None:
+    """What is about to change is seen soon, without waiting for the slow rhythm; nobody watched, nothing asked."""
+    watch = StateWatch("test", table.query, interval=3600, eager_interval=0.01)
+    try:
+        eager = watch.register(1, lambda _: None, eager=True)
+        wait_for(lambda: len(table.asked) > 3)
+        eager.cancel()
+        watch.register(2, lambda _: None)
+        count = len(table.asked)
+        time.sleep(0.1)
+        assert len(table.asked) - count <= 1
+    finally:
+        watch.close()
+    wait_for(lambda: not any(thread.name == "eg-watch-test" for thread in threading.enumerate()))
