@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -33,8 +34,9 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 1
 
 async def _closed(socket: KernelSocket) -> None:
     socket.close()
-    while await socket.connection.read_message() is not None:
-        pass
+    with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+        while await asyncio.wait_for(socket.connection.read_message(), 10) is not None:
+            pass
 
 
 class Replicas:

@@ -120,18 +120,12 @@ class KernelRecords:
         NotFoundError
             The kernel is dead.
         """
-        kernel_id = record["kernel_id"]
+        if self._replicas is not None:
+            return await self._replicas.attach(record)
         kernel = await self.load(record)
-        is_alive = await kernel.is_alive()
-        if not is_alive and not (self._replicas is not None and self._replicas.is_dead_elsewhere(kernel_id)):
+        if not await kernel.is_alive():
             raise NotFoundError("its process is gone")
-        attached = self._manager._kernels.get(kernel_id)
-        if attached is not None and self._replicas is not None:
-            await self._replicas.reattach(attached, record)
-            return True
         self._manager.enter(kernel)
-        if not is_alive:
-            self._manager.lose(kernel, "its process has ended")
         return True
 
     async def load(self, record: Mapping[str, Any]) -> RemoteKernelManager:

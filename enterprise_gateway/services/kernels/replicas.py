@@ -295,7 +295,7 @@ class Replicas:
             if record is None:
                 return
             if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
-                await self.reattach(kernel, record)
+                await self._reattach(kernel, await self._records.load(record))
         self._seen[stored.kernel_id] = stored.version
 
     async def _catch_up(self, kernel_id: str) -> None:
@@ -304,9 +304,31 @@ class Replicas:
             record = await self._store.fetch_session(kernel_id)
             kernel = self._manager._kernels.get(kernel_id)
             if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
-                await self.reattach(kernel, record)
+                await self._reattach(kernel, await self._records.load(record))
 
-    async def reattach(self, former: RemoteKernelManager, record: Mapping[str, Any]) -> None:
+    async def attach(self, record: Mapping[str, Any]) -> bool:
+        """Enter the kernel of a record in the table, if it is not there already; errors as in ``take_over``."""
+        kernel_id = record["kernel_id"]
+        async with self._lock(kernel_id):  # requests and the heartbeat may want it at the same time
+            attached = self._manager._kernels.get(kernel_id)
+            if attached is not None and attached.reached_as == reached_as(record):
+                if await attached.is_alive():
+                    return True
+                raise NotFoundError("its process is gone")
+            kernel = await self._records.load(record)
+            is_alive = await kernel.is_alive()
+            if not is_alive and not self.is_dead_elsewhere(kernel_id):
+                await kernel.adapter.let_go()
+                raise NotFoundError("its process is gone")
+            if attached is not None:
+                await self._reattach(attached, kernel)
+                return True
+            self._manager.enter(kernel)
+            if not is_alive:
+                self._manager.lose(kernel, "its process has ended")
+            return True
+
+    async def _reattach(self, former: RemoteKernelManager, kernel: RemoteKernelManager) -> None:
         """Connect the websockets of a kernel to the process that another replica has started for it."""
         manager, kernel_id = self._manager, str(former.kernel_id)
         manager.restarter.forget(former)
@@ -316,7 +338,7 @@ class Replicas:
             channels.announce_state("restarting")
         former.channels = None
         await former.adapter.let_go()
-        kernel = await self._records.load(record)
+        kernel.adapter.claim_ports()  # they may be the same ones
         kernel.channels = channels
         manager._kernels[kernel_id] = kernel
         channels.connect(kernel.connection())
