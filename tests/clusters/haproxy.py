@@ -22,13 +22,15 @@ defaults
     # A replica that has just ended refuses connections: the request, which it has not seen, goes to another one.
     retries 3
     option redispatch 1
-    retry-on conn-failure
+    # One that it may have seen is sent once more only if that does no harm.
+    retry-on conn-failure empty-response
     # A connection that is kept open may be closed by a replica that ends while a request is on its way to it.
     http-reuse never
 
 frontend gateway
     bind 127.0.0.1:{port}
     default_backend replicas
+    http-request disable-l7-retry unless METH_GET
 
 backend replicas
     balance roundrobin

@@ -296,9 +296,14 @@ class RemoteKernelManager(AsyncKernelManager):
     async def let_go(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
         self._close_control_socket()
+        self.leave_connection_file()
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await offload(self.process_proxy.let_go)
         await self.close()
+
+    def leave_connection_file(self) -> None:
+        """Keep the file when this object is gone: a kernel that was only just launched may not have read it yet."""
+        self._connection_file_written = False
 
     async def forget(self) -> None:
         """Release what this gateway has of a kernel that another one has removed."""

@@ -337,6 +337,7 @@ class Replicas:
         if channels.execution_state != "restarting":
             channels.announce_state("restarting")
         former.channels = None
+        former.leave_connection_file()
         await former.adapter.let_go()
         kernel.adapter.claim_ports()  # they may be the same ones
         kernel.channels = channels
