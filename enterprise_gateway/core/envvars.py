@@ -245,9 +245,6 @@ EG_LIST_KERNELS = for_option("list_kernels", boolean, False, "KG_LIST_KERNELS")
 EG_KERNELSPEC_CACHE_ENABLED = for_option(
     "KernelSpecCache.cache_enabled", boolean, True, name="EG_KERNELSPEC_CACHE_ENABLED"
 )
-EG_ALLOWED_KERNELS = for_option(
-    "KernelSpecManager.allowed_kernelspecs", name_list, (), "EG_KERNEL_WHITELIST", name="EG_ALLOWED_KERNELS"
-)
 EG_CULL_IDLE_TIMEOUT = for_option(
     "RemoteMappingKernelManager.cull_idle_timeout", _count, 0, name="EG_CULL_IDLE_TIMEOUT"
 )
@@ -375,6 +372,16 @@ EG_ALTERNATE_SIGINT = declare(
 )
 EG_LOG_LEVEL = declare(
     "EG_LOG_LEVEL", log_level, 10, "Log level of the kernel launchers, as a name or a number.", group=_LAUNCH
+)
+
+EG_ALLOWED_KERNELS = declare(
+    "EG_ALLOWED_KERNELS",
+    name_list,
+    (),
+    "Names of the kernelspecs that are offered and may be started, as a comma list or a JSON list; when unset, blank "
+    "or null, all are. It sets the default of jupyter_client's option KernelSpecManager.allowed_kernelspecs.",
+    "EG_KERNEL_WHITELIST",
+    group=_LAUNCH,
 )
 
 _RESPONSE = "Where remote kernels report"

@@ -79,16 +79,22 @@ class KeyPair:
     """The gateway's RSA keys; the private one never leaves this object."""
 
     def __init__(self, private_key: RSAPrivateKey) -> None:
+        from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP, PKCS1v15
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         self._private_key = private_key
+        self._oaep = OAEP(MGF1(SHA256()), SHA256(), None)
+        self._pkcs1 = PKCS1v15()
+        self._gcm = AESGCM
         public = private_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self.public_key = base64.b64encode(public).decode()
         """Base64 of the public key (X.509 SubjectPublicKeyInfo DER), one line, as launchers get it."""
 
     @classmethod
     def generate(cls, bits: int = KEY_BITS) -> KeyPair:
-        """Make new keys; takes up to a few hundred milliseconds: call it through ``offload``."""
+        """Make new keys, and load what :meth:`open` needs: call it through ``offload``, it may take half a second."""
         from cryptography.hazmat.primitives.asymmetric import rsa
 
         return cls(rsa.generate_private_key(public_exponent=65537, key_size=bits))
@@ -112,30 +118,25 @@ class KeyPair:
         return report
 
     def _open_v1(self, envelope: Envelope, wrapped: bytes) -> bytes:
-        from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-
         try:
-            aes_key = self._private_key.decrypt(wrapped, PKCS1v15())
+            aes_key = self._private_key.decrypt(wrapped, self._pkcs1)
         except ValueError as error:
             raise PayloadError("the message was not encrypted with this gateway's key") from error
         return _unpad(_decrypt_ecb(aes_key, envelope.content))
 
     def _open_v2(self, envelope: Envelope, wrapped: bytes, secret: bytes | None) -> bytes:
         from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-        from cryptography.hazmat.primitives.hashes import SHA256
 
         if not secret:
             raise PayloadError("a message of version 2 came for a kernel that was given no secret")
         try:
-            content_key = self._private_key.decrypt(wrapped, OAEP(MGF1(SHA256()), SHA256(), None))
+            content_key = self._private_key.decrypt(wrapped, self._oaep)
         except ValueError as error:
             raise PayloadError("the message was not encrypted with this gateway's key") from error
         key = hmac.new(secret, _CONTEXT + content_key, hashlib.sha256).digest()
         authenticated = b"\0".join((_CONTEXT, envelope.kernel_id.encode(), envelope.wrapped_key.encode()))
         try:
-            return AESGCM(key).decrypt(envelope.nonce, envelope.content, authenticated)
+            return self._gcm(key).decrypt(envelope.nonce, envelope.content, authenticated)
         except (InvalidTag, ValueError) as error:
             raise PayloadError("the message was not made with this launch's secret") from error
 

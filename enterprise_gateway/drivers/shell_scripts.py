@@ -148,7 +148,7 @@ def leaders_script(variable: str) -> str:
     return (
         f"for f in $(grep -lszxF -e {shlex.quote(variable)} /proc/[0-9]*/environ); do\n"
         "p=${f#/proc/}; p=${p%/environ}; { read -r s < /proc/$p/stat; } 2> /dev/null || continue\n"
-        "set -- ${s##*) }; if [ \"$3\" = $p ]; then echo $p; fi; done\n"
+        'set -- ${s##*) }; if [ "$3" = $p ]; then echo $p; fi; done\n'
     )
 
 

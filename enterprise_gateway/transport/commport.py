@@ -121,14 +121,17 @@ class CommPort:
             connection.shutdown(socket.SHUT_WR)
 
     def _send_v2(self, key: bytes, command: str) -> None:
-        """Send on the open connection; when it turns out to have ended, once more on a new one."""
-        if self._connection is not None:
-            try:
-                self._exchange(self._connection, key, command)
-                return
-            except (EOFError, ConnectionError):
-                self._disconnect()
-        self._exchange(self._connect(), key, command)
+        """Send on the open connection; when that, or a new one, turns out to have ended, once more on a new one.
+
+        A listener that is just ending resets connections that it has not accepted yet; after that it refuses them.
+        """
+        try:
+            self._exchange(self._connection or self._connect(), key, command)
+        except ConnectionRefusedError:
+            raise
+        except (EOFError, ConnectionError):
+            self._disconnect()
+            self._exchange(self._connect(), key, command)
 
     def _connect(self) -> socket.socket:
         connection = self._connection = socket.create_connection((self.host, self.port), self._timeout)

@@ -166,7 +166,8 @@ def _scan_object(text: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _assemble(raw: dict[str, str], values: dict[str, Any], buffers: list[bytes]) -> ClientMessage:
-    channel = values.get("channel") or "shell"
+    channel = values.get("channel")
+    channel = "shell" if channel is None else channel
     if not isinstance(channel, str) or channel not in CHANNELS:
         raise FrameError("the channel is unknown")
     parts = []

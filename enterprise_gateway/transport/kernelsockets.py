@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import zmq
 
@@ -15,7 +15,8 @@ from .messages import KernelMessage, Signer
 from .ratelimit import RateLimitedWarnings
 from .zmqsocket import ZmqSocket
 
-Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+# As text: adapters cannot be subscripted at run time before Python 3.11.
+Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
 
 class KernelSockets:

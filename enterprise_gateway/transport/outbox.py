@@ -42,7 +42,18 @@ class Outbox:
     This is the :class:`~enterprise_gateway.transport.channels.ChannelsClient` that attaches to a kernel's channels.
     """
 
-    __slots__ = ("_bytes", "_close", "_flight", "_limit", "_queue", "_stopped", "_stream", "_v1", "_writing")
+    __slots__ = (
+        "_bytes",
+        "_close",
+        "_flight",
+        "_largest",
+        "_limit",
+        "_queue",
+        "_stopped",
+        "_stream",
+        "_v1",
+        "_writing",
+    )
 
     def __init__(self, stream: ByteStream, *, v1: bool, limit: int, close: Callable[[int, str], None]) -> None:
         self._stream = stream
@@ -51,6 +62,7 @@ class Outbox:
         self._close = close
         self._queue: list[KernelMessage | _MergedStream] = []  # an empty deque would take 600 bytes
         self._bytes = 0
+        self._largest = 0  # the largest message since the queue was last empty
         self._writing = False
         self._stopped = False
         self._flight: list[tuple[int, KernelMessage]] = []
@@ -68,12 +80,14 @@ class Outbox:
         """
         if self._writing and self._merge(message):
             return
+        if not self._queue:
+            self._largest = 0
         self._queue.append(message)
         self._bytes += message.size
-        if self._bytes > self._limit and not unlimited and len(self._queue) > 1:
-            # Before the first write of a batch nothing shows whether the peer keeps up.
-            self.flush()
-            if self._bytes > self._limit and len(self._queue) > 1:
+        self._largest = max(self._largest, message.size)
+        if self._is_over() and not unlimited:
+            self.flush()  # as long as no write is under way nothing shows whether the peer keeps up
+            if self._is_over():
                 self._overflow()
 
     def flush(self) -> None:
@@ -111,6 +125,9 @@ class Outbox:
         """Cut the connection at once; nothing more goes out."""
         self.stop()
         self._stream.close()
+
+    def _is_over(self) -> bool:
+        return self._bytes > self._limit + self._largest
 
     def _overflow(self) -> None:
         self.close(TRY_AGAIN_LATER, "the client takes its messages too slowly")
@@ -156,7 +173,7 @@ class Outbox:
             last.texts.append(text)
             last.size += len(text)
             self._bytes += len(text)
-        if self._bytes > self._limit and len(self._queue) > 1:
+        if self._is_over():
             self._overflow()
         return True
 

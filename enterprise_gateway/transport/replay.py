@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 
 from .messages import KernelMessage
 
@@ -66,8 +67,19 @@ class ReplayLog:
         Returns seconds; tests inject their own.
     """
 
-    __slots__ = ("_bytes", "_clock", "_detached", "_entries", "_max_age", "_max_bytes", "_max_sessions", "_number",
-                 "_unattended")  # fmt: skip
+    __slots__ = (
+        "_bytes",
+        "_clock",
+        "_detached",
+        "_entries",
+        "_essential",
+        "_essential_bytes",
+        "_max_age",
+        "_max_bytes",
+        "_max_sessions",
+        "_number",
+        "_unattended",
+    )
 
     def __init__(
         self, max_bytes: int, max_sessions: int, max_age: float, clock: Callable[[], float] = time.monotonic
@@ -78,6 +90,9 @@ class ReplayLog:
         self._clock = clock
         self._entries: deque[tuple[int, str | None, KernelMessage]] = deque()
         self._bytes = 0
+        # Replies and states that have outlived the output around them: without them a cell would stay busy for ever.
+        self._essential: list[tuple[int, str | None, KernelMessage]] = []
+        self._essential_bytes = 0
         self._number = 0
         self._detached: dict[str, DetachedSession] = {}
         # Stands for whoever attaches first after nobody was attached.
@@ -97,7 +112,7 @@ class ReplayLog:
     @property
     def size(self) -> int:
         """Bytes that are kept now."""
-        return self._bytes
+        return self._bytes + self._essential_bytes
 
     @property
     def number(self) -> int:
@@ -167,8 +182,9 @@ class ReplayLog:
     def clear(self) -> None:
         """Forget messages and sessions."""
         self._entries.clear()
+        self._essential.clear()
         self._detached.clear()
-        self._bytes = 0
+        self._bytes = self._essential_bytes = 0
 
     def _forget_expired(self) -> None:
         """Forget sessions that have been away too long; the longest away comes first."""
@@ -196,7 +212,7 @@ class ReplayLog:
         missed.dropped, missed.dropped_parent = session.dropped, session.dropped_parent
         anything = session.session_id == _NOBODY
         missed.sessions = () if anything else session.aliases
-        for number, recipient, message in self._entries:
+        for number, recipient, message in chain(self._essential, self._entries):
             # Broadcasts end where the new websocket's own began; replies have waited for this session alone.
             is_new = number > session.cursor and (number <= up_to or recipient is not None)
             if is_new and (anything or session.wants(recipient)):
@@ -204,8 +220,21 @@ class ReplayLog:
         return missed
 
     def _drop_oldest(self) -> None:
-        number, recipient, message = self._entries.popleft()
-        self._bytes -= message.size
+        """Drop the oldest output; what is not output is moved aside, within an eighth of the limit."""
+        entry = self._entries.popleft()
+        self._bytes -= entry[2].size
+        if entry[2].channel == "iopub" and entry[2].msg_type != "status":
+            self._count_dropped(entry)
+            return
+        self._essential.append(entry)
+        self._essential_bytes += entry[2].size
+        while self._essential_bytes > self._max_bytes // 8:
+            entry = self._essential.pop(0)
+            self._essential_bytes -= entry[2].size
+            self._count_dropped(entry)
+
+    def _count_dropped(self, entry: tuple[int, str | None, KernelMessage]) -> None:
+        number, recipient, message = entry
         for session in self._everyone():
             if number > session.cursor and (session.session_id == _NOBODY or session.wants(recipient)):
                 session.count_dropped(message)
@@ -220,3 +249,6 @@ class ReplayLog:
         seen = min((session.cursor for session in self._everyone()), default=self._number)
         while self._entries and self._entries[0][0] <= seen:
             self._bytes -= self._entries.popleft()[2].size
+        if self._essential:
+            self._essential = [entry for entry in self._essential if entry[0] > seen]
+            self._essential_bytes = sum(message.size for _, _, message in self._essential)

@@ -7,29 +7,29 @@ import errno
 import logging
 import random
 import socket
+import struct
 import time
 from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
-from ..core import envvars
 from ..core.connection import ConnectionInfo
 from ..core.deadline import Deadline
 from ..core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from ..core.offload import offload
 from ..core.payload import Envelope, KeyPair, Report, open_legacy, parse
-from .localip import response_ip
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 MAX_PAYLOAD_BYTES = 65536
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 512
 CONNECTION_SECONDS = 10.0
 MAX_REMEMBERED_REJECTIONS = 5
 MAX_REASON = 200
 MAX_WARNINGS_PER_MINUTE = 60
 MAX_QUEUED_MESSAGES = 1000
+_RESET = struct.pack("ii", 1, 0)
 _BACKLOG = 1024  # connections that the system holds for us
 _ACCEPTED_AT_ONCE = 64  # how many of them one turn of the loop takes
 
@@ -91,7 +91,7 @@ class Expectation:
         PayloadError
             The kernel has reported already, or its kernelspec demands a later version.
         """
-        if report.version < self.minimum_version:
+        if max(report.version, 1) < self.minimum_version:  # whether 0 is allowed at all, the server knows
             raise PayloadError(
                 f"payload version {report.version} is refused: this kernel must use {self.minimum_version}"
             )
@@ -156,27 +156,10 @@ class ResponseServer:
         self._warnings = _Budget(MAX_WARNINGS_PER_MINUTE, 60.0)
         self._expected: dict[str, Expectation] = {}
         self._connections: dict[_Connection, None] = {}
-        self._queue: deque[tuple[Envelope, str]] = deque()
+        self._queues: tuple[deque[tuple[Envelope, str]], ...] = (deque(), deque())
         self._server: asyncio.Server | None = None
         self._starting = asyncio.Lock()
         self._keys: KeyPair | None = None
-
-    @classmethod
-    def from_environment(cls) -> ResponseServer:
-        """Return a server, not started yet, as the ``EG_RESPONSE_…`` variables describe it.
-
-        Raises
-        ------
-        InvalidRequestError
-            ``EG_PROHIBITED_LOCAL_IPS`` leaves no address.
-        """
-        return cls(
-            ip=response_ip(envvars.EG_RESPONSE_IP(), envvars.EG_PROHIBITED_LOCAL_IPS()),
-            port=envvars.EG_RESPONSE_PORT(),
-            port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
-            any_address=envvars.EG_RESPONSE_ADDR_ANY(),
-            allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
-        )
 
     @property
     def address(self) -> str:
@@ -244,7 +227,8 @@ class ResponseServer:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        self._queue.clear()
+        for queue in self._queues:
+            queue.clear()
         for connection in list(self._connections):
             connection.drop()
         for expectation in list(self._expected.values()):
@@ -296,28 +280,29 @@ class ResponseServer:
     def received(self, wire: bytes, peer: str) -> None:
         """Use one message, or refuse it and log why.
 
-        A message of version 2 says whose it is: the kernel's launch gets it at once. Older ones have to be decrypted
-        first, about a millisecond each: one for each turn of the loop, after everything else.
+        Decrypting takes about a millisecond: it is done for one message in each turn of the loop. Those of version 2
+        go first: they say whose they are, so that there are none but for kernels that are being launched.
         """
         try:
             envelope = parse(wire)
+            if envelope.version == 2:
+                self._expectation(envelope.kernel_id)
         except PayloadError as error:
             self.refused(peer, str(error))
             return
-        if envelope.version == 2:
-            self._use(envelope, peer)
-        elif len(self._queue) < MAX_QUEUED_MESSAGES:
-            self._queue.append((envelope, peer))
-            if len(self._queue) == 1:
-                asyncio.get_running_loop().call_soon(self._use_queued)
-        else:
+        queue = self._queues[0 if envelope.version == 2 else 1]
+        if len(queue) >= MAX_QUEUED_MESSAGES:
             self.refused(peer, "too many messages at once")
+            return
+        if not any(self._queues):
+            asyncio.get_running_loop().call_soon(self._use_queued)
+        queue.append((envelope, peer))
 
     def _use_queued(self) -> None:
-        if self._queue:
-            self._use(*self._queue[0])
-            self._queue.popleft()
-        if self._queue:
+        queue = next((queue for queue in self._queues if queue), None)
+        if queue is not None:
+            self._use(*queue.popleft())
+        if any(self._queues):
             asyncio.get_running_loop().call_soon(self._use_queued)
 
     def _use(self, envelope: Envelope, peer: str) -> None:
@@ -409,9 +394,10 @@ class _Connection(asyncio.Protocol):
         self._server.closed(self)
 
     def drop(self) -> None:
-        """Close at once; nothing is ever sent on these connections."""
+        """Reset the connection: a launcher that was taken for a silent caller sees that it must try again."""
         self._server.closed(self)
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
 
     def _too_slow(self) -> None:

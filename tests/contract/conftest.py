@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.clusters import ssh_hosts
+
 from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, Backend, distributed_on
 
 EVERY = ["local", "third-party", "distributed-here", pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
 REMOTE = EVERY[2:]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hosts_before_any_test(request: pytest.FixtureRequest) -> None:
+    """Bring the SSH hosts up before a test's leftovers are looked for: they are not the first test's."""
+    if not ssh_hosts.why_not():
+        request.getfixturevalue("lab")
 
 
 @pytest.fixture

@@ -64,7 +64,9 @@ async def test_a_kernel_starts_executes_and_stops(backend: Backend) -> None:
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name, KERNEL_GREETING="hello")
         websocket = await gateway.websocket(kernel_id)
-        text, reply = await websocket.execute("from os import environ as e; print(e['KERNEL_ID'], e['KERNEL_GREETING'])")
+        text, reply = await websocket.execute(
+            "from os import environ as e; print(e['KERNEL_ID'], e['KERNEL_GREETING'])"
+        )
         assert (reply["status"], text.split()) == ("ok", [kernel_id, "hello"])
         await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
         await nothing_left(kernel_id)

@@ -32,10 +32,9 @@ class Kernel:
 class Relay:
     """A gateway that only relays; also what the handler needs of the kernels' manager."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], **settings: Any) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.kernels: dict[str, Kernel] = {}
         self._context = context
-        self._settings = settings
         self._stack = contextlib.ExitStack()
 
     async def find_kernel(self, kernel_id: str) -> Kernel:
@@ -44,11 +43,15 @@ class Relay:
         return self.kernels[kernel_id]
 
     def listen(self) -> None:
-        application = Application(default_handlers, kernel_manager=self, **self._settings)
-        self._server = HTTPServer(application)
+        self._application = Application(default_handlers, kernel_manager=self)
+        self._server = HTTPServer(self._application)
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         self._server.add_sockets(sockets)
+
+    def configure(self, **settings: Any) -> None:
+        """Change settings of the web application."""
+        self._application.settings.update(settings)
 
     def tiny_kernel(self, **options: Any) -> TinyKernel:
         """Start a tiny kernel that ends with the test."""
@@ -57,7 +60,7 @@ class Relay:
         self._stack.callback(kernel.stop)
         return kernel
 
-    async def add(self, kernel: TinyKernel | None = None, *, ready: bool = True, **limits: Any) -> tuple[str, KernelChannels]:
+    async def add(self, kernel: Any = None, *, ready: bool = True, **limits: Any) -> tuple[str, KernelChannels]:
         """Connect to a kernel and serve it under a new id."""
         kernel_id = random_id()
         kernel = kernel or self.tiny_kernel()

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.ssh
 LAUNCHER = REPOSITORY / "etc" / "kernel-launchers" / "python" / "scripts" / "launch_ipykernel.py"
 PROXY = "enterprise_gateway.services.processproxies.distributed.DistributedProcessProxy"
 OPTIONS = ("--kernel-id", "{kernel_id}", "--port-range", "{port_range}", "--response-address", "{response_address}")
+CODE_THAT_TAKES_LONG = "import time; print('go', flush=True); time.sleep(60)"
 ARGV = (sys.executable, str(LAUNCHER), *OPTIONS, "--public-key", "{public_key}")
 
 
@@ -78,9 +79,9 @@ async def test_a_kernel_runs_on_a_remote_host(hosts: list[Host]) -> None:
 
         request = await socket.send(
             "execute_request",
-            {"code": "import time; time.sleep(60)", "silent": False, "allow_stdin": False, "store_history": True},
+            {"code": CODE_THAT_TAKES_LONG, "silent": False, "allow_stdin": False},
         )
-        await socket.receive_until("execute_input", parent=request)
+        await socket.receive_until("stream", parent=request)
         await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
         replies = await socket.receive_until("execute_reply", parent=request)
         assert replies[-1]["content"]["ename"] == "KeyboardInterrupt"
@@ -279,8 +280,8 @@ async def test_a_kernel_behind_a_firewall_is_reached_by_tunnels(
             kernel_id = await gateway.start_kernel("tunnelled")
             socket = await gateway.websocket(kernel_id)
             assert (await socket.execute("import socket; print(socket.gethostname())"))[0] == "egssh2\n"
-            request = await socket.send("execute_request", {"code": "import time; time.sleep(60)", "silent": False})
-            await socket.receive_until("execute_input", parent=request)
+            request = await socket.send("execute_request", {"code": CODE_THAT_TAKES_LONG, "silent": False})
+            await socket.receive_until("stream", parent=request)
             await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
             await socket.receive_until("execute_reply", parent=request)
             await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST")

@@ -35,6 +35,7 @@ class LaunchedKernel:
         self.process = process
         self.info = info
         self.log = log
+        self.secret = secret or ""
         self.comm = CommPort(
             "127.0.0.1", info.comm_port, kernel_id=kernel_id, secret=secret.encode() if secret else None
         )

@@ -22,7 +22,7 @@ class Snapshot:
 
     threads: frozenset[tuple[int | None, str]]
     descriptors: frozenset[tuple[int, str]]
-    processes: frozenset[tuple[int, float, str]]
+    processes: dict[tuple[int, float], str]
 
     @classmethod
     def take(cls, root: Path) -> Snapshot:
@@ -37,7 +37,11 @@ class Snapshot:
                 f"file descriptor left open: {number} -> {what}"
                 for number, what in self.descriptors - before.descriptors
             ),
-            *(f"process left behind: {pid} {what}" for pid, _, what in self.processes - before.processes),
+            *(
+                f"process left behind: {key[0]} {what}"
+                for key, what in self.processes.items()
+                if key not in before.processes
+            ),
         ]
 
 
@@ -72,14 +76,16 @@ def _descriptors() -> frozenset[tuple[int, str]]:
     return frozenset(found)
 
 
-def _processes(root: str) -> frozenset[tuple[int, float, str]]:
+def _processes(root: str) -> dict[tuple[int, float], str]:
+    """Return command lines by process id and start time; a program may become another one by exec."""
     children = {child.pid for child in psutil.Process().children(recursive=True)}
-    found = set()
+    found = {}
     for process in psutil.process_iter():
         try:
             command = " ".join(process.cmdline())
             if process.pid != os.getpid() and (process.pid in children or root in command):
-                found.add((process.pid, process.create_time(), command or f"({process.name()}, {process.status()})"))
+                what = command or f"({process.name()}, {process.status()})"
+                found[process.pid, process.create_time()] = what
         except psutil.Error:
             continue
-    return frozenset(found)
+    return found

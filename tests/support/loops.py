@@ -25,13 +25,31 @@ _GRACE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class HeldTurn:
-    """One turn of a loop that took too long: how long, and what it was doing when it passed the limit."""
+    """One turn of a loop that took too long: how long, computing or asleep, and in which code."""
 
-    seconds: float
-    stack: str
+    computing: float
+    asleep: float
+    stack: str | None
+
+    @property
+    def seconds(self) -> float:
+        """How long the turn took, less what it only waited for a processor and for the garbage collector."""
+        return self.computing + self.asleep
+
+    def holds(self, limit_seconds: float) -> bool:
+        """Whether the turn took too long by its own doing.
+
+        Asleep without a stack means that the watchdog, in another thread, could not run either: then it was not a
+        system call that this thread waited for, but a machine that stood still. And waiting for a thread or child,
+        just made, to get a processor is a busy machine, too.
+        """
+        waiting_for_others = self.stack is None or "_started.wait()" in self.stack or "in _execute_child" in self.stack
+        return (self.computing if waiting_for_others else self.seconds) > limit_seconds
 
     def __str__(self) -> str:
-        return f"the event loop was held for {self.seconds * 1000:.0f} ms by:\n{self.stack}"
+        where = self.stack or "  (code that kept the interpreter lock: no stack)\n"
+        times = f"{self.computing * 1000:.0f} ms computing, {self.asleep * 1000:.0f} ms asleep"
+        return f"the event loop was held for {self.seconds * 1000:.0f} ms ({times}) by:\n{where}"
 
 
 class WatchedSelector(selectors.DefaultSelector):
@@ -82,39 +100,41 @@ class WatchedSelector(selectors.DefaultSelector):
     def _end_turn(self) -> None:
         if self._turn_began is None:
             return
-        seconds = self._clock.stop(self.limit_seconds)
+        times = self._clock.stop(self.limit_seconds)
         self._turn_began = None
-        if seconds > self.limit_seconds and not self.exempt and not _waits_for_scheduler(self._stack):
-            self.held.append(HeldTurn(seconds, self._stack or "  (it held the interpreter lock, too: no stack)\n"))
+        if times is not None and not self.exempt:
+            turn = HeldTurn(*times, self._stack)
+            if turn.holds(self.limit_seconds):
+                self.held.append(turn)
         self.exempt = False
 
 
-def _waits_for_scheduler(stack: str | None) -> bool:
-    """Whether a turn was waiting for a thread or child, just made, to get a processor: that, too, is a busy machine."""
-    return stack is not None and ("_started.wait()" in stack or "in _execute_child" in stack)
-
-
 class _ThreadClock:
-    """Measures spans of one thread, less its waiting for a processor and for the garbage collector."""
+    """Measures what one thread does with its time, less its waiting for a processor and for the garbage collector."""
 
     thread_id = 0
 
     def __init__(self) -> None:
         self._schedstat: int | None = None
-        self._began = self._queued = self._collecting = 0.0
+        self._began = self._collecting = 0.0
+        self._scheduled = (0.0, 0.0)
 
     def start(self) -> float:
         if self.thread_id != threading.get_ident():
             self._open()
-        self._queued, self._collecting = self._run_queue_seconds(), _collector.seconds
+        self._scheduled, self._collecting = self._schedule(), _collector.seconds
         self._began = time.perf_counter()
         return self._began
 
-    def stop(self, limit_seconds: float) -> float:
+    def stop(self, limit_seconds: float) -> tuple[float, float] | None:
+        """Return the seconds spent computing and asleep, or None for a span that is short anyhow."""
         wall = time.perf_counter() - self._began
         if wall <= limit_seconds:
-            return wall
-        return wall - (self._run_queue_seconds() - self._queued) - (_collector.seconds - self._collecting)
+            return None
+        running, queued = self._schedule()
+        computing = running - self._scheduled[0] - (_collector.seconds - self._collecting)
+        asleep = wall - (running - self._scheduled[0]) - (queued - self._scheduled[1])
+        return max(computing, 0.0), max(asleep, 0.0)
 
     def close(self) -> None:
         if self._schedstat is not None:
@@ -124,11 +144,15 @@ class _ThreadClock:
     def _open(self) -> None:
         self.close()
         self.thread_id = threading.get_ident()
-        with contextlib.suppress(OSError):  # not Linux: time in the run queue counts, too
+        with contextlib.suppress(OSError):  # not Linux: time in the run queue counts as sleep
             self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _run_queue_seconds(self) -> float:
-        return 0.0 if self._schedstat is None else int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
+    def _schedule(self) -> tuple[float, float]:
+        """Return the seconds this thread has run, and has waited to run."""
+        if self._schedstat is None:
+            return time.thread_time(), 0.0
+        running, queued, _ = os.pread(self._schedstat, 100, 0).split()
+        return int(running) / 1e9, int(queued) / 1e9
 
 
 class _CollectorTime:

@@ -3,6 +3,7 @@ r"""A kernel without an interpreter: real ZMQ sockets, signed messages, a few co
 What ``execute_request`` carries as code is a command::
 
     print <n>           n ``stream`` messages, "line <i>\n"
+    later <n>           the same after a short while
     write <n>           one ``stream`` message of n bytes
     binary              a ``display_data`` message with two buffers
     error               an ``error`` message and reply
@@ -160,7 +161,8 @@ class TinyKernel:
         code = content["code"]
         command, _, argument = code.partition(" ")
         self._publish("execute_input", {"code": code, "execution_count": 1}, header)
-        if command == "print":
+        if command in {"print", "later"}:
+            time.sleep(0.3 if command == "later" else 0)
             for number in range(int(argument)):
                 self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
         elif command == "write":

@@ -7,12 +7,13 @@ import json
 import os
 import struct
 import uuid
+from itertools import pairwise
 from typing import Any
 
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
-class HandshakeRefused(Exception):
+class HandshakeError(Exception):
     """The server answered something else than 101."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -56,11 +57,11 @@ class WebSocketClient:
         if status != 101:
             body = await reader.readexactly(int(received.get("content-length", 0)))
             writer.close()
-            raise HandshakeRefused(status, received, body)
+            raise HandshakeError(status, received, body)
         assert received.get("sec-websocket-protocol") == (V1 if v1 else None)
         return cls(reader, writer, v1)
 
-    async def __aenter__(self) -> WebSocketClient:
+    async def __aenter__(self) -> Any:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -89,7 +90,9 @@ class WebSocketClient:
         self._writer.write(head + b"\0\0\0\0")  # masked with zeros
         self._writer.write(payload)
 
-    def send(self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any) -> str:
+    def send(
+        self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any
+    ) -> str:
         """Send a message and return its id."""
         self._count += 1
         header = {
@@ -102,7 +105,11 @@ class WebSocketClient:
             **header,
         }
         if self.v1:
-            parts = [channel.encode(), *(json.dumps(part).encode() for part in (header, {}, {}, content)), *(buffers or [])]
+            parts = [
+                channel.encode(),
+                *(json.dumps(part).encode() for part in (header, {}, {}, content)),
+                *(buffers or []),
+            ]
             offsets = [8 * (len(parts) + 2)]
             for part in parts:
                 offsets.append(offsets[-1] + len(part))
@@ -120,7 +127,9 @@ class WebSocketClient:
         return header["msg_id"]
 
     def execute(self, code: str, *, allow_stdin: bool = False, **header: Any) -> str:
-        return self.send("shell", "execute_request", {"code": code, "silent": False, "allow_stdin": allow_stdin}, **header)
+        return self.send(
+            "shell", "execute_request", {"code": code, "silent": False, "allow_stdin": allow_stdin}, **header
+        )
 
     async def receive(self, timeout: float = 5.0) -> dict[str, Any] | None:
         """Return the next message, None when the websocket is closed."""
@@ -133,6 +142,7 @@ class WebSocketClient:
             if opcode == 8:
                 self.closed = (int.from_bytes(payload[:2], "big") or 1005, payload[2:].decode())
                 self.send_frame(8, payload[:2])
+                self._writer.close()
             elif opcode == 9:
                 self.send_frame(10, payload)
             elif opcode in {1, 2}:
@@ -147,7 +157,8 @@ class WebSocketClient:
         messages = []
         while True:
             message = await self.receive(timeout)
-            assert message is not None, f"closed {self.closed} before {msg_type}, after {messages}"
+            if message is None:
+                raise AssertionError(f"closed {self.closed} before {msg_type}, after {types(messages)}")
             messages.append(message)
             parent = message["parent_header"].get("msg_id")
             if message["header"]["msg_type"] == msg_type and msg_id in {None, parent}:
@@ -195,9 +206,9 @@ class WebSocketClient:
             count = int.from_bytes(payload[:8], "little")
             offsets = struct.unpack_from(f"<{count}Q", payload, 8)
             assert offsets[-1] == len(payload)
-            parts = [payload[start:end] for start, end in zip(offsets, offsets[1:])]
+            parts = [payload[start:end] for start, end in pairwise(offsets)]
             names = ("header", "parent_header", "metadata", "content")
-            message = {name: json.loads(part) for name, part in zip(names, parts[1:])}
+            message = {name: json.loads(part) for name, part in zip(names, parts[1:5], strict=True)}
             return {"channel": parts[0].decode(), **message, "buffers": parts[5:]}
         if opcode == 1:
             message = json.loads(payload)
@@ -205,7 +216,7 @@ class WebSocketClient:
         else:
             count = int.from_bytes(payload[:4], "big")
             offsets = (*struct.unpack_from(f">{count}I", payload, 4), len(payload))
-            blobs = [payload[start:end] for start, end in zip(offsets, offsets[1:])]
+            blobs = [payload[start:end] for start, end in pairwise(offsets)]
             message = {**json.loads(blobs[0]), "buffers": blobs[1:]}
         header = message["header"]
         assert (message.pop("msg_id"), message.pop("msg_type")) == (header["msg_id"], header["msg_type"])

@@ -15,13 +15,15 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
-from ...core.connection import ConnectionInfo
+from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.offload import offload
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
+    from jupyter_client.connect import KernelConnectionInfo
+
     from ...transport.channels import KernelChannels
     from .remotemanager import RemoteMappingKernelManager
 
@@ -140,6 +142,18 @@ class RemoteKernelManager(AsyncKernelManager):
             kwargs["env"] = {name: value for name, value in env.items() if name.startswith("KERNEL_")}
         return await super()._async_pre_start_kernel(**kwargs)
 
+    def _reconcile_connection_info(self, info: KernelConnectionInfo) -> None:
+        """Take over what a launcher reported, without the file that jupyter_client would write on the loop.
+
+        Nobody reads it for a remote kernel, and it holds the key.
+        """
+        if getattr(self.process_proxy, "connection", None) is None:
+            super()._reconcile_connection_info(info)
+            return
+        for name in CHANNEL_PORTS:
+            setattr(self, name, 0)
+        self.load_connection_info(info)
+
     async def _async_post_start_kernel(self, **kwargs: Any) -> None:
         """Let the provisioner finish; control sockets are connected when needed, deaths watched by the parent."""
         assert self.provisioner is not None
@@ -154,7 +168,7 @@ class RemoteKernelManager(AsyncKernelManager):
         for step in (self._async_kill_kernel, self._async_cleanup_resources, self.close):
             try:
                 await step()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # A back end may be unable to undo what it did not do; the reason of the failure is told already.
                 self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
 

@@ -47,6 +47,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     heard = 0.0
     _channels: KernelChannels
     _outbox: Outbox | None = None
+    _v1 = False
 
     def check_cross_site(self) -> None:
         """Leave the origin to :meth:`check_origin`, which comes after the kernel was looked up."""
@@ -90,11 +91,12 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         if not session_id:
             session_id = uuid.uuid4().hex
             log.debug("A websocket of kernel %s has no session_id: its client cannot claim missed output", kernel_id)
+        self._v1 = self.selected_subprotocol == V1_PROTOCOL
         stream.set_nodelay(True)
         stream.max_buffer_size = self.max_message_size + (1 << 20)
         self._outbox = Outbox(
             _CountedStream(stream),
-            v1=self.selected_subprotocol == V1_PROTOCOL,
+            v1=self._v1,
             limit=self.settings.get("eg_ws_queue_limit", DEFAULT_QUEUE_LIMIT),
             close=self.close,
         )
@@ -107,8 +109,8 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     def on_message(self, message: str | bytes) -> None:
         """Pass a client's message on to the kernel; called by tornado."""
         self.heard = time.monotonic()
-        if self._outbox is None:
-            return
+        if self._outbox is None or self.ws_connection is None:
+            return  # we are closing it, and the client has not heard of that yet
         try:
             decoded = self._decode(message)
             self._channels.send(self._outbox, decoded.channel, decoded.parts, decoded.header)
@@ -144,7 +146,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     def _decode(self, message: str | bytes) -> ClientMessage:
         if isinstance(message, str):
             return decode_legacy_text(message)
-        return decode_v1(message) if self.selected_subprotocol == V1_PROTOCOL else decode_legacy_binary(message)
+        return decode_v1(message) if self._v1 else decode_legacy_binary(message)
 
     @property
     def _keepalive(self) -> Keepalive:

@@ -16,8 +16,8 @@ import sys
 # Nothing is imported from the directory this file was shipped to, nor from the working directory: both may belong to
 # somebody else. The kernel itself adds the working directory when it is about to run user code.
 if __name__ == "__main__":
-    _own_directory = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != _own_directory]
+    _distrusted = {"", os.path.dirname(os.path.realpath(__file__)), os.path.realpath(os.curdir)}
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) not in _distrusted]
 
 import argparse
 import ast
@@ -442,10 +442,10 @@ class Listener:
                         log.warning("Communication port: %s", error)
                 self._drop_silent()
         finally:
+            self._server.close()  # first: who sees the end of a connection and makes another must be refused
             for peer in list(self._peers.values()):
                 self._drop(peer)
             self._selector.close()
-            self._server.close()
 
     def _patience(self) -> float | None:
         """Return after how many seconds something has to be looked at although nobody called."""

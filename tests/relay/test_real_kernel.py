@@ -1,0 +1,94 @@
+"""The relay with ipykernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from jupyter_client.connect import write_connection_file
+
+from enterprise_gateway.core.connection import ConnectionInfo
+from tests.support.wsclient import texts, types
+
+
+class IPykernel:
+    """A Python kernel in a process of its own; ``info`` changes with each start."""
+
+    def __init__(self, directory):
+        self.path = str(directory / "kernel.json")
+
+    async def start(self):
+        self.path, _ = write_connection_file(self.path, key=os.urandom(8).hex().encode())
+        self.info = ConnectionInfo.from_dict(json.loads(Path(self.path).read_text()))
+        self.process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ipykernel_launcher", "-f", self.path)
+
+    async def stop(self):
+        self.process.kill()
+        await self.process.wait()
+        os.unlink(self.path)
+
+
+@pytest.fixture
+async def ipykernel(tmp_path):
+    kernel = IPykernel(tmp_path)
+    await kernel.start()
+    yield kernel
+    await kernel.stop()
+
+
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
+async def test_first_cells(relay, ipykernel, v1):
+    """Cells sent while the kernel still starts lose nothing of their output, and ``input()`` works at once."""
+    kernel_id, channels = await relay.add(ipykernel, ready=False)
+    async with await relay.open(kernel_id, "s", v1=v1) as client:
+        first = client.execute("print('out'); x = input('name? ')", allow_stdin=True)
+        second = client.execute("print(x * 2)")
+        prompt = (await client.until("input_request", first, timeout=30))[-1]
+        assert prompt["content"]["prompt"] == "name? "
+        client.send("stdin", "input_reply", {"value": "ab"})
+        assert texts(await client.finish(first)) == "out\n"
+        assert texts(await client.finish(second)) == "abab\n"
+        assert "iopub_welcome" not in types(client.history)
+        sessions = {m["parent_header"].get("session") for m in client.history}
+        assert sessions <= {client.session, None}
+    assert channels.kernel_info["language_info"]["name"] == "python"
+
+
+async def test_debugger_comms_and_restart(relay, ipykernel):
+    """Debug messages, comms with buffers and a restart with other ports work with a real kernel."""
+    kernel_id, channels = await relay.add(ipykernel, ready=False)
+    await channels.ready(30)
+    async with await relay.open(kernel_id, "s") as client:
+        client.send("control", "debug_request", {"type": "request", "seq": 1, "command": "debugInfo", "arguments": {}})
+        assert (await client.until("debug_reply", timeout=20))[-1]["content"]["success"]
+        code = (
+            "from ipykernel.comm import Comm\n"
+            "c = Comm('target', data={}, buffers=[b'\\x00\\xff'])\n"
+            "c.on_msg(lambda m: c.send({'n': len(m['buffers'][0])}, buffers=m['buffers']))"
+        )
+        opened = next(m for m in await client.run(code, timeout=20) if m["header"]["msg_type"] == "comm_open")
+        assert opened["buffers"] == [b"\x00\xff"]
+        client.send("shell", "comm_msg", {"comm_id": opened["content"]["comm_id"], "data": {}}, [bytes(1000)])
+        answer = (await client.until("comm_msg"))[-1]
+        assert (answer["content"]["data"], answer["buffers"]) == ({"n": 1000}, [bytes(1000)])
+
+        channels.announce_state("restarting")
+        await ipykernel.stop()
+        await ipykernel.start()
+        channels.connect(replace(ipykernel.info))
+        messages = await client.run("print('again', 'c' in globals())", timeout=30)
+        assert texts(messages) == "again False\n"
+        assert (await channels.request("shutdown_request", {"restart": False}))["status"] == "ok"
+
+
+async def test_long_output(relay, ipykernel):
+    """Everything that a loop prints arrives, in order."""
+    kernel_id, _ = await relay.add(ipykernel, ready=False)
+    async with await relay.open(kernel_id, "s", v1=False) as client:
+        messages = await client.run("for i in range(20_000): print(i, flush=i % 20 == 0)", timeout=60)
+        assert texts(messages) == "".join(f"{number}\n" for number in range(20_000))

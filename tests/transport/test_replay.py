@@ -1,0 +1,147 @@
+"""The replay log: what is kept for whom, how much of it, and for how long."""
+
+from __future__ import annotations
+
+import pytest
+
+from enterprise_gateway.transport.messages import KernelMessage
+from enterprise_gateway.transport.replay import ReplayLog
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def message(name, channel="iopub", msg_type="stream", size=0):
+    raw = b'{"msg_type":"execute_request"}'
+    return KernelMessage(
+        channel, {"msg_type": msg_type, "msg_id": name}, {"msg_type": "execute_request"}, [raw, raw, b"", b"x" * size]
+    )
+
+
+def names(missed):
+    return [m.header["msg_id"] for m in missed.messages]
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def log(clock):
+    return ReplayLog(100_000, 3, 60.0, clock)
+
+
+def test_nothing_is_kept_for_nobody(log):
+    """While everybody is attached nothing is kept."""
+    log.attach("a")
+    log.append(message("1"))
+    assert (log.is_needed, log.size) == (False, 0)
+
+
+def test_each_session_gets_its_own_gap(log):
+    """Sessions that left at different times miss different messages; the log is empty when all are back."""
+    log.attach("a"), log.attach("b"), log.attach("c")
+    log.detach("a", ())
+    log.append(message("1"))
+    log.detach("b", ())
+    log.append(message("2"))
+    log.append(message("to b", "shell"), "b")
+    log.append(message("to c", "shell"), "c")
+    assert names(log.attach("b")) == ["2", "to b"]
+    assert names(log.attach("a")) == ["1", "2"]
+    assert log.size == 0
+
+
+def test_unsent_messages_come_first(log):
+    """What was queued for a websocket precedes what came after it was closed."""
+    log.attach("a"), log.attach("b")
+    log.detach("a", ())
+    log.append(message("2"))
+    log.keep_unsent("a", [message("1")])
+    assert names(log.attach("a")) == ["1", "2"]
+
+
+def test_unsent_messages_are_bounded(log):
+    """Of what was queued, too, only the newest part within the limit is kept, and the rest counted."""
+    log.attach("a")
+    log.detach("a", ())
+    log.keep_unsent("a", [message(str(number), size=30_000) for number in range(5)])
+    missed = log.attach("a")
+    assert (names(missed), missed.dropped) == (["2", "3", "4"], 2)
+
+
+def test_overflow_spares_replies_and_states(log):
+    """Output goes first: without reply and state a cell would stay busy for ever."""
+    log.attach("a")
+    log.detach("a", ())
+    log.append(message("busy", msg_type="status"))
+    log.append(message("reply", "shell", "execute_reply"), "a")
+    for number in range(5):
+        log.append(message(str(number), size=30_000))
+    missed = log.attach("a")
+    assert names(missed) == ["busy", "reply", "2", "3", "4"]
+    assert (missed.dropped, missed.dropped_parent) == (2, b'{"msg_type":"execute_request"}')
+    assert log.size == 0
+
+
+def test_flood_of_replies_is_bounded(log):
+    """Replies are not kept without bound either."""
+    log.start_unattended()
+    for number in range(1000):
+        log.append(message(str(number), "shell", "execute_reply", size=1000), "a")
+    assert log.size < 120_000
+    assert log.attach("z").dropped > 800
+
+
+def test_unattended_output_is_for_the_first(log):
+    """What nobody saw goes to the first who attaches, replies among it."""
+    log.append(message("1"))
+    log.append(message("2", "shell"), "x")
+    assert names(log.attach("any")) == ["1", "2"]
+    assert names(log.attach("other")) == []
+
+
+def test_sessions_are_forgotten(log, clock):
+    """Only so many detached sessions are remembered, and only for some time."""
+    log.attach("here")
+    for name in "abcd":
+        log.detach(name, ())
+        clock.now += 10
+    log.append(message("1"))
+    assert names(log.attach("a")) == []
+    assert names(log.attach("b")) == ["1"]
+    clock.now += 41
+    log.append(message("2"))
+    assert names(log.attach("c")) == []
+    assert names(log.attach("d")) == ["1", "2"]
+
+
+def test_forgotten_sessions_need_no_log(log, clock):
+    """When the last one that was waited for is forgotten, so are its messages."""
+    log.attach("here")
+    log.detach("a", ())
+    log.append(message("1"))
+    clock.now += 61
+    log.append(message("2"))
+    assert (log.size, log.is_needed) == (0, False)
+
+
+def test_session_on_another_websocket(log):
+    """A session that shows up on a websocket gets what it missed until that was attached, and its replies."""
+    log.attach("here")
+    log.detach("ws 1", {"x", "y"})
+    log.append(message("1"))
+    log.append(message("to x", "shell"), "x")
+    log.attach("ws 2")
+    up_to = log.number
+    log.append(message("seen on ws 2"))
+    log.append(message("to y", "shell"), "y")
+    missed = log.claim("y", up_to)
+    assert names(missed) == ["1", "to x", "to y"]
+    assert set(missed.sessions) == {"ws 1", "x", "y"}
+    assert log.claim("y", up_to) is None

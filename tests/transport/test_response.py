@@ -1,0 +1,327 @@
+"""The response server, with the Python launcher's own messages on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import runpy
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from enterprise_gateway.core.deadline import Deadline
+from enterprise_gateway.core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
+from enterprise_gateway.core.offload import offload
+from enterprise_gateway.transport import response
+from enterprise_gateway.transport.response import ResponseServer
+from tests.core.test_payload import INFO, LAUNCHER, VECTORS, changed, legacy
+from tests.support.launchers import eventually
+from tests.support.loops import loop_may_be_held
+
+_launcher = runpy.run_path(str(LAUNCHER))
+_launcher["encode_payload"](INFO, VECTORS["public_key"], b"secret")  # imports what it needs, off any test's loop
+SECRET = secrets.token_urlsafe(32)
+REFUSED = "Refused a response"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ResponseServer]:
+    server = ResponseServer(ip="127.0.0.1", port=0)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+def message(server: ResponseServer, kernel_id: str, secret: str | None = SECRET, **entries) -> bytes:
+    info = {**INFO, "kernel_id": kernel_id, **entries}
+    return _launcher["encode_payload"](info, server.public_key, secret.encode() if secret else None)
+
+
+async def send(server: ResponseServer, data: bytes, pieces: int = 1) -> None:
+    """Send like a launcher, and wait until the server has closed its side."""
+    reader, writer = await asyncio.open_connection(server.ip, server.port)
+    step = -(-len(data) // pieces) or 1
+    for start in range(0, len(data), step):
+        writer.write(data[start : start + step])
+        await writer.drain()
+        await asyncio.sleep(0.02 if pieces > 1 else 0)
+    writer.write_eof()
+    assert await reader.read() == b"", "nothing is ever answered"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def never(expectation: response.Expectation, seconds: float = 0.2) -> str:
+    """Wait in vain, and return the message."""
+    with pytest.raises(LaunchTimeoutError) as caught:
+        await expectation.wait(Deadline(seconds))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+async def test_report_reaches_who_waits(server, secret):
+    """A message of either version, in one piece or in several, ends the wait of its kernel and of no other."""
+    with server.expect("one", secret=secret) as one, server.expect("two", secret=secret) as two:
+        waiting = asyncio.ensure_future(one.wait(Deadline(5)))
+        await send(server, message(server, "one", secret, shell_port=41111), pieces=5)
+        assert (await waiting).shell_port == 41111
+        assert (await one.wait(Deadline(0))).shell_port == 41111, "it can be asked again"
+        assert one.payload_version == (2 if secret else 1)
+        assert not two.done
+        await send(server, message(server, "two", secret))
+        await two.wait(Deadline(5))
+
+
+async def test_many_launchers_report_at_once(server):
+    """A hundred kernels launched together all get their own report."""
+    with loop_may_be_held("a hundred messages are made"):
+        ids = [str(uuid.uuid4()) for _ in range(100)]
+        wires = [message(server, kernel_id, shell_port=20000 + i) for i, kernel_id in enumerate(ids)]
+    async with AsyncExitStack() as stack:
+        expectations = [stack.enter_context(server.expect(kernel_id, secret=SECRET)) for kernel_id in ids]
+        await asyncio.gather(*(send(server, wire) for wire in reversed(wires)))
+        infos = [await expectation.wait(Deadline(5)) for expectation in expectations]
+    assert [info.shell_port for info in infos] == list(range(20000, 20100))
+
+
+async def test_report_before_the_wait_is_kept(server):
+    """A launcher that is faster than the gateway's next step loses nothing."""
+    with server.expect("fast", secret=SECRET, minimum_version=2) as expectation:
+        await send(server, message(server, "fast"))
+        assert (await expectation.wait(Deadline(1))).pid == INFO["pid"]
+
+
+async def test_replay_is_refused(server, expect_log):
+    """A recorded message is good neither for the same launch again nor for the next launch of the same kernel."""
+    wire = message(server, "again", shell_port=41111)
+    with server.expect("again", secret=SECRET) as expectation, expect_log("reported already"):
+        await send(server, wire)
+        await send(server, message(server, "again", shell_port=42222))
+        assert (await expectation.wait(Deadline(1))).shell_port == 41111
+    with server.expect("again", secret=secrets.token_urlsafe(32)) as expectation, expect_log("this launch's secret"):
+        await send(server, wire)
+        assert "this launch's secret" in await never(expectation)
+    with expect_log("no kernel of this id"):
+        await send(server, wire)
+
+
+async def test_version_1_is_refused_where_2_is_demanded(server, expect_log):
+    """A kernelspec that demands version 2 gets no version 1; the time-out says what was refused, and from where."""
+    with server.expect("strict", secret=SECRET, minimum_version=2) as expectation:
+        with expect_log("payload version 1 is refused"):
+            await send(server, message(server, "strict", None))
+        text = await never(expectation)
+        assert "KernelID: 'strict' launch timeout due to: Waited too long (0.2s) to get connection file" in text
+        assert "127.0.0.1: payload version 1 is refused: this kernel must use 2" in text
+        await send(server, message(server, "strict"))
+        await expectation.wait(Deadline(1))
+
+
+async def test_forgeries_do_not_end_a_launch(server, expect_log):
+    """Messages that name a kernel but are not of its launcher are remembered, a few, and the true one still counts."""
+    wire = message(server, "mine")
+    with server.expect("mine", secret=SECRET, minimum_version=2) as expectation, expect_log(REFUSED):
+        for i in range(20):
+            await send(server, message(server, "mine", f"guess {i}"))
+            await send(server, message(server, "mine", f"guess {i}", shell_port=i))
+            await send(server, changed(wire, nonce=f"{i:016d}"))
+        await send(server, message(server, "mine", None))
+        assert 1 <= len(expectation.rejections) <= response.MAX_REMEMBERED_REJECTIONS
+        assert not expectation.done
+        await send(server, wire)
+        await expectation.wait(Deadline(1))
+
+
+async def test_version_2_needs_a_kernel_with_a_secret(server, expect_log):
+    """A launch without a secret takes no version 2, whatever secret was used."""
+    with server.expect("plain") as expectation:
+        with expect_log("no secret"):
+            await send(server, message(server, "plain", "x"))
+        await send(server, message(server, "plain", None))
+        await expectation.wait(Deadline(1))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_version_0_is_an_option(allowed, expect_log):
+    """Version 0 is refused unless it was allowed, and then only where no later version is demanded."""
+    server = ResponseServer(ip="127.0.0.1", port=0, allow_v0=allowed)
+    await server.start()
+    try:
+        kernel_id = str(uuid.uuid4())
+        with server.expect(kernel_id) as expectation, expect_log("payload version 0"):
+            await send(server, legacy(INFO, kernel_id))
+            if allowed:
+                await expectation.wait(Deadline(1))
+                assert expectation.payload_version == 0
+            else:
+                await never(expectation)
+        demanding = server.expect(kernel_id, secret=SECRET, minimum_version=2)
+        with demanding as expectation, expect_log(REFUSED), expect_log("insecure", required=allowed):
+            await send(server, legacy(INFO, kernel_id))
+            await never(expectation)
+    finally:
+        await server.stop()
+
+
+async def test_expectation_is_removed_whatever_happens(server, expect_log):
+    """A failed launch leaves no entry: the kernel id can be used again, and its late report is refused."""
+    with pytest.raises(ZeroDivisionError), server.expect("failing", secret=SECRET) as expectation:
+        raise ZeroDivisionError
+    with expect_log("no kernel of this id"):
+        await send(server, message(server, "failing"))
+    with pytest.raises(KernelLaunchError, match="given up"):
+        await expectation.wait(Deadline(1))
+    with server.expect("failing") as again:
+        with pytest.raises(PayloadError, match="already"):
+            server.expect("failing")
+        expectation.close()  # a second time, late: it is not the new one's
+        await send(server, message(server, "failing", None))
+        await again.wait(Deadline(1))
+
+
+async def test_stop_ends_everything(server):
+    """Stopping closes connections that are open and wakes those who wait."""
+    reader, writer = await asyncio.open_connection(server.ip, server.port)
+    writer.write(b"half a mess")
+    await writer.drain()
+    waiting = asyncio.ensure_future(server.expect("waiting").wait(Deadline(30)))
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(server.stop(), 2)
+    with pytest.raises(KernelLaunchError, match="given up"):
+        await waiting
+    with pytest.raises(ConnectionError):
+        await reader.read()
+    writer.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(server.ip, server.port)
+
+
+@pytest.mark.parametrize("kind", ["silent", "slow", "garbage", "oversized", "forged"])
+async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expect_log):
+    """With 1,000 silent, slow, garbage, oversized or forged connections at it, the server takes a report at once."""
+    with loop_may_be_held("messages are made and sockets opened"):
+        wire = message(server, "real")
+        forged = message(server, "unreal", None)
+    data = {
+        "silent": b"",
+        "slow": b"x",
+        "garbage": b"\xff" * 3000,
+        "oversized": b"x" * (response.MAX_PAYLOAD_BYTES + 1),
+        "forged": forged,
+    }[kind]
+
+    def flood() -> list[socket.socket]:
+        opened = []
+        for _ in range(1000):
+            connection = socket.create_connection((server.ip, server.port), 5)
+            opened.append(connection)
+            try:
+                connection.sendall(data)
+                if kind in ("garbage", "forged"):
+                    connection.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # closed by the server already
+        return opened
+
+    refusals = expect_log(REFUSED, required=kind in ("garbage", "oversized", "forged"))
+    with server.expect("real", secret=SECRET, minimum_version=2) as expectation, refusals:
+        opened: list[socket.socket] = []
+        try:
+            flooding = asyncio.ensure_future(offload(flood))
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            await offload(_launcher["send_report"], (server.ip, server.port), wire)
+            await expectation.wait(Deadline(1))
+            assert time.monotonic() - started < 0.5
+            opened = await flooding
+            with server.expect("late", secret=SECRET) as late:
+                started = time.monotonic()
+                await send(server, message(server, "late"))
+                await late.wait(Deadline(1))
+                assert time.monotonic() - started < 0.5
+            assert len(server._connections) <= response.MAX_CONNECTIONS
+        finally:
+            for connection in opened:
+                connection.close()
+            await eventually(lambda: not server._connections and not any(server._queues))
+
+
+async def test_silent_connection_is_closed_in_time(server, monkeypatch):
+    """A connection that is not complete in time is closed, whether it was silent or slow."""
+    monkeypatch.setattr(response, "CONNECTION_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection(server.ip, server.port)
+    started = time.monotonic()
+    with pytest.raises(ConnectionError):
+        await reader.read()
+    assert time.monotonic() - started < 1
+    writer.close()
+
+
+async def test_warnings_are_bounded(server, expect_log):
+    """A flood of nonsense cannot fill the log: neither with many lines nor with long or forged ones."""
+    nonsense = changed(message(server, "x"), kernel_id="line\nERROR forged line " + "x" * 5000)
+    with expect_log(REFUSED) as records:
+        for _ in range(2 * response.MAX_WARNINGS_PER_MINUTE):
+            await send(server, nonsense)
+    assert len(records) == response.MAX_WARNINGS_PER_MINUTE
+    assert all(len(text := record.getMessage()) < 400 and "\n" not in text for record in records)
+
+
+async def test_port_retries():
+    """When the port is taken the next ones are tried; with none left the error says so."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = ResponseServer(ip="127.0.0.1", port=port, port_retries=20)
+        await server.start()
+        assert server.port != port
+        assert server.address == f"127.0.0.1:{server.port}"
+        await server.stop()
+        with pytest.raises(OSError, match="no free port"):
+            await ResponseServer(ip="127.0.0.1", port=port, port_retries=0).start()
+
+
+async def test_ipv6():
+    """With an IPv6 address launchers are told it in brackets, and reach the gateway there."""
+    server = ResponseServer(ip="::1", port=0)
+    await server.start()
+    try:
+        assert server.address == f"[::1]:{server.port}"
+        with server.expect("six", secret=SECRET) as expectation:
+            address = _launcher["parse_response_address"](server.address)
+            await offload(_launcher["send_report"], address, message(server, "six"))
+            await expectation.wait(Deadline(1))
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize(("ip", "told"), [("192.0.2.77", "192.0.2.77:{}"), ("2001:db8::7", "[2001:db8::7]:{}")])
+async def test_any_address(ip, told):
+    """Bound to any address, the server tells launchers one that may be another's, as behind a load balancer."""
+    server = ResponseServer(ip=ip, port=0, any_address=True)
+    await server.start()
+    try:
+        assert server.address == told.format(server.port)
+        with server.expect("any", secret=SECRET) as expectation:
+            await offload(_launcher["send_report"], ("127.0.0.1", server.port), message(server, "any"))
+            await expectation.wait(Deadline(1))
+    finally:
+        await server.stop()
+
+
+async def test_starting_twice_is_starting_once(server):
+    """A second start keeps port and key, which launchers have been told."""
+    before = (server.address, server.public_key)
+    await server.start()
+    assert (server.address, server.public_key) == before
+
+
+def test_keys_are_made_at_start():
+    """Before its start a server has no key and holds nothing."""
+    with pytest.raises(RuntimeError, match="not been started"):
+        ResponseServer(ip="127.0.0.1").public_key  # noqa: B018
