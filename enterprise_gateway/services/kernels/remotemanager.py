@@ -260,7 +260,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             context=zmq.Context.shadow(self.context),
             limits=ChannelLimits(
                 replay=options.replay_limit if self.buffer_offline_messages else 0,
-                queue=options.ws_queue_limit,
                 max_message=options.ws_max_message_size,
                 info_timeout=self.kernel_info_timeout,
                 allowed_message_types=frozenset(self.allowed_message_types),
