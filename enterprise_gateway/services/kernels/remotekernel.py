@@ -15,12 +15,8 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
-<<<<<<< HEAD
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
-=======
-from ...core.connection import ConnectionInfo
 from ...core.offload import offload
->>>>>>> ssh
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy
 from ..processproxies.shared import SharedResources, gateway_environment
