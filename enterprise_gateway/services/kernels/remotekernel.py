@@ -252,7 +252,7 @@ class RemoteKernelManager(AsyncKernelManager):
         self._connection_file_written = True
         launched_with = record.get("launch_args") or {}
         launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
-        if launched_with.get("path"):
+        if launched_with.get("path") is not None:
             launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
         self._launch_args = launch_args
         self._attempted_start = True

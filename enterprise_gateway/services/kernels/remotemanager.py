@@ -187,7 +187,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
-        cwd = {"cwd": self.cwd_for_path(path)} if path else {}
+        cwd = {"cwd": self.cwd_for_path(path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
         try:
             if self.records is not None:
