@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support.gateway import Gateway, running_gateway
+from tests.support.loops import crowded_machine
 from tests.support.tinyfarm import tiny_kernels
 
 CONFIG: dict[str, Any] = {
@@ -69,14 +70,16 @@ async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launche
 async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None:
     """Each is its own process, on ports of its own, and answers for itself."""
     async with running_gateway(config=CONFIG) as gateway:
-        began = time.monotonic()
-        ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
         code = "import json, os; print(json.dumps([os.environ['KERNEL_ID'], os.getpid()]))"
-        answers = [json.loads(text) for text in await asyncio.gather(*(use(gateway, i, code) for i in ids))]
-        print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
+        with crowded_machine(0.5, "two processors, and a hundred interpreters that start"):
+            began = time.monotonic()
+            ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
+            answers = [json.loads(text) for text in await asyncio.gather(*(use(gateway, i, code) for i in ids))]
+            print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
+            assert_no_port_is_used_twice(gateway, ids)
+            await asyncio.gather(*(gateway.call(f"/api/kernels/{i}", "DELETE", status=204) for i in ids))
         assert [kernel_id for kernel_id, _ in answers] == ids
         assert len({pid for _, pid in answers}) == 100
-        assert_no_port_is_used_twice(gateway, ids)
 
 
 async def test_no_more_than_max_kernels_start_however_many_ask(launches: Path) -> None:
