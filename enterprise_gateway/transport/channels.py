@@ -6,6 +6,7 @@ whose session asked; what nobody is there to take is kept for replay. Restarts r
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -66,6 +67,7 @@ class KernelChannels:
         "_clients",
         "_connection",
         "_is_dead",
+        "_is_flushing",
         "_last_cell",
         "_leaving",
         "_limits",
@@ -98,11 +100,12 @@ class KernelChannels:
         self._batch: list[KernelMessage] = []
         self._last_cell = b"{}"  # raw header of the request that was executed last
         self._is_dead = False
+        self._is_flushing = False
         self._connection = KernelConnection(
             context=context,
             limits=limits,
             on_message=self._on_message,
-            on_batch=self._flush,
+            on_batch=self._flush_soon,
             log=log,
             warnings=self._warnings,
         )
@@ -344,7 +347,14 @@ class KernelChannels:
             client.put(message)
         self._batch.append(message)
 
+    def _flush_soon(self) -> None:
+        """Flush after the other sockets that are readable now had their turn: one write for all of it."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def _flush(self) -> None:
+        self._is_flushing = False
         for client in self._clients:
             client.flush()
         for message in self._batch:

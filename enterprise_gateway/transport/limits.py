@@ -31,8 +31,6 @@ class ChannelLimits:
     ----------
     replay
         Output kept for one kernel's detached clients; 0 keeps nothing.
-    queue
-        What may wait for one slow websocket.
     pending
         What clients may have sent that the kernel has not taken.
     max_message
@@ -50,7 +48,6 @@ class ChannelLimits:
     """
 
     replay: int = 10 << 20
-    queue: int = 32 << 20
     pending: int = 32 << 20
     max_message: int = 100 << 20
     info_timeout: float = 60.0

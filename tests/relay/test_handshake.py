@@ -81,7 +81,7 @@ async def test_pings(relay):
     kernel_id, channels = await relay.add()
     keepalive = Keepalive(0.05)
     keepalive.timeout = 1.0
-    relay.configure(eg_keepalive=keepalive)
+    relay.configure(eg_keepalive=keepalive, ws_ping_interval=50)
     async with await relay.open(kernel_id, "lives") as lives:
         dead = await relay.open(kernel_id, "dead")
         await lives.pending(0.25)

@@ -175,11 +175,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
             self._launching[kernel_id] = launch
             try:
-                await launch
+                await launch  # when our caller is cancelled, because the client has gone away, so is the launch
             finally:
-                # Only reached early when our caller was cancelled: the client has gone away.
-                launch.cancel()
-                await asyncio.wait([launch])
                 del self._launching[kernel_id]
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
         return kernel_id
@@ -267,7 +264,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             context=zmq.Context.shadow(self.context),
             limits=ChannelLimits(
                 replay=options.replay_limit if self.buffer_offline_messages else 0,
-                queue=options.ws_queue_limit,
                 max_message=options.ws_max_message_size,
                 info_timeout=self.kernel_info_timeout,
                 allowed_message_types=frozenset(self.allowed_message_types),

@@ -965,7 +965,8 @@ class Reporter:
 
     def __call__(self, info: dict[str, Any]) -> None:
         """Send ``info`` with the launcher's own entries; raise LaunchError when nobody takes it."""
-        send_report(self._address, encode_payload(dict(info, **self._extra), self._public_key, self._secret))
+        secret, self._secret = self._secret, None  # not to be found by user code
+        send_report(self._address, encode_payload(dict(info, **self._extra), self._public_key, secret))
 
 
 def launch_kernel(options: argparse.Namespace, path: str, secret: bytes | None) -> None:
@@ -1030,10 +1031,9 @@ def main() -> None:
     try:
         if not hasattr(os, "fork"):
             raise LaunchError("a POSIX system is needed")
-        secret = take_secret()
         options = parse_arguments()
         path = connection_file_path(options)
-        (serve_other_kernel if options.listener_only else launch_kernel)(options, path, secret)
+        (serve_other_kernel if options.listener_only else launch_kernel)(options, path, take_secret())
     except LaunchError as error:
         fail(str(error), path)
     except Exception as error:
