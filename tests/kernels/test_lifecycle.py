@@ -47,10 +47,12 @@ async def state_of(gateway: Gateway, kernel_id: str, state: str) -> dict[str, An
         ({"interrupt_mode": "message"}, "while True: pass"),
         (
             {"env": {"EG_ALTERNATE_SIGINT": "SIGUSR2"}},
-            "import signal\n"
-            "signal.signal(signal.SIGUSR2, lambda *_: signal.default_int_handler(signal.SIGINT, None))\n"
-            "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-            "while True: pass",
+            (
+                "import signal\n"
+                "signal.signal(signal.SIGUSR2, lambda *_: signal.default_int_handler(signal.SIGINT, None))\n"
+                "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                "while True: pass"
+            ),
         ),
     ],
     ids=["message", "alternate-signal"],

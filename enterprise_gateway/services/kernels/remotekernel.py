@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import KernelProvisionerBase, KernelProvisionerFactory
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
@@ -208,7 +209,7 @@ class RemoteKernelManager(AsyncKernelManager):
     async def abandon(self) -> None:
         """Remove what a failed launch may have created."""
         self.shutting_down = True
-        steps = [self._async_kill_kernel, self._async_cleanup_resources]
+        steps: list[Callable[[], Awaitable[None]]] = [self._async_kill_kernel, self._async_cleanup_resources]
         if not self.restarting:  # else its clients are still to hear what became of it
             steps.append(self.close)
         for step in steps:
