@@ -49,7 +49,7 @@ class KernelRecords:
             kernel.kernel_id,
             "running",
             connection_info=kernel.get_connection_info(),
-            process_info=await kernel.adapter.get_provisioner_info(),
+            process_info=await kernel.process_info(),
         )
 
     async def restarting(self, kernel: RemoteKernelManager) -> None:

@@ -30,6 +30,7 @@ from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .restarter import KernelRestarter
+from .transitions import Transitions
 
 __all__ = [
     "RemoteKernelManager",
@@ -39,6 +40,8 @@ __all__ = [
     "import_item",
     "new_kernel_id",
 ]
+
+RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts under way
 
 
 class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
@@ -90,6 +93,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         )
         self.restarter = KernelRestarter(parent=self)
         self.culler = KernelCuller(self)
+        self.transitions = Transitions()
         self._launching: dict[str, asyncio.Task[Any]] = {}
 
     @observe("kernel_session_manager")
@@ -180,7 +184,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
-        cwd = {"cwd": self.cwd_for_path(path)} if path else {}
+        cwd = {"cwd": self.cwd_for_path(path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
         try:
             if self.records is not None:
@@ -344,20 +348,44 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     # --- interrupt, restart, shutdown
 
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
-        """Interrupt what a kernel executes."""
+        """Interrupt what a kernel executes.
+
+        Raises
+        ------
+        ConflictError
+            The kernel is dead, or is being restarted or stopped: it executes nothing.
+        """
         kernel = await self.find_kernel(kernel_id)
+        state = self.transitions.under_way(kernel_id)
+        if kernel.died_because and not state:
+            state = f"is dead ({kernel.died_because})"
+        if state or not kernel.has_kernel:
+            raise ConflictError(f"Kernel {kernel_id} cannot be interrupted: it {state or 'has no process'}.")
         await kernel.interrupt_kernel()
         self.log.info("Kernel interrupted: %s", kernel_id)
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
-        """Restart a kernel; done when its new process is launched."""
+        """Restart a kernel; done when its new process is launched, by this request or by an earlier one.
+
+        Raises
+        ------
+        ConflictError
+            The kernel is being shut down.
+        """
         kernel = await self.find_kernel(kernel_id)
-        self.restarter.forget(kernel)
-        await self.relaunch(kernel, now=now)
-        self.restarter.watch(kernel)
+        await self.transitions.restart(kernel_id, lambda: self._restart(kernel, now))
         self.log.info("Kernel restarted: %s", kernel_id)
 
+    async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
+        self.restarter.forget(kernel)
+        await self._relaunch(kernel, now=now or bool(kernel.died_because))
+        self.restarter.watch(kernel)
+
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        """Replace the process of a kernel that has died; called by the restarter."""
+        await self.transitions.restart(kernel.kernel_id, lambda: self._relaunch(kernel, now=now, newports=newports))
+
+    async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
         try:
             if self.records is not None:
@@ -365,7 +393,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await kernel.restart_kernel(now=now, newports=newports)
             if self.records is not None:
                 await self.records.running(kernel)
-        except BaseException as error:
+        except Exception as error:
             self.lose(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
@@ -389,15 +417,19 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 return
         kernel = await self.find_kernel(kernel_id)
         self.restarter.forget(kernel)
+        await self.transitions.stop(kernel_id, lambda: self._shut_down(kernel, now=now, restart=restart))
+        self.log.info("Kernel shut down: %s", kernel_id)
+
+    async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
+        self.restarter.forget(kernel)  # a restart that could not be given up any more has it watched again
         if self.records is not None:
             await self.records.stopping(kernel)
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
-            self.remove_kernel(kernel_id)
+            self.remove_kernel(kernel.kernel_id)
             if self.records is not None:
-                await self.records.gone(kernel_id)
-        self.log.info("Kernel shut down: %s", kernel_id)
+                await self.records.gone(kernel.kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
@@ -427,6 +459,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 launch.cancel()
             if self._launching:
                 await asyncio.wait(self._launching.values())
+            await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
             for kernel in list(self._kernels.values()):
                 self.restarter.forget(kernel)
                 if self.records is not None:

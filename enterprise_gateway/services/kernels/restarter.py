@@ -54,7 +54,7 @@ class KernelRestarter(LoggingConfigurable):
         restarts = 0
         alive_since = self.clock()
         while True:
-            exit_code = await kernel.adapter.wait_for_exit()
+            exit_code = await kernel.wait_for_exit()
             stable = self.clock() - alive_since >= self.stable_start_time
             restarts = 1 if stable else restarts + 1
             reason = describe_exit(exit_code)

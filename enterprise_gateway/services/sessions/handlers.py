@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from tornado import web
@@ -103,7 +104,8 @@ class SessionHandler(SessionRequests):
         replaced = session.kernel_id
         if kernel_id is not None and kernel_id != replaced:
             session.kernel_id = kernel_id
-            await self.kernel_manager.shutdown_kernel(replaced)
+            with suppress(NotFoundError):  # somebody else has stopped it
+                await self.kernel_manager.shutdown_kernel(replaced)
         self.finish_json(self.session_manager.model(session))
 
     async def _replacement_kernel(self, body: dict[str, Any], path: str) -> str | None:
