@@ -344,6 +344,7 @@ def opened(gateway: Gateway, count: int, spec: str = "tiny", limit: float = 60) 
     end = time.monotonic() + limit
     sockets: list[WebSocket] = []
     failures: list[str] = []
+    usable: list[int] = []
 
     def one(number: int) -> None:
         if failures:
@@ -355,8 +356,9 @@ def opened(gateway: Gateway, count: int, spec: str = "tiny", limit: float = 60) 
             ws = WebSocket(gateway.port, kernel_id, v1=True)
             sockets.append(ws)
             ws.execute()
+            usable.append(number)
         except (RequestError, OSError) as error:
-            failures.append(f"kernel {len(sockets) + 1} of {count}: {error or type(error).__name__}")
+            failures.append(f"with {len(usable)} of {count} kernels in use: {error or type(error).__name__}")
 
     try:
         with ThreadPoolExecutor(8) as pool:

@@ -70,6 +70,21 @@ def notifier(sock: zmq.Socket[bytes]) -> int:
     return cast(int, sock.getsockopt(zmq.FD))
 
 
+def bind_patiently(sock: zmq.Socket[bytes], address: str) -> None:
+    """Bind, and try again for half a second: on a busy machine something else may hold the port for a moment."""
+    for attempt in range(25):
+        try:
+            sock.bind(address)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or attempt == 24:
+                raise
+            time.sleep(0.02)
+        else:
+            if attempt:
+                print(f"tinykernel: {address} was free at attempt {attempt + 1}", file=sys.stderr, flush=True)
+            return
+
+
 class TinyKernel:
     """The five sockets of one kernel, and the comm port of a remote one."""
 
@@ -102,7 +117,7 @@ class TinyKernel:
         self.sockets.append(sock)
         sock.linger = 0
         sock.sndhwm = sock.rcvhwm = 0
-        sock.bind(f"tcp://127.0.0.1:{info.get(name) or '*'}")
+        bind_patiently(sock, f"tcp://127.0.0.1:{info.get(name) or '*'}")
         endpoint = cast(bytes, sock.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0")
         self.ports[name] = int(endpoint.rsplit(b":", 1)[1])
         return sock

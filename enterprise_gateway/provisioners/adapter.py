@@ -91,6 +91,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             self._ports = proxy.select_ports(len(CHANNELS))
             for name, port in zip(CHANNELS, self._ports, strict=True):
                 setattr(manager, name, port)
+            # Else a file with the ports of an earlier launch would stay, until after this one.
+            manager.cleanup_connection_file()
         manager.provide_curve_keys()
         await offload(manager.write_connection_file)
 

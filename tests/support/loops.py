@@ -272,3 +272,18 @@ async def _tasks_that_stay() -> list[asyncio.Task[Any]]:
 
 async def _settle(tasks: list[asyncio.Task[Any]]) -> None:
     await asyncio.wait(tasks, timeout=_GRACE_SECONDS)
+
+
+@contextlib.contextmanager
+def crowded_machine(limit_seconds: float, reason: str) -> Iterator[None]:
+    """Allow every turn of the running loop this long: a process that is being made keeps the interpreter lock.
+
+    It does so until it gets a processor of its own; with a hundred others starting, that takes its time.
+    """
+    assert reason
+    selector = _selector_of(asyncio.get_running_loop())
+    before, selector.limit_seconds = selector.limit_seconds, limit_seconds
+    try:
+        yield
+    finally:
+        selector.limit_seconds = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from typing import Any
 
@@ -58,3 +59,30 @@ class ThirdPartyProxy(BaseProcessProxyABC):
             self.local_proc.kill()
             self.local_proc.wait()
         return None
+
+
+class OldStyleProxy(ThirdPartyProxy):
+    """Reads what version 3 offered to back ends, and tells its kernel of it."""
+
+    def __init__(self, kernel_manager: Any, proxy_config: dict[str, Any]) -> None:
+        super().__init__(kernel_manager=kernel_manager, proxy_config=proxy_config)
+        self.seen = {
+            "port_range": kernel_manager.port_range,
+            "impersonation_enabled": kernel_manager.impersonation_enabled,
+            "response_address": kernel_manager.response_address,
+            "public_key": kernel_manager.public_key,
+            "authorized_users": sorted(kernel_manager.authorized_users),
+            "unauthorized_users": sorted(kernel_manager.unauthorized_users),
+            "connection_file": kernel_manager.connection_file,
+            "kernel_id": kernel_manager.kernel_id,
+            "spec_name": kernel_manager.kernel_spec.display_name,
+            "max_kernels": kernel_manager.max_kernels,
+            "ports": [self.lower_port, self.upper_port],
+            "launch_timeout": self.kernel_launch_timeout,
+        }
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Put what was seen, and the captured headers, into the environment."""
+        kwargs["env"]["SEEN"] = json.dumps(self.seen)
+        kwargs["env"]["HEADERS"] = json.dumps(kwargs["kernel_headers"])
+        await super().launch_process(kernel_cmd, **kwargs)

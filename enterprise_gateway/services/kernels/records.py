@@ -60,7 +60,7 @@ class KernelRecords:
             kernel.kernel_id,
             "running",
             connection_info=kernel.get_connection_info(),
-            process_info=await kernel.adapter.get_provisioner_info(),
+            process_info=await kernel.process_info(),
         )
         record = await self._store.fetch_session(str(kernel.kernel_id)) if self._replicas is not None else None
         kernel.reached_as = reached_as(record) if record is not None else ""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Unicode
 
 from ...config import EnterpriseGatewayConfigMixin
+from ...core import envvars, kernelenv
+from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
+from ...core.errors import KernelLaunchError
 from ...core.offload import offload
 from ...provisioners.adapter import ProcessProxyProvisioner
-from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy
+from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy, gateway_user
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -73,12 +78,6 @@ class RemoteKernelManager(AsyncKernelManager):
         spec = self.kernel_spec
         assert spec is not None  # it was found before the manager was made
         return spec
-
-    @property
-    def adapter(self) -> ProcessProxyProvisioner:
-        """The kernel's provisioner, where it is ours; only kernels of process proxies are recorded and watched."""
-        assert isinstance(self.provisioner, ProcessProxyProvisioner)
-        return self.provisioner
 
     @property
     def resources(self) -> SharedResources:
@@ -136,12 +135,57 @@ class RemoteKernelManager(AsyncKernelManager):
             self.kernel_id = kwargs.pop("kernel_id", None) or str(uuid.uuid4())
         kwargs.pop("kernel_id", None)
         spec = self.spec
-        if self.provisioner is None and not spec.metadata.get("kernel_provisioner"):
-            self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
+        if self.provisioner is None:
+            self.provisioner = await self._make_provisioner(spec)
         if not isinstance(getattr(self.parent, "resources", None), SharedResources) and kwargs.get("env") is None:
             env = gateway_environment()
             kwargs["env"] = {name: value for name, value in env.items() if name.startswith("KERNEL_")}
-        return await super()._async_pre_start_kernel(**kwargs)
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            return await super()._async_pre_start_kernel(**kwargs)
+        prepared = await super()._async_pre_start_kernel(**self._arguments_of_foreign_launch(spec, kwargs))
+        self._launch_args = kwargs  # a restart begins with what the request said
+        return prepared
+
+    async def _make_provisioner(self, spec: KernelSpec) -> KernelProvisionerBase:
+        """Return the adapter to the kernel's process proxy, or the provisioner that its kernelspec names.
+
+        Raises
+        ------
+        KernelLaunchError
+            No such provisioner is installed.
+        """
+        if not spec.metadata.get("kernel_provisioner"):
+            return ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
+        try:
+            # In a thread: the first of them reads what all installed packages offer.
+            factory = await offload(KernelProvisionerFactory.instance, parent=self.parent)
+            return await offload(factory.create_provisioner_instance, self.kernel_id, spec, parent=self)
+        except ModuleNotFoundError as error:
+            raise KernelLaunchError(f"Kernelspec {self.kernel_name!r} cannot be used: {error}") from error
+
+    def _arguments_of_foreign_launch(self, spec: KernelSpec, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Apply the gateway's rules for users and environments to a launch by a provisioner that is not ours."""
+        client = kwargs.get("env") or {}
+        username = client.get("KERNEL_USERNAME") or gateway_user()
+        config = spec.metadata["kernel_provisioner"].get("config") or {}
+        rules = UserRules.for_spec(config, self.authorized_users, self.unauthorized_users)
+        rules.check_launch(username, spec.display_name)
+        env = kernelenv.build(
+            process=gateway_environment(),
+            client=client,
+            spec=spec.env,
+            client_envs=self.client_envs,
+            inherited_envs=self.inherited_envs,
+        )
+        kernelenv.finish(
+            env,
+            kernel_id=self.kernel_id,
+            language=spec.language,
+            impersonation_enabled=self.impersonation_enabled,
+            username=username,
+        )
+        others = {name: value for name, value in kwargs.items() if name != "kernel_headers"}
+        return {**others, "env": env}
 
     def _reconcile_connection_info(self, info: KernelConnectionInfo) -> None:
         """Take over what a launcher reported, without the file that jupyter_client would write on the loop.
@@ -166,7 +210,10 @@ class RemoteKernelManager(AsyncKernelManager):
     async def abandon(self) -> None:
         """Remove what a failed launch may have created."""
         self.shutting_down = True
-        for step in (self._async_kill_kernel, self._async_cleanup_resources, self.close):
+        steps: list[Callable[[], Awaitable[None]]] = [self._async_kill_kernel, self._async_cleanup_resources]
+        if not self.restarting:  # else its clients are still to hear what became of it
+            steps.append(self.close)
+        for step in steps:
             try:
                 await step()
             except Exception as error:  # noqa: BLE001
@@ -191,9 +238,14 @@ class RemoteKernelManager(AsyncKernelManager):
 
     # --- taking over a kernel of an earlier gateway
 
+    async def process_info(self) -> dict[str, Any]:
+        """Return what is put on record of the kernel's process."""
+        assert self.provisioner is not None
+        return await self.provisioner.get_provisioner_info()
+
     async def load_process(self, process_info: dict[str, Any]) -> None:
         """Attach to the process that a record describes; it may turn out to be gone."""
-        self.provisioner = ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+        self.provisioner = await self._make_provisioner(self.spec)
         await self.provisioner.load_provisioner_info(process_info)
 
     def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
@@ -202,17 +254,22 @@ class RemoteKernelManager(AsyncKernelManager):
         self._connection_file_written = True
         launched_with = record.get("launch_args") or {}
         launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
-        if launched_with.get("path"):
+        if launched_with.get("path") is not None:
             launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
         self._launch_args = launch_args
         self._attempted_start = True
         self.ready.set_result(None)
+        self.claim_ports()
+
+    def claim_ports(self) -> None:
+        """Keep the ports of a kernel that was taken over from being given to another one."""
         if isinstance(self.provisioner, ProcessProxyProvisioner):
             self.provisioner.claim_ports()
 
     async def remove_leftovers(self) -> None:
         """Remove what an interrupted start, restart or stop has left of the kernel."""
-        await self.adapter.remove_leftovers()
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            await self.provisioner.remove_leftovers()
         await self.abandon()
 
     # --- interrupt, shutdown, restart
@@ -257,11 +314,19 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_wait(self, pollinterval: float = 0.1) -> None:
         """Wait for the kernel's end: an event where the back end has one."""
-        wait_for_exit = getattr(self.provisioner, "wait_for_exit", None)
-        if wait_for_exit is not None:
-            await wait_for_exit()
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            await self.provisioner.wait_for_exit()
         else:
             await super()._async_wait(pollinterval)
+
+    async def wait_for_exit(self) -> int | None:
+        """Wait until the kernel has ended of its own; return its exit code, None when it is not known."""
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            return await self.provisioner.wait_for_exit()
+        assert self.provisioner is not None
+        while (exit_code := await self.provisioner.poll()) is None:
+            await asyncio.sleep(envvars.EG_POLL_INTERVAL())
+        return exit_code
 
     async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Stop the kernel; after it nothing of it is left, unless it is about to be restarted."""
@@ -308,9 +373,18 @@ class RemoteKernelManager(AsyncKernelManager):
     async def forget(self) -> None:
         """Release what this gateway has of a kernel that another one has removed."""
         self._close_control_socket()
-        await self.adapter.cleanup()
+        assert self.provisioner is not None
+        await self.provisioner.cleanup()
         await offload(self.cleanup_connection_file)
         await self.close()
+
+    async def give_up_process(self) -> None:
+        """Let another object of this gateway stand for the kernel, whose process lives on or was replaced."""
+        self.channels = None
+        self._close_control_socket()
+        self.leave_connection_file()
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            await self.provisioner.let_go()
 
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""

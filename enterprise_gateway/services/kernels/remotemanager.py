@@ -34,6 +34,7 @@ from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .replicas import Replicas
 from .restarter import KernelRestarter
+from .transitions import Transitions
 
 __all__ = [
     "RemoteKernelManager",
@@ -43,6 +44,8 @@ __all__ = [
     "import_item",
     "new_kernel_id",
 ]
+
+RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts under way
 
 
 STORE_PATIENCE_SECONDS = 30.0
@@ -98,6 +101,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         )
         self.restarter = KernelRestarter(parent=self)
         self.culler = KernelCuller(self)
+        self.transitions = Transitions()
         self._launching: dict[str, asyncio.Task[Any]] = {}
 
     @observe("kernel_session_manager")
@@ -224,7 +228,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
-        cwd = {"cwd": self.cwd_for_path(path)} if path else {}
+        cwd = {"cwd": self.cwd_for_path(path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
         if self.replicas is not None:
             await self.replicas.claim_new(str(kernel.kernel_id))
@@ -409,23 +413,45 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     # --- interrupt, restart, shutdown
 
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
-        """Interrupt what a kernel executes."""
+        """Interrupt what a kernel executes.
+
+        Raises
+        ------
+        ConflictError
+            The kernel is dead, or is being restarted or stopped: it executes nothing.
+        """
         kernel = await self.find_kernel(kernel_id)
+        state = self.transitions.under_way(kernel_id)
+        if kernel.died_because and not state:
+            state = f"is dead ({kernel.died_because})"
+        if state or not kernel.has_kernel:
+            raise ConflictError(f"Kernel {kernel_id} cannot be interrupted: it {state or 'has no process'}.")
         await kernel.interrupt_kernel()
         self.log.info("Kernel interrupted: %s", kernel_id)
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
-        """Restart a kernel; done when its new process is launched."""
-        kernel = await self._begin(kernel_id, KernelRecords.restarting)
-        self.restarter.forget(kernel)
-        try:
-            await self._replace(kernel, now=now)
-        finally:
-            if self._kernels.get(kernel_id) is kernel and not kernel.died_because:
-                self.restarter.watch(kernel)
+        """Restart a kernel; done when its new process is launched, by this request or by an earlier one.
+
+        Raises
+        ------
+        ConflictError
+            The kernel is being shut down.
+        """
+        kernel = await self.find_kernel(kernel_id)
+        await self.transitions.restart(kernel_id, lambda: self._restart(kernel, now))
         self.log.info("Kernel restarted: %s", kernel_id)
 
+    async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
+        kernel = await self._begin(kernel, KernelRecords.restarting)
+        self.restarter.forget(kernel)
+        await self._replace(kernel, now=now or bool(kernel.died_because))
+        self.restarter.watch(kernel)
+
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        """Replace the process of a kernel that has died; called by the restarter."""
+        await self.transitions.restart(kernel.kernel_id, lambda: self._relaunch(kernel, now=now, newports=newports))
+
+    async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
         if self.records is not None:
             await self.records.restarting(kernel)
@@ -441,18 +467,17 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.remove_kernel(str(kernel.kernel_id))
             await kernel.abandon()
             raise
-        except BaseException as error:
+        except Exception as error:
             self.lose(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
 
     async def _begin(
-        self, kernel_id: str, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
+        self, kernel: RemoteKernelManager, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
     ) -> RemoteKernelManager:
         """Record what a client wants done with a kernel, when no other gateway is at it any more; return the kernel."""
-        kernel = await self.find_kernel(kernel_id)
         if self.replicas is not None:
-            return await self.replicas.begin(kernel_id, record)
+            return await self.replicas.begin(str(kernel.kernel_id), record)
         if self.records is not None:
             await record(self.records, kernel)
         return kernel
@@ -474,15 +499,19 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await asyncio.wait([launch])
             if kernel_id not in self:
                 return
-        kernel = await self._begin(kernel_id, KernelRecords.stopping)
-        self.restarter.forget(kernel)
+        kernel = await self.find_kernel(kernel_id)
+        await self.transitions.stop(kernel_id, lambda: self._shut_down(kernel, now=now, restart=restart))
+        self.log.info("Kernel shut down: %s", kernel_id)
+
+    async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
+        kernel = await self._begin(kernel, KernelRecords.stopping)
+        self.restarter.forget(kernel)  # a restart that could not be given up any more has it watched again
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
-            self.remove_kernel(kernel_id)
+            self.remove_kernel(kernel.kernel_id)
             if self.records is not None:
-                await self.records.gone(kernel_id)
-        self.log.info("Kernel shut down: %s", kernel_id)
+                await self.records.gone(kernel.kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
@@ -518,6 +547,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 launch.cancel()
             if self._launching:
                 await asyncio.wait(self._launching.values())
+            await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
             for kernel in list(self._kernels.values()):
                 self.restarter.forget(kernel)
                 if self.records is not None:

@@ -318,7 +318,7 @@ class Replicas:
             kernel = await self._records.load(record)
             is_alive = await kernel.is_alive()
             if not is_alive and not self.is_dead_elsewhere(kernel_id):
-                await kernel.adapter.let_go()
+                await kernel.give_up_process()
                 raise NotFoundError("its process is gone")
             if attached is not None:
                 await self._reattach(attached, kernel)
@@ -336,10 +336,8 @@ class Replicas:
         assert channels is not None  # it is in the table
         if channels.execution_state != "restarting":
             channels.announce_state("restarting")
-        former.channels = None
-        former.leave_connection_file()
-        await former.adapter.let_go()
-        kernel.adapter.claim_ports()  # they may be the same ones
+        await former.give_up_process()
+        kernel.claim_ports()  # they may be the same ones
         kernel.channels = channels
         manager._kernels[kernel_id] = kernel
         channels.connect(kernel.connection())

@@ -55,7 +55,7 @@ class KernelRestarter(LoggingConfigurable):
         restarts = 0
         alive_since = self.clock()
         while True:
-            exit_code = await kernel.adapter.wait_for_exit()
+            exit_code = await kernel.wait_for_exit()
             if not await self.parent.in_charge_of_dead(kernel):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time

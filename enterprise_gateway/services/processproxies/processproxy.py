@@ -11,6 +11,7 @@ inherited ones do not do. Everything else - time-outs, users, ports, responses -
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pwd
 import secrets
@@ -525,10 +526,16 @@ def kernel_id_of(connection_file: str) -> str:
 
 def gateway_user() -> str:
     """Return the name of the operating-system user that the gateway runs as."""
+    return _user_name(os.getuid())
+
+
+@functools.cache
+def _user_name(uid: int) -> str:
+    """Return a user's name; kept, for a directory service may take its time to tell it."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(uid)
 
 
 def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyABC:

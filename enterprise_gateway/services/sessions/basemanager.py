@@ -354,7 +354,8 @@ class KernelSessionManager(LoggingConfigurable):
         # Copied: what the caller changes later belongs to a later phase.
         record.update(as_loaded({"": {name: value for name, value in given.items() if value is not None}})[""])
         record.update(as_stored({"": extra or {}})[""])
-        record.setdefault("username", self.get_kernel_username(**record["launch_args"]))
+        if "username" not in record:
+            record["username"] = self.get_kernel_username(**record["launch_args"])
         record.update(kernel_id=kernel_id, state=phase, saved_at=time.time(), schema_version=SCHEMA_VERSION)
         self._table[kernel_id] = record  # replaced, never changed: threads may be reading the former one
         self._own.add(kernel_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from tornado import web
@@ -105,7 +106,8 @@ class SessionHandler(SessionRequests):
             session.kernel_id = kernel_id
         await self.session_manager.save_session(session)
         if session.kernel_id != replaced:
-            await self.kernel_manager.shutdown_kernel(replaced)
+            with suppress(NotFoundError):  # somebody else has stopped it
+                await self.kernel_manager.shutdown_kernel(replaced)
         self.finish_json(await self.session_manager.model(session))
 
     async def _replacement_kernel(self, body: dict[str, Any], path: str) -> str | None:

@@ -1,0 +1,155 @@
+"""What a start request, a kernelspec and a back end of version 3 can rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.test_contract import nothing_left
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.kernelspecs import PYTHON_ARGV, write_kernelspec
+
+CONFIG: dict[str, Any] = {
+    "EnterpriseGatewayApp": {"list_kernels": True},
+    "RemoteKernelManager": {"shutdown_wait_time": 2},
+}
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Path:
+    """The kernelspec ``witness``, whose kernel writes its directory and environment down; the directory of that."""
+    command = 'env -0 > "$0/env.part"; pwd > "$0/cwd"; mv "$0/env.part" "$0/env"; exec sleep 1000'
+    write_kernelspec("witness", argv=["sh", "-c", command, str(tmp_path)])
+    return tmp_path
+
+
+async def witnessed(gateway: Gateway, witness: Path, **body: Any) -> tuple[str, dict[str, str]]:
+    """Start and stop the witness; return its working directory and its environment."""
+    headers = body.pop("headers", {})
+    answer = await gateway.call("/api/kernels", "POST", {"name": "witness", **body}, status=201, headers=headers)
+    while not (witness / "env").exists():
+        await asyncio.sleep(0.01)
+    await gateway.call(f"/api/kernels/{answer['id']}", "DELETE", status=204)
+    entries = (witness / "env").read_text().rstrip("\0").split("\0")
+    (witness / "env").unlink()
+    return (witness / "cwd").read_text().strip(), dict(entry.split("=", 1) for entry in entries)
+
+
+async def test_a_start_without_a_name_starts_the_default_kernel(witness: Path) -> None:
+    """default_kernel_name is taken when the request names none, also after it was changed."""
+    async with running_gateway(config={"EnterpriseGatewayApp": {"default_kernel_name": "witness"}}) as gateway:
+        for body in ({}, {"name": None}, None):
+            model = await gateway.call("/api/kernels", "POST", body, status=201)
+            assert model["name"] == "witness"
+            await gateway.call(f"/api/kernels/{model['id']}", "DELETE", status=204)
+
+
+async def test_a_path_is_the_working_directory_within_the_root(witness: Path) -> None:
+    """The nearest directory of the path that exists below root_dir is taken, and none outside of it."""
+    root = witness / "root"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "deep" / "book.ipynb").touch()
+    (root / "way-out").symlink_to("/etc")
+    config = {**CONFIG, "RemoteMappingKernelManager": {"root_dir": str(root)}}
+    async with running_gateway(config=config) as gateway:
+        for path, expected in [
+            ("deep/er", root / "deep" / "er"),
+            ("/deep/er", root / "deep" / "er"),
+            ("deep/book.ipynb", root / "deep"),
+            ("deep/not/there", root / "deep"),
+            ("", root),
+            ("../../etc", root),
+            ("/etc", root),
+            ("deep/../../..", root),
+            ("way-out", root),
+            ("way-out/ssl", root),
+        ]:
+            cwd, _ = await witnessed(gateway, witness, path=path)
+            assert cwd == str(expected), path
+
+
+async def test_captured_headers_reach_the_back_end(tmp_path: Path, witness: Path) -> None:
+    """Headers that kernel_headers names are handed to launch_process, in its spelling, and no others."""
+    argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]
+    stanza = {"class_name": "tests.support.proxies.OldStyleProxy"}
+    write_kernelspec("witness", argv=argv, metadata={"process_proxy": stanza})
+    config = {**CONFIG, "EnterpriseGatewayApp": {"kernel_headers": ["X-Trace"]}}
+    async with running_gateway(config=config) as gateway:
+        headers = {"x-trace": "42", "X-Other": "1"}
+        _, environment = await witnessed(gateway, witness, headers=headers)
+        assert json.loads(environment["HEADERS"]) == {"X-Trace": "42"}
+
+
+async def test_a_back_end_of_version_3_finds_what_it_read_there(witness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options, addresses, ports and identity stand where version 3 had them, on the kernel manager and the base."""
+    argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]
+    config = {"port_range": "20000..30000", "launch_timeout": 17, "authorized_users": "alice,bob"}
+    stanza = {"class_name": "tests.support.proxies.OldStyleProxy", "config": config}
+    write_kernelspec("witness", argv=argv, metadata={"process_proxy": stanza}, display_name="Witness")
+    options = {"impersonation_enabled": True, "port_range": "40000..50000", "max_kernels": 7}
+    async with running_gateway(config={**CONFIG, "EnterpriseGatewayApp": options}) as gateway:
+        _, environment = await witnessed(gateway, witness, env={"KERNEL_USERNAME": "bob"})
+    seen = json.loads(environment["SEEN"])
+    assert seen["port_range"] == "40000..50000"
+    assert seen["ports"] == [20000, 30000]
+    assert seen["impersonation_enabled"] is True
+    assert seen["max_kernels"] == 7
+    assert seen["launch_timeout"] == 17
+    assert seen["spec_name"] == "Witness"
+    assert (seen["response_address"], seen["public_key"]) == ("", "")
+    assert seen["connection_file"].endswith(f"kernel-{environment['KERNEL_ID']}.json")
+    assert seen["kernel_id"] == environment["KERNEL_ID"]
+
+
+async def test_a_provisioner_that_a_kernelspec_names_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jupyter_client's local-provisioner: start, run, interrupt, restart, notice a death and stop."""
+    monkeypatch.setenv("CLOUD_CREDENTIAL", "secret")
+    metadata = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    write_kernelspec("provisioned", argv=PYTHON_ARGV, metadata=metadata)
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await gateway.start_kernel("provisioned", env={"KERNEL_USERNAME": "ada"})
+        websocket = await gateway.websocket(kernel_id)
+        text, _ = await websocket.execute("import json, os; print(json.dumps(dict(os.environ)))")
+        environment = json.loads(text)
+        assert (environment["KERNEL_USERNAME"], environment["KERNEL_ID"]) == ("ada", kernel_id)
+        assert "CLOUD_CREDENTIAL" not in environment
+        loop = asyncio.create_task(websocket.execute("while True: pass"))
+        await asyncio.sleep(0.7)
+        await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", {}, status=204)
+        assert (await loop)[1]["ename"] == "KeyboardInterrupt"
+        await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST", {})
+        assert (await websocket.execute("import os; 'json' in globals()"))[0] == "False"
+        assert (await websocket.execute("os.environ['KERNEL_USERNAME']"))[0] == "'ada'"
+        await websocket.send("execute_request", {"code": "os._exit(7)", "silent": False})
+        states = []
+        while "restarting" not in states:
+            states.append((await websocket.receive_until("status"))[-1]["content"]["execution_state"])
+        assert (await websocket.execute("6 * 7"))[0] == "42"
+        await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+        await nothing_left(kernel_id)
+        assert not list(Path(gateway.app.runtime_dir).glob("kernel-*"))
+
+
+async def test_the_rules_for_users_hold_for_provisioners_too() -> None:
+    """A user who may not start kernels does not come in by this door."""
+    metadata = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    write_kernelspec("provisioned", metadata=metadata)
+    config = {"EnterpriseGatewayApp": {"unauthorized_users": ["mallory"], "list_kernels": True}}
+    async with running_gateway(config=config) as gateway:
+        body = {"name": "provisioned", "env": {"KERNEL_USERNAME": "mallory"}}
+        answer = await gateway.call("/api/kernels", "POST", body, status=403)
+        assert "User 'mallory' is not authorized" in answer["reason"]
+        assert await gateway.call("/api/kernels") == []
+
+
+async def test_a_kernelspec_whose_provisioner_is_not_installed_cannot_be_started() -> None:
+    """It is 404 like a kernelspec that is not there, as in jupyter_client; the log says which provisioner is missing."""
+    write_kernelspec("provisioned", metadata={"kernel_provisioner": {"provisioner_name": "no-such-provisioner"}})
+    async with running_gateway(config=CONFIG) as gateway:
+        answer = await gateway.call("/api/kernels", "POST", {"name": "provisioned"}, status=404)
+        assert "No kernelspec named 'provisioned'" in answer["message"]
