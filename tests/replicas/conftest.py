@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tornado.httpclient import HTTPClientError
 
 from tests.clusters.haproxy import free_ports, haproxy
 from tests.clusters.postgres import PostgresServer, running_postgres
@@ -30,6 +31,17 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 1
         assert time.monotonic() < end, f"it did not happen within {seconds} s"
         await asyncio.sleep(0.1)
     return result
+
+
+async def reconnected(client: Client, kernel_id: str, session_id: str) -> KernelSocket:
+    """Open a websocket as soon as a replica takes it; until then the proxy answers that none is there."""
+    while True:
+        try:
+            return await client.websocket(kernel_id, session_id)
+        except HTTPClientError as error:
+            if error.code not in {502, 503}:
+                raise
+            await asyncio.sleep(0.05)
 
 
 async def _closed(socket: KernelSocket) -> None:
