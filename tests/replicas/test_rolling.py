@@ -29,7 +29,7 @@ class Notebook:
         value = 0
         while not until.is_set():
             try:
-                text, reply = await socket.execute("x = globals().get('x', 0) + 1; x", timeout=20)
+                text, reply = await socket.execute("x = globals().get('x', 0) + 1; print(x)", timeout=20)
             except (AssertionError, WebSocketClosedError):
                 self.cut += 1  # the client was told: it does not know whether its last cell was executed
                 socket = await reconnected(self.client, self.kernel_id, socket.session_id)
