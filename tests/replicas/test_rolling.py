@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 
@@ -57,7 +58,7 @@ class Requests:
             kernels = await self.client.fetch("/api/kernels")
             self.answers["GET", kernels.code] += 1
             if kernels.code == 200:
-                assert set(self.kernel_ids) <= {kernel["id"] for kernel in await self.client.call("/api/kernels")}
+                assert set(self.kernel_ids) <= {kernel["id"] for kernel in json.loads(kernels.body)}
             for kernel_id in self.kernel_ids:
                 answer = await self.client.fetch(f"/api/kernels/{kernel_id}")
                 self.answers["GET", answer.code] += 1

@@ -12,8 +12,7 @@ from jupyter_core.paths import jupyter_data_dir
 from traitlets import Float, Unicode, default
 
 from enterprise_gateway.core import envvars
-from enterprise_gateway.core.errors import LeaseLostError
-from enterprise_gateway.core.errors import StoreUnavailableError
+from enterprise_gateway.core.errors import LeaseLostError, StoreUnavailableError
 
 from .basemanager import KernelSessionManager
 from .secretfiles import read_secret_file
