@@ -4,7 +4,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=$1 file=$(readlink -f "$2")
 work=$(mktemp -d)
-trap 'kill "${gateway:-}" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'kill $(jobs -pr) 2>/dev/null || true; rm -rf "$work"' EXIT
 
 bash "$here/make-venv.sh" "$work/venv" "$python"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$file" ipykernel
@@ -15,6 +15,5 @@ cd "$work" # away from the sources
 [ -f "$work/venv/share/jupyter/kernels/python_distributed/scripts/launch_ipykernel.py" ]
 port=$("$work/venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 "$work/venv/bin/jupyter-enterprisegateway" --port="$port" --port_retries=0 &
-gateway=$!
 "$work/venv/bin/python" check_gateway.py "http://127.0.0.1:$port"
 echo "$(basename "$file") works"

@@ -9,6 +9,7 @@ import inspect
 import os
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE_SECONDS = 30
 _DEAD_PEER_SECONDS = 20
+_IDLE_SECONDS = 5.0  # paramiko's reading thread would wake up ten times a second; hang_up() does not wait for it
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def connect(host: str, user: str, settings: SSHSettings, deadline: Deadline) -> 
         )
     except BaseException as error:
         translated = _translate(error, client, host, user)
+        if (transport := client.get_transport()) is not None:
+            hang_up(transport)
         client.close()
         sock.close()
         if translated is error:
@@ -101,6 +105,14 @@ def transport_of(client: paramiko.SSHClient) -> paramiko.Transport:
     transport = client.get_transport()
     assert transport is not None, "a connected client has a transport"
     return transport
+
+
+def hang_up(transport: paramiko.Transport) -> None:
+    """End a connection at once, whatever state it is in; its channels are closed."""
+    with suppress(OSError):
+        transport.sock.shutdown(socket.SHUT_RDWR)
+    transport.join(1.0)  # its thread sees the end; closing the socket under it would have it wait for the next time-out
+    transport.close()
 
 
 def _dial(host: str, port: int, seconds: float) -> socket.socket:
@@ -131,6 +143,7 @@ def _transport_factory(sock: socket.socket, **options: Any) -> paramiko.Transpor
     import paramiko
 
     transport = paramiko.Transport(sock, **options)
+    sock.settimeout(_IDLE_SECONDS)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
     return transport

@@ -18,7 +18,7 @@ from ..core import envvars
 from ..core.deadline import Deadline
 from ..core.errors import HostUnreachableError, KernelLaunchError
 from . import shell_scripts
-from .ssh_connect import SSHSettings, connect, transport_of
+from .ssh_connect import SSHSettings, connect, hang_up, transport_of
 
 if TYPE_CHECKING:
     import paramiko
@@ -201,6 +201,7 @@ class SSHShell:
         """Drop the connection; the next call makes a new one."""
         client, self._client = self._client, None
         if client is not None:
+            hang_up(transport_of(client))
             client.close()
 
     def close(self) -> None:
@@ -248,7 +249,7 @@ class SSHShell:
                 if transport.is_active() and "Timeout" not in str(error):
                     raise paramiko.ChannelException(2, "open failed") from error
                 # The answer did not come, or the connection ended: either way nothing was started on it.
-                transport.close()
+                hang_up(transport)
                 if attempt == 2:
                     raise HostUnreachableError(f"{self.host}: the connection broke") from error
         raise AssertionError("unreachable")

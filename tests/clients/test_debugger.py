@@ -38,7 +38,7 @@ class Debugger:
 
     async def output(self) -> str:
         """Return what the code has printed; waits for the first of it."""
-        if not self.text:
+        while not self.text:
             self._keep(await self._socket.receive_until("stream"))
         return self.text
 
@@ -47,7 +47,7 @@ class Debugger:
         for message in messages:
             if message["msg_type"] == "debug_event":
                 self.events.append(message["content"])
-            elif message["msg_type"] == "stream":
+            elif message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
                 self.text += message["content"]["text"]
 
 

@@ -221,7 +221,6 @@ class HostLab:
     def start(self) -> None:
         """Bring the hosts up; what an interrupted run left behind is removed first."""
         self._number, self._lock = _take_number()
-        _remove_leftovers(self._number)
         self.folder = Path(tempfile.mkdtemp(prefix="eg-ssh-"))
         self.folder.chmod(0o755)
         try:
@@ -272,9 +271,20 @@ def _take_number() -> tuple[int, int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-        else:
+            continue
+        _remove_leftovers(number)
+        if not _is_ours(f"10.251.{number}.1"):
             return number, lock
+        os.close(lock)  # somebody else uses these addresses
     raise RuntimeError(f"{MAX_LABS} labs are up already")
+
+
+def _is_ours(address: str) -> bool:
+    """Tell whether ``address`` is one of this machine's."""
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind((address, 0))
+        return True
+    return False
 
 
 def _namespace(lab: int, number: int) -> str:

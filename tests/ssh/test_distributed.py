@@ -6,17 +6,20 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from enterprise_gateway.core.offload import offload
+from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
 from tests.clusters.ssh_hosts import Host, HostLab
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
@@ -27,6 +30,7 @@ pytestmark = pytest.mark.ssh
 LAUNCHER = REPOSITORY / "etc" / "kernel-launchers" / "python" / "scripts" / "launch_ipykernel.py"
 PROXY = "enterprise_gateway.services.processproxies.distributed.DistributedProcessProxy"
 OPTIONS = ("--kernel-id", "{kernel_id}", "--port-range", "{port_range}", "--response-address", "{response_address}")
+CODE_THAT_TAKES_LONG = "import time; print('go', flush=True); time.sleep(60)"
 ARGV = (sys.executable, str(LAUNCHER), *OPTIONS, "--public-key", "{public_key}")
 
 
@@ -78,9 +82,9 @@ async def test_a_kernel_runs_on_a_remote_host(hosts: list[Host]) -> None:
 
         request = await socket.send(
             "execute_request",
-            {"code": "import time; time.sleep(60)", "silent": False, "allow_stdin": False, "store_history": True},
+            {"code": CODE_THAT_TAKES_LONG, "silent": False, "allow_stdin": False},
         )
-        await socket.receive_until("execute_input", parent=request)
+        await socket.receive_until("stream", parent=request)
         await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
         replies = await socket.receive_until("execute_reply", parent=request)
         assert replies[-1]["content"]["ename"] == "KeyboardInterrupt"
@@ -279,8 +283,8 @@ async def test_a_kernel_behind_a_firewall_is_reached_by_tunnels(
             kernel_id = await gateway.start_kernel("tunnelled")
             socket = await gateway.websocket(kernel_id)
             assert (await socket.execute("import socket; print(socket.gethostname())"))[0] == "egssh2\n"
-            request = await socket.send("execute_request", {"code": "import time; time.sleep(60)", "silent": False})
-            await socket.receive_until("execute_input", parent=request)
+            request = await socket.send("execute_request", {"code": CODE_THAT_TAKES_LONG, "silent": False})
+            await socket.receive_until("stream", parent=request)
             await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
             await socket.receive_until("execute_reply", parent=request)
             await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST")
@@ -339,3 +343,31 @@ async def test_the_environment_is_the_launchs(hosts: list[Host]) -> None:
         socket = await gateway.websocket(kernel_id)
         text, _ = await socket.execute("import os; print(os.environ['VALUE'], os.environ['HOME'], sep='|')")
     assert text == f"{hostile}|/root\n"
+
+
+async def test_the_shipped_kernelspec_works_as_documented(hosts: list[Host], tmp_path: Path) -> None:
+    """``jupyter kernelspec install`` copies python_distributed with its launcher, and it starts on a host."""
+    source = REPOSITORY / "etc" / "kernelspecs" / "python_distributed"
+    command = [sys.executable, "-m", "jupyter_client.kernelspecapp", "install", str(source), "--user"]
+    await offload(subprocess.run, command, check=True, capture_output=True)
+    installed = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "python_distributed"
+    assert not (installed / "scripts").is_symlink()
+
+    async with running_gateway() as gateway, kernel(gateway, "python_distributed") as kernel_id:
+        assert await hostname_of(gateway, kernel_id) == "egssh1"
+        assert any(str(installed) in line for line in await offload(kernels_on, hosts[0]))
+
+
+def test_the_startup_command_of_version_3_is_still_there() -> None:
+    """Pure exports, then the start: values reach the shell as they are, those of the kernelspec too."""
+    proxy = DistributedProcessProxy.__new__(DistributedProcessProxy)
+    proxy.ip = "10.0.0.1"
+    proxy.kernel_manager = SimpleNamespace(kernel_spec=SimpleNamespace(env={"FROM_SPEC": "$HOME `id`"}))  # type: ignore[assignment]
+
+    text = proxy._build_startup_command(["python", "a b"], env={"KERNEL_ID": "abc", "X": "$(id) 'quoted'"})
+
+    exports, _, start = text.partition("nohup")
+    script = f'{exports}printf "%s|%s" "$FROM_SPEC" "$X"'
+    shown = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
+    assert shown == "$HOME `id`|$(id) 'quoted'"
+    assert start.endswith("python 'a b' >> /tmp/kernel-abc.log 2>&1 < /dev/null & echo $!\n")

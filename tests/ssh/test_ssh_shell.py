@@ -35,7 +35,7 @@ def local_settings(local_sshd: LocalServer) -> SSHSettings:
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Wait until ``condition`` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -13,6 +13,8 @@ import psutil
 
 # Threads that live as long as the process by design: the gateway's hand-over to threads, and the loop watchdog.
 LASTING_THREADS = ("eg-offload", "test-loop-watchdog")
+# An SSH server's answer to somebody who knocked and has not logged in; it ends by itself.
+PASSING_PROCESSES = ("sshd: [accepted]", "sshd: [net]")
 _GRACE_SECONDS = 3.0
 
 
@@ -83,7 +85,9 @@ def _processes(root: str) -> dict[tuple[int, float], str]:
     for process in psutil.process_iter():
         try:
             command = " ".join(process.cmdline())
-            if process.pid != os.getpid() and (process.pid in children or root in command):
+            if command.startswith(PASSING_PROCESSES) or process.pid == os.getpid():
+                continue
+            if process.pid in children or root in command:
                 what = command or f"({process.name()}, {process.status()})"
                 found[process.pid, process.create_time()] = what
         except psutil.Error:
