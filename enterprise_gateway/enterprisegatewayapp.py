@@ -479,8 +479,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def _warn_of_risks(self) -> None:
         if not self.auth_token and not self.client_ca and not is_loopback(self.ip):
             self.log.warning(
-                "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in front "
-                "keeps others out.",
+                "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in "
+                "front keeps others out.",
                 self.ip or "all addresses",
             )
         if self.allow_credentials and self.allow_origin == "*":

@@ -69,7 +69,7 @@ class TokenAuthorizationMixin(web.RequestHandler):
             given = header[len(scheme) :] if scheme else ""
         # Header values arrive as latin-1, the query's as UTF-8; a token beyond ASCII is right in either.
         candidates = {given.encode(errors="replace"), given.encode("latin-1", errors="replace")}
-        return any([hmac.compare_digest(candidate, str(expected).encode()) for candidate in candidates])
+        return any(hmac.compare_digest(candidate, str(expected).encode()) for candidate in candidates)
 
     def check_token(self) -> None:
         """Refuse the request with 401 unless the token is right; pre-flight requests are exempt."""
