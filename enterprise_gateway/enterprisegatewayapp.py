@@ -413,6 +413,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self._warn_of_risks()
         if self.availability_mode == self.AVAILABILITY_STANDALONE:
             await self.kernel_manager.revive_all()
+        elif self.availability_mode == self.AVAILABILITY_REPLICATION:
+            self.kernel_manager.join_replicas()
         self._poll_config_files()
         self.http_server.add_sockets(self._sockets or [])
         scheme = "https" if self.http_server.ssl_options is not None else "http"

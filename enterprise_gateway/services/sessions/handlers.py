@@ -38,7 +38,7 @@ class SessionRootHandler(SessionRequests):
         await self.authorize("read", "sessions")
         if not self.settings.get("eg_list_kernels"):
             raise web.HTTPError(403, "Forbidden")
-        self.finish_json(self.session_manager.list_sessions())
+        self.finish_json(await self.session_manager.list_sessions())
 
     async def post(self) -> None:
         """Create a session, with a new kernel; an existing session of the same path is answered as it is."""
@@ -47,7 +47,7 @@ class SessionRootHandler(SessionRequests):
         if not body:
             raise InvalidRequestError("No JSON data provided")
         path, kind = self._path_and_type(body)
-        session = self.session_manager.find_by_path(path)
+        session = await self.session_manager.find_by_path(path)
         if session is None:
             kernel_name, _ = self.kernel_entries(body)
             try:
@@ -55,9 +55,9 @@ class SessionRootHandler(SessionRequests):
             except UnknownKernelSpecError as error:
                 self._finish_unavailable(kernel_name, error)
                 return
-            session = self.session_manager.create_session(path, kernel_id, text_entry(body, "name"), kind)
+            session = await self.session_manager.create_session(path, kernel_id, text_entry(body, "name"), kind)
         self.set_header("Location", f"{self.base_url}api/sessions/{session.session_id}")
-        self.finish_json(self.session_manager.model(session), 201)
+        self.finish_json(await self.session_manager.model(session), 201)
 
     def _path_and_type(self, body: dict[str, Any]) -> tuple[str, str]:
         notebook = body.get("notebook")
@@ -86,13 +86,13 @@ class SessionHandler(SessionRequests):
     async def get(self, session_id: str) -> None:
         """Answer the session's model."""
         await self.authorize("read", "sessions")
-        self.finish_json(self.session_manager.model(self.session_manager.get_session(session_id)))
+        self.finish_json(await self.session_manager.model(await self.session_manager.get_session(session_id)))
 
     async def patch(self, session_id: str) -> None:
         """Change ``path``, ``name``, ``type``, ``kernel.id`` or ``kernel.name``; the replaced kernel is stopped."""
         await self.authorize("write", "sessions")
         body = self.get_json_body()
-        session = self.session_manager.get_session(session_id)
+        session = await self.session_manager.get_session(session_id)
         changes = {field: value for field in ("path", "name", "type") if (value := text_entry(body, field)) is not None}
         notebook = body.get("notebook")
         if isinstance(notebook, dict) and notebook.get("path") is not None:
@@ -103,9 +103,11 @@ class SessionHandler(SessionRequests):
         replaced = session.kernel_id
         if kernel_id is not None and kernel_id != replaced:
             session.kernel_id = kernel_id
+        await self.session_manager.save_session(session)
+        if session.kernel_id != replaced:
             with suppress(NotFoundError):  # somebody else has stopped it
                 await self.kernel_manager.shutdown_kernel(replaced)
-        self.finish_json(self.session_manager.model(session))
+        self.finish_json(await self.session_manager.model(session))
 
     async def _replacement_kernel(self, body: dict[str, Any], path: str) -> str | None:
         """Return the kernel that the request names or asks to be started; None to keep the present one."""

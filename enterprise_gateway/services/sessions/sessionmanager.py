@@ -1,10 +1,10 @@
-"""Sessions: which notebook uses which kernel. Kept in memory; unrelated to the store of kernel sessions."""
+"""Sessions: which notebook uses which kernel. Kept in memory or, where replicas share a database, in that."""
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from traitlets import Instance
 from traitlets.config import LoggingConfigurable
@@ -13,6 +13,7 @@ from ...core.errors import NotFoundError
 
 if TYPE_CHECKING:
     from ..kernels.remotemanager import RemoteMappingKernelManager
+    from .sqlmanager import SQLKernelSessionManager
 
 
 @dataclass
@@ -24,6 +25,59 @@ class Session:
     name: str | None
     type: str | None
     kernel_id: str
+
+
+class SessionTable(Protocol):
+    """Where sessions are kept; those whose kernels are gone are not told."""
+
+    async def load(self) -> list[Session]:
+        """Return all sessions, oldest first."""
+
+    async def save(self, session: Session) -> None:
+        """Insert or replace a session."""
+
+    async def delete(self, session_id: str) -> None:
+        """Remove a session, if it is there."""
+
+
+class MemoryTable:
+    """The sessions of this gateway."""
+
+    def __init__(self, kernel_manager: RemoteMappingKernelManager) -> None:
+        self._kernel_manager = kernel_manager
+        self._sessions: dict[str, Session] = {}
+
+    async def load(self) -> list[Session]:
+        """Return all sessions whose kernels exist, and forget the others."""
+        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self._kernel_manager}
+        return list(self._sessions.values())
+
+    async def save(self, session: Session) -> None:
+        """Insert or replace a session."""
+        self._sessions[session.session_id] = session
+
+    async def delete(self, session_id: str) -> None:
+        """Remove a session, if it is there."""
+        self._sessions.pop(session_id, None)
+
+
+class SharedTable:
+    """The sessions of all replicas; methods raise ``StoreUnavailableError`` when the store cannot be asked."""
+
+    def __init__(self, store: SQLKernelSessionManager) -> None:
+        self._store = store
+
+    async def load(self) -> list[Session]:
+        """Return all sessions whose kernels are on record."""
+        return [Session(**entry) for entry in await self._store.fetch_notebooks()]
+
+    async def save(self, session: Session) -> None:
+        """Insert or replace a session."""
+        await self._store.save_notebook(asdict(session))
+
+    async def delete(self, session_id: str) -> None:
+        """Remove a session, if it is there."""
+        await self._store.delete_notebook(session_id)
 
 
 class SessionManager(LoggingConfigurable):
@@ -41,23 +95,35 @@ class SessionManager(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._sessions: dict[str, Session] = {}
+        self._own = MemoryTable(self.kernel_manager)
 
-    def session_exists(self, path: str) -> bool:
+    @property
+    def _table(self) -> SessionTable:
+        if self.kernel_manager.replicas is None:
+            return self._own
+        return SharedTable(self.kernel_manager.kernel_session_manager)
+
+    async def session_exists(self, path: str) -> bool:
         """Whether a session with a living kernel uses ``path``."""
-        return self.find_by_path(path) is not None
+        return await self.find_by_path(path) is not None
 
-    def find_by_path(self, path: str) -> Session | None:
+    async def find_by_path(self, path: str) -> Session | None:
         """Return the session of a path whose kernel exists."""
-        return next((s for s in self._present() if s.path == path), None)
+        return next((session for session in await self._table.load() if session.path == path), None)
 
-    def create_session(self, path: str, kernel_id: str, name: str | None = None, type: str | None = None) -> Session:
+    async def create_session(
+        self, path: str, kernel_id: str, name: str | None = None, type: str | None = None
+    ) -> Session:
         """Enter a session for a kernel that was started."""
         session = Session(str(uuid.uuid4()), path, name, type, kernel_id)
-        self._sessions[session.session_id] = session
+        await self._table.save(session)
         return session
 
-    def get_session(self, session_id: str) -> Session:
+    async def save_session(self, session: Session) -> None:
+        """Keep what was changed of a session."""
+        await self._table.save(session)
+
+    async def get_session(self, session_id: str) -> Session:
         """Return a session.
 
         Raises
@@ -65,32 +131,34 @@ class SessionManager(LoggingConfigurable):
         NotFoundError
             There is no such session, or its kernel is gone.
         """
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise NotFoundError(f"Session not found: {session_id}")
-        if session.kernel_id not in self.kernel_manager:
-            del self._sessions[session_id]
-            raise NotFoundError(f"Session not found: the kernel of session {session_id} has been deleted")
-        return session
+        for session in await self._table.load():
+            if session.session_id == session_id:
+                return session
+        raise NotFoundError(f"Session not found: {session_id}")
 
-    def list_sessions(self) -> list[dict[str, Any]]:
-        """Return the models of all sessions whose kernels exist, and forget the others."""
-        return [self.model(session) for session in self._present()]
+    async def list_sessions(self) -> list[dict[str, Any]]:
+        """Return the models of all sessions whose kernels exist."""
+        sessions = await self._table.load()
+        kernels = {kernel["id"]: kernel for kernel in await self.kernel_manager.models()}
+        return [_model(session, kernels[session.kernel_id]) for session in sessions if session.kernel_id in kernels]
 
-    def _present(self) -> list[Session]:
-        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self.kernel_manager}
-        return list(self._sessions.values())
+    async def model(self, session: Session) -> dict[str, Any]:
+        """Return what the REST API says of a session.
 
-    def model(self, session: Session) -> dict[str, Any]:
-        """Return what the REST API says of a session."""
-        return {
-            "id": session.session_id,
-            "notebook": {"path": session.path},
-            "kernel": self.kernel_manager.kernel_model(session.kernel_id),
-        }
+        Raises
+        ------
+        NotFoundError
+            Its kernel is gone.
+        """
+        await self.kernel_manager.find_kernel(session.kernel_id)
+        return _model(session, self.kernel_manager.kernel_model(session.kernel_id))
 
     async def delete_session(self, session_id: str) -> None:
         """Stop the session's kernel and forget the session."""
-        session = self.get_session(session_id)
+        session = await self.get_session(session_id)
         await self.kernel_manager.shutdown_kernel(session.kernel_id)
-        self._sessions.pop(session_id, None)
+        await self._table.delete(session_id)
+
+
+def _model(session: Session, kernel: dict[str, Any]) -> dict[str, Any]:
+    return {"id": session.session_id, "notebook": {"path": session.path}, "kernel": kernel}
