@@ -37,6 +37,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     process_proxy: BaseProcessProxyABC | None = None
     _ports: list[int] | None = None
     _launched = False
+    _is_clean = True
 
     @property
     def has_process(self) -> bool:
@@ -59,6 +60,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         manager = self.parent
         check_argv(self.kernel_spec.argv, manager.kernel_name)
         self.process_proxy = make_process_proxy(manager)
+        self._is_clean = False
         env = kernelenv.build(
             process=gateway_environment(),
             client=kwargs.pop("env", None) or {},
@@ -149,8 +151,9 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             await self._call("shutdown_listener")
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Have the proxy release everything; give the ports back unless the kernel is relaunched."""
-        if self.process_proxy is not None:
+        """Have the proxy release everything, once; give the ports back unless the kernel is relaunched."""
+        if not self._is_clean:
+            self._is_clean = True
             await self._call("cleanup")
         self._launched = False
         if not restart:
@@ -188,6 +191,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
         """Take over a kernel of an earlier gateway."""
         self.process_proxy = make_process_proxy(self.parent)
+        self._is_clean = False
         await self._call("load_process_info", provisioner_info)
         self._launched = True
 

@@ -204,7 +204,7 @@ class ResponseServer:
             host = "::" if ":" in self.ip else "0.0.0.0"
         for port in _candidates(self.port, self._port_retries):
             family, kind, protocol, _, address = (
-                await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                await offload(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
             )[0]
             bound = socket.socket(family, kind, protocol)
             bound.setblocking(False)

@@ -148,7 +148,7 @@ async def test_the_rules_for_users_hold_for_provisioners_too() -> None:
 
 
 async def test_a_kernelspec_whose_provisioner_is_not_installed_cannot_be_started() -> None:
-    """It is 404 like a kernelspec that is not there, as in jupyter_client; the log says which provisioner is missing."""
+    """It is 404 like a kernelspec that is not there, as in jupyter_client; the log names the provisioner."""
     write_kernelspec("provisioned", metadata={"kernel_provisioner": {"provisioner_name": "no-such-provisioner"}})
     async with running_gateway(config=CONFIG) as gateway:
         answer = await gateway.call("/api/kernels", "POST", {"name": "provisioned"}, status=404)

@@ -8,9 +8,10 @@ from typing import Any
 from tornado import web
 
 from ...base.handlers import GatewayHandler
-from ...core.errors import InvalidRequestError, LimitReachedError
+from ...core.errors import InvalidRequestError
 from ...core.kernelenv import accept_client_variables
 
+MAX_TEXT_BYTES = 4096  # as long as a path can be
 KERNEL_ID = r"(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)"
 
 
@@ -18,12 +19,6 @@ class StartsKernels(GatewayHandler):
     """What the two handlers that start kernels have in common."""
 
     _start: asyncio.Task[str] | None = None
-
-    def check_limit(self) -> None:
-        """Refuse at once when ``max_kernels`` kernels run already."""
-        limit = self.settings.get("eg_max_kernels")
-        if self.kernel_manager.replicas is None and limit is not None and len(self.kernel_manager) >= limit:
-            raise LimitReachedError("Resource Limit")
 
     async def start_kernel(self, **arguments: Any) -> str:
         """Start a kernel and return its id; given up when the client goes away meanwhile."""
@@ -50,12 +45,11 @@ class MainKernelHandler(StartsKernels):
         await self.authorize("read", "kernels")
         if not self.settings.get("eg_list_kernels"):
             raise web.HTTPError(403, "Forbidden")
-        self.finish_json(await self.kernel_manager.models())
+        self.finish_json(self.kernel_manager.list_kernels())
 
     async def post(self) -> None:
         """Start a kernel: ``{"name"?, "path"?, "env"?}``."""
         await self.authorize("write", "kernels")
-        self.check_limit()
         body = self.get_json_body()
         kernel_id = await self.start_kernel(
             kernel_name=text_entry(body, "name"),
@@ -131,9 +125,11 @@ def text_entry(body: dict[str, Any], name: str) -> str | None:
     if not isinstance(value, str) or "\0" in value:
         raise InvalidRequestError(f"'{name}' must be a string without NUL.")
     try:
-        value.encode()
+        size = len(value.encode())
     except UnicodeEncodeError as error:
         raise InvalidRequestError(f"'{name}' is not valid Unicode text.") from error
+    if size > MAX_TEXT_BYTES:
+        raise InvalidRequestError(f"'{name}' must not be longer than {MAX_TEXT_BYTES} bytes.")
     return value
 
 

@@ -15,6 +15,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool, Unicode
+from traitlets.config import Config
 
 from ...config import EnterpriseGatewayConfigMixin
 from ...core import envvars, kernelenv
@@ -43,6 +44,11 @@ class LibraryOptions(EnterpriseGatewayConfigMixin):
         """Return the configuration sections that apply, for traitlets."""
         return [*super().section_names(), "RemoteKernelManager"]
 
+    def _find_my_config(self, cfg: Config) -> Config:
+        """Leave out the manager's own traits, which stand in the same section; called by traitlets."""
+        config = super()._find_my_config(cfg)
+        return Config({name: value for name, value in config.items() if name in OPTIONS})
+
 
 class RemoteKernelManager(AsyncKernelManager):
     """Starts, restarts and stops one kernel through its process proxy.
@@ -65,6 +71,13 @@ class RemoteKernelManager(AsyncKernelManager):
     _resources: SharedResources | None = None
     _sigint: int | None = None
     _busy: asyncio.Lock | None = None
+
+    def _find_my_config(self, cfg: Config) -> Config:
+        """Leave out the options of :class:`LibraryOptions`, where they apply; called by traitlets."""
+        config: Config = super()._find_my_config(cfg)
+        if isinstance(getattr(self.parent, "resources", None), SharedResources):
+            return config
+        return Config({name: value for name, value in config.items() if name not in OPTIONS})
 
     def __getattr__(self, name: str) -> Any:
         """Return an option of the gateway; called for attributes that the manager itself does not have."""

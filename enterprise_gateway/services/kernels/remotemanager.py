@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from weakref import WeakSet
 
 import zmq
 import zmq.asyncio
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts under way
+
+CONTEXT_SECONDS = 5.0
 
 
 STORE_PATIENCE_SECONDS = 30.0
@@ -104,6 +107,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.culler = KernelCuller(self)
         self.transitions = Transitions()
         self._launching: dict[str, asyncio.Task[Any]] = {}
+        self._entered: WeakSet[RemoteKernelManager] = WeakSet()
 
     @observe("kernel_session_manager")
     def _session_manager_changed(self, change: Any) -> None:
@@ -229,7 +233,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
-        cwd = {"cwd": self.cwd_for_path(path)} if path is not None else {}
+        cwd = {"cwd": await offload(self.cwd_for_path, path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
         if self.replicas is not None:
             await self.replicas.claim_new(str(kernel.kernel_id))
@@ -264,6 +268,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         kernel.channels = self._make_channels(kernel)
         kernel.channels.connect(kernel.connection())
         self._kernels[kernel.kernel_id] = kernel
+        self._entered.add(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
 
@@ -569,7 +574,17 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if self.replicas is not None:
             await self.replicas.leave()
         await self.resources.close()
-        self.context.destroy(linger=100)
+        await self._close_context()
+
+    async def _close_context(self) -> None:
+        """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
+        for kernel in list(self._entered):
+            if kernel.channels is not None:
+                kernel.channels.close()
+        try:
+            await asyncio.wait_for(offload(self.context.destroy, 100), CONTEXT_SECONDS)
+        except asyncio.TimeoutError:
+            self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
 
 class TrackPendingRequests:

@@ -49,7 +49,6 @@ class SessionRootHandler(SessionRequests):
         path, kind = self._path_and_type(body)
         session = await self.session_manager.find_by_path(path)
         if session is None:
-            self.check_limit()
             kernel_name, _ = self.kernel_entries(body)
             try:
                 kernel_id = await self.start_kernel(kernel_name=kernel_name, path=path)
@@ -117,7 +116,6 @@ class SessionHandler(SessionRequests):
             await self.kernel_manager.find_kernel(kernel_id)
             return kernel_id
         if kernel_name is not None:
-            self.check_limit()
             return await self.start_kernel(kernel_name=kernel_name, path=path)
         return None
 
