@@ -114,8 +114,13 @@ async def test_twenty_rolling_restarts_lose_nothing(replicas):
     work = [*(notebook.run(until) for notebook in notebooks), requests.run(until), requests.start_and_delete(until)]
     await all_of(_restart_in_turn(replicas, until), *work)
     print({"done": [n.done for n in notebooks], "cut": [n.cut for n in notebooks]}, dict(requests.answers))
-    # 502: the proxy's, for a request that was under way to a replica as that ended.
-    assert {code for _, code in requests.answers} <= {200, 201, 204, 502, 503}
+    # 502: of the proxy, for a request that was under way to a replica as that ended; 409: a start that was given up
+    # then; 404: a second attempt to delete, where only the answer to the first was lost.
+    errors = {entry for entry in requests.answers if entry[1] >= 400}
+    assert errors <= {(verb, code) for verb in ("GET", "POST", "DELETE") for code in (502, 503)} | {
+        ("POST", 409),
+        ("DELETE", 404),
+    }
     assert all(notebook.longest < 5 for notebook in notebooks), [notebook.longest for notebook in notebooks]
     assert {kernel["id"] for kernel in await client.call("/api/kernels")} == set(kernel_ids)
     assert "Traceback" not in replicas.output
