@@ -53,8 +53,9 @@ async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launche
     """All are answered 201 and all execute; each was launched once, on ports of its own."""
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
-        ids = await asyncio.gather(*(gateway.start_kernel("tiny") for _ in range(100)))
-        await asyncio.gather(*(use(gateway, kernel_id, "1") for kernel_id in ids))
+        with crowded_machine(0.25, "two processors, and a hundred processes that start"):
+            ids = await asyncio.gather(*(gateway.start_kernel("tiny") for _ in range(100)))
+            await asyncio.gather(*(use(gateway, kernel_id, "1") for kernel_id in ids))
         print(f"100 usable kernels after {time.monotonic() - began:.1f} s")
         assert len(set(ids)) == 100
         assert sorted(launches.read_text().split()) == sorted(ids)
@@ -74,7 +75,10 @@ async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None
         with crowded_machine(0.5, "two processors, and a hundred interpreters that start"):
             began = time.monotonic()
             ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
-            answers = [json.loads(text) for text in await asyncio.gather(*(use(gateway, i, code) for i in ids))]
+            answers = [
+                json.loads(text.splitlines()[-1])
+                for text in await asyncio.gather(*(use(gateway, i, code) for i in ids))
+            ]
             print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
             assert_no_port_is_used_twice(gateway, ids)
             await asyncio.gather(*(gateway.call(f"/api/kernels/{i}", "DELETE", status=204) for i in ids))
@@ -116,7 +120,8 @@ async def test_two_hundred_starts_and_stops_leave_nothing(launches: Path) -> Non
 
         await cycles(20)  # threads of the hand-over, and whatever is made at first use
         before = holdings(gateway)
-        await cycles(200)
+        with crowded_machine(0.25, "ten processes start at a time"):
+            await cycles(200)
         after = holdings(gateway)
         assert len(launches.read_text().split()) == 220
         assert after == before
