@@ -76,10 +76,7 @@ async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None
         with crowded_machine(0.5, "two processors, and a hundred interpreters that start"):
             began = time.monotonic()
             ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
-            answers = [
-                json.loads(text.splitlines()[-1])
-                for text in await asyncio.gather(*(use(gateway, i, code) for i in ids))
-            ]
+            texts = await asyncio.gather(*(use(gateway, i, code) for i in ids))
             print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
             assert_no_port_is_used_twice(gateway, ids)
             await asyncio.gather(*(gateway.call(f"/api/kernels/{i}", "DELETE", status=204) for i in ids))
