@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 
@@ -29,7 +30,7 @@ class Notebook:
         value = 0
         while not until.is_set():
             try:
-                text, reply = await socket.execute("x = globals().get('x', 0) + 1; x", timeout=20)
+                text, reply = await socket.execute("x = globals().get('x', 0) + 1; print(x)", timeout=20)
             except (AssertionError, WebSocketClosedError):
                 self.cut += 1  # the client was told: it does not know whether its last cell was executed
                 socket = await reconnected(self.client, self.kernel_id, socket.session_id)
@@ -57,7 +58,7 @@ class Requests:
             kernels = await self.client.fetch("/api/kernels")
             self.answers["GET", kernels.code] += 1
             if kernels.code == 200:
-                assert set(self.kernel_ids) <= {kernel["id"] for kernel in await self.client.call("/api/kernels")}
+                assert set(self.kernel_ids) <= {kernel["id"] for kernel in json.loads(kernels.body)}
             for kernel_id in self.kernel_ids:
                 answer = await self.client.fetch(f"/api/kernels/{kernel_id}")
                 self.answers["GET", answer.code] += 1
@@ -113,8 +114,13 @@ async def test_twenty_rolling_restarts_lose_nothing(replicas):
     work = [*(notebook.run(until) for notebook in notebooks), requests.run(until), requests.start_and_delete(until)]
     await all_of(_restart_in_turn(replicas, until), *work)
     print({"done": [n.done for n in notebooks], "cut": [n.cut for n in notebooks]}, dict(requests.answers))
-    # 502: the proxy's, for a request that was under way to a replica as that ended.
-    assert {code for _, code in requests.answers} <= {200, 201, 204, 502, 503}
+    # 502: of the proxy, for a request that was under way to a replica as that ended; 409: a start that was given up
+    # then; 404: a second attempt to delete, where only the answer to the first was lost.
+    errors = {entry for entry in requests.answers if entry[1] >= 400}
+    assert errors <= {(verb, code) for verb in ("GET", "POST", "DELETE") for code in (502, 503)} | {
+        ("POST", 409),
+        ("DELETE", 404),
+    }
     assert all(notebook.longest < 5 for notebook in notebooks), [notebook.longest for notebook in notebooks]
     assert {kernel["id"] for kernel in await client.call("/api/kernels")} == set(kernel_ids)
     assert "Traceback" not in replicas.output

@@ -89,6 +89,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     )
     records: KernelRecords | None = None
     replicas: Replicas | None = None
+    _is_stopping = False
 
     @classmethod
     def section_names(cls) -> list[str]:
@@ -255,7 +256,15 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self.records.gone(kernel.kernel_id)
 
     def enter(self, kernel: RemoteKernelManager) -> None:
-        """Connect to a kernel that runs and manage it from now on."""
+        """Connect to a kernel that runs and manage it from now on.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The gateway is being stopped: nobody would close the connection.
+        """
+        if self._is_stopping:
+            raise StoreUnavailableError("The gateway is being stopped; please try again.")
         kernel.channels = self._make_channels(kernel)
         kernel.channels.connect(kernel.connection())
         self._kernels[kernel.kernel_id] = kernel
@@ -545,6 +554,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             True leaves the kernels running and only lets go of them.
         """
         self.culler.stop()
+        self._is_stopping = True
         if self.replicas is not None:
             self.replicas.retire()
         if keep_kernels:

@@ -74,6 +74,7 @@ class Replicas:
 
     def start(self) -> None:
         """Begin to share; called when the gateway starts to serve."""
+        self._store.leases_required = True
         self._heart = asyncio.create_task(self._beat_for_ever(), name="heartbeat of this replica")
 
     def retire(self) -> None:

@@ -12,7 +12,7 @@ from jupyter_core.paths import jupyter_data_dir
 from traitlets import Float, Unicode, default
 
 from enterprise_gateway.core import envvars
-from enterprise_gateway.core.errors import StoreUnavailableError
+from enterprise_gateway.core.errors import LeaseLostError, StoreUnavailableError
 
 from .basemanager import KernelSessionManager
 from .secretfiles import read_secret_file
@@ -46,6 +46,9 @@ class SQLKernelSessionManager(KernelSessionManager):
         help="""File that holds the URL, not readable for others; use it where the URL has a password.
         (EG_SESSION_DATABASE_URL_FILE env var)""",
     )
+
+    leases_required = False
+    """Whether records are only written under a lease, so that none of a kernel that another has removed comes back."""
 
     lease_seconds = Float(
         3.0,
@@ -98,7 +101,10 @@ class SQLKernelSessionManager(KernelSessionManager):
         """Write one row, under this replica's lease if it has one."""
         if self.enable_persistence and kernel_id in self._sessions:
             record = self.encode_session(kernel_id)[kernel_id]
-            self._store().save(kernel_id, record, self._tokens.get(kernel_id))
+            token = self._tokens.get(kernel_id)
+            if token is None and self.leases_required:
+                raise LeaseLostError(f"Kernel {kernel_id} is not looked after by this replica of the gateway.")
+            self._store().save(kernel_id, record, token)
 
     def delete_sessions(self, kernel_ids: list[str]) -> None:
         """Remove rows, and with them this replica's leases."""
