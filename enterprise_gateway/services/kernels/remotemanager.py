@@ -208,9 +208,13 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Connect to a kernel that runs and manage it from now on."""
         kernel.channels = self._make_channels(kernel)
         kernel.channels.connect(kernel.connection())
+        if kernel.inherited is not None:
+            kernel.channels.resume(kernel.inherited)
         self._kernels[kernel.kernel_id] = kernel
         self.restarter.watch(kernel)
         self.culler.start()
+        if self.records is not None and self.keeps_kernels and not self.revives_on_request:
+            self.records.keep_activity()
 
     def _choose_kernel_id(self, kernel_id: str | None, env: dict[str, str]) -> str:
         chosen = kernel_id or env.get("KERNEL_ID")
@@ -271,6 +275,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 traceback_replacement=self.traceback_replacement_message,
             ),
             log=self.log,
+            identity=kernel.relay_identity,
         )
 
     def cwd_for_path(self, path: str) -> str:
@@ -298,10 +303,18 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         ------
         NotFoundError
             There is no such kernel.
+        StoreUnavailableError
+            There may be such a kernel: the store, or what the kernel runs on, cannot be asked.
         """
-        if kernel_id not in self._kernels and self.revives_on_request and self.records is not None:
-            await self.records.revive(kernel_id)
+        records = self.records
+        may_be_on_record = self.revives_on_request or (records is not None and records.is_unsettled(kernel_id))
+        if kernel_id not in self._kernels and records is not None and may_be_on_record:
+            await records.revive(kernel_id)
         return self.get_kernel(kernel_id)
+
+    def kernels(self) -> list[RemoteKernelManager]:
+        """Return the managers of all kernels in the table."""
+        return list(self._kernels.values())
 
     def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
         """Return a kernel's manager if it is in the table."""
@@ -378,6 +391,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
         self.restarter.forget(kernel)
+        kernel.restarts = 0
         await self._relaunch(kernel, now=now or bool(kernel.died_because))
         self.restarter.watch(kernel)
 
@@ -402,6 +416,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
         kernel.died_because = reason
         if kernel.channels is not None:
+            kernel.channels.tell(f"The kernel is dead: {reason}. Restart it to go on; its variables are lost.\n")
             kernel.channels.announce_state("dead", reason)
         self.log.warning("Kernel %s is dead: %s", kernel.kernel_id, reason)
 
@@ -454,22 +469,30 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             True leaves the kernels running and only lets go of them.
         """
         self.culler.stop()
+        self.restarter.stop()
+        if self.records is not None:
+            await self.records.close()
         if keep_kernels:
             for launch in list(self._launching.values()):
                 launch.cancel()
             if self._launching:
                 await asyncio.wait(self._launching.values())
             await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-            for kernel in list(self._kernels.values()):
-                self.restarter.forget(kernel)
-                if self.records is not None:
-                    await self.records.left(kernel)
-                await kernel.let_go()
+            await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
             self._kernels.clear()
         else:
             await self.shutdown_all(now=True)
+
+    async def close(self) -> None:
+        """Release what kernels share; called once, after :meth:`stop`."""
         await self.resources.close()
         self.context.destroy(linger=100)
+
+    async def _let_go(self, kernel: RemoteKernelManager) -> None:
+        self.restarter.forget(kernel)
+        await kernel.let_go()
+        if self.records is not None:
+            await self.records.left(kernel)
 
 
 class TrackPendingRequests:
