@@ -377,7 +377,7 @@ class RemoteKernelManager(AsyncKernelManager):
             if under_way:
                 return
             self.restarting = True
-            if self.channels is not None:
+            if self.channels is not None and self.execution_state != "restarting":  # else it was told with a reason
                 self.channels.announce_state("restarting")
             try:
                 await self._async_shutdown_kernel(now=now, restart=True)
