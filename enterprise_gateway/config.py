@@ -12,6 +12,7 @@ from traitlets import (
     Bool,
     Bunch,
     CaselessStrEnum,
+    Float,
     Integer,
     List,
     Set,
@@ -379,6 +380,30 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         starts; `replication`, several gateways that share kernels through one store. Either turns the persistence of
         kernel sessions on; persistence without a mode means `replication`.""",
     ).tag(env=envvars.EG_AVAILABILITY_MODE)
+
+    keep_kernels_on_stop = Bool(
+        None,
+        allow_none=True,
+        config=True,
+        help="""Whether kernels live on when the gateway is stopped in order. When not set, they do if kernel sessions
+        are stored. True needs stored sessions (`availability_mode`): without them nobody would find the kernels.""",
+    ).tag(env=envvars.EG_KEEP_KERNELS_ON_STOP)
+
+    drain_timeout = Float(
+        envvars.EG_DRAIN_TIMEOUT.default,
+        min=0,
+        config=True,
+        help="""Seconds that an orderly stop which keeps the kernels waits for requests under way, such as starts.
+        It should be less than the time after which whoever stops the gateway kills it (Kubernetes: 30).""",
+    ).tag(env=envvars.EG_DRAIN_TIMEOUT)
+
+    deployment_id = Unicode(
+        envvars.EG_DEPLOYMENT_ID.default,
+        config=True,
+        help="""With stored kernel sessions: label of what kernels are made of (their EG_DEPLOYMENT_ID), by which the
+        sweeper finds what was left behind. Gateways that share a store may share it, no others may. When not set,
+        one is made and kept in `persistence_root`.""",
+    ).tag(env=envvars.EG_DEPLOYMENT_ID)
 
     # -- Implementations
 

@@ -20,23 +20,28 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
 from tornado.log import LogFormatter
-from traitlets import Bunch, default, observe
+from traitlets import Bunch, TraitError, default, observe
 from traitlets.config import Config, Configurable, catch_config_error
 
 from ._version import __version__
 from .base.handlers import default_handlers as other_handlers
 from .base.handlers import is_loopback, log_request
+from .base.traffic import Traffic
 from .config import EnterpriseGatewayConfigMixin
 from .core import envvars
+from .core.deadline import Deadline
+from .core.errors import StoreUnavailableError
 from .core.offload import offload
 from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
 from .services.kernels.remotemanager import RemoteKernelManager, RemoteMappingKernelManager
 from .services.kernels.restarter import KernelRestarter
+from .services.kernels.sweeper import Sweeper
 from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
+from .services.processproxies.deployment import Deployment, RunDeployment, StoreDeployment
 from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
 from .services.sessions.kernelsessionmanager import (
@@ -78,6 +83,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 BODY_SECONDS = 30.0  # that a client has to send the body of a request
 IDLE_SECONDS = 300.0  # after which a connection that no request uses is closed
+CLOSING_SECONDS = 1.0  # that clients have to answer the closing of their websockets
 
 # Numbers of the ssl module's PROTOCOL_ constants that stand for TLS 1.2; older versions are not served.
 TLS_1_2_ONLY = {5}
@@ -131,6 +137,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     kernel_manager: RemoteMappingKernelManager
     kernel_spec_cache: KernelSpecCache
     session_manager: SessionManager
+    sweeper: Sweeper
+    traffic: Traffic
     web_app: web.Application | None = None
     http_server: httpserver.HTTPServer | None = None
     dynamic_config_poller: DynamicConfig | None = None
@@ -256,6 +264,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_configurables(self) -> None:
         """Build the managers, from kernelspecs to the store of kernel sessions."""
         envvars.check()
+        self.traffic = Traffic()
         self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
         self._apply_allowed_kernels()
         self.kernel_spec_cache = self.kernel_spec_cache_class(parent=self, kernel_spec_manager=self.kernel_spec_manager)
@@ -273,6 +282,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         )
         self.kernel_manager.kernel_session_manager = self.kernel_session_manager
         self._reconcile_availability()
+        self.kernel_manager.resources.deployment = self._make_deployment()
+        self.sweeper = Sweeper(self.kernel_manager, Path(self.runtime_dir))
         self.init_dynamic_configs()
 
     def _apply_allowed_kernels(self) -> None:
@@ -289,6 +300,25 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         elif self.availability_mode is not None and not store.enable_persistence:
             store.enable_persistence = True
             self.log.info("The availability mode is '%s', so kernel sessions are stored.", self.availability_mode)
+        if self.keep_kernels_on_stop and not store.enable_persistence:
+            raise TraitError(
+                "keep_kernels_on_stop needs stored kernel sessions: set availability_mode, or nobody would find the "
+                "kernels again."
+            )
+
+    def _make_deployment(self) -> Deployment:
+        """Return what labels the things that kernels of this gateway are made of."""
+        store = self.kernel_session_manager
+        if not store.enable_persistence:
+            return RunDeployment(Path(self.runtime_dir))
+        root = Path(store.persistence_root) if store.persistence_root not in ("", "/") else Path(self.data_dir)
+        return StoreDeployment(root, store.store_identity, self.deployment_id)
+
+    @property
+    def leaves_kernels(self) -> bool:
+        """Whether kernels live on when the gateway is stopped in order."""
+        keep = self.keep_kernels_on_stop
+        return bool(self.kernel_session_manager.enable_persistence) if keep is None else bool(keep)
 
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
@@ -312,6 +342,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             "base_url": base_url,
             "allow_remote_access": True,
             "authorizer": self.authorizer_class(parent=self, log=self.log),
+            "eg_traffic": self.traffic,
             "log_function": log_request,
         }
         for option, (setting, written) in SETTINGS.items():
@@ -420,13 +451,29 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         scheme = "https" if self.http_server.ssl_options is not None else "http"
         host = f"[{self.ip}]" if ":" in self.ip else self.ip
         self.log.info("Jupyter Enterprise Gateway %s is available at %s://%s:%d", __version__, scheme, host, self.port)
+        sweep = asyncio.ensure_future(self._sweep_at_start())
         warm_up = asyncio.ensure_future(self.kernel_spec_cache.snapshot())
         warm_up.add_done_callback(self._log_failed_warm_up)
         try:
             await self._stop_requested.wait()
         finally:
-            await asyncio.wait([warm_up])  # else it would start the cache's threads after they were stopped
+            sweep.cancel()
+            await asyncio.wait([warm_up, sweep])  # else it would start the cache's threads after they were stopped
             await self.stop()
+
+    async def _sweep_at_start(self) -> None:
+        """Remove what earlier gateways have left; replicas leave that to an operator, who knows which of them run."""
+        if self.availability_mode == self.AVAILABILITY_REPLICATION:
+            return
+        try:
+            report = await self.sweeper.sweep()
+        except StoreUnavailableError as error:
+            self.log.warning("What earlier gateways have left behind was not looked for: %s", error)
+        except Exception:
+            self.log.exception("What earlier gateways have left behind could not be removed")
+        else:
+            for back_end, reason in report.not_asked.items():
+                self.log.warning("What kernels of %s have left behind is not known: %s", back_end, reason)
 
     def request_stop(self) -> None:
         """Let ``serve`` stop in order; called by signal handlers."""
@@ -434,16 +481,42 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             self._stop_requested.set()
 
     async def stop(self) -> None:
-        """Stop accepting requests, end or let go of the kernels, and release everything."""
+        """Stop accepting requests, end or let go of the kernels, and release everything.
+
+        Kernels that live on are let go of when the requests under way are answered. Their websockets are closed last:
+        what a kernel says while no gateway listens is lost.
+        """
         self._dynamic_config.stop_polling()
         if self.http_server is not None:
             self.http_server.stop()
-        await self.kernel_manager.stop(keep_kernels=bool(self.kernel_session_manager.enable_persistence))
+        self.traffic.is_draining = True
+        keep_kernels = self.leaves_kernels
+        if keep_kernels:
+            await self._drain()
+        await self.kernel_manager.stop(keep_kernels=keep_kernels)
+        await self.traffic.websockets_closed(Deadline(CLOSING_SECONDS))
+        await self.stop_managers()
+        if self.http_server is not None:
+            await self.http_server.close_all_connections()
+
+    async def stop_managers(self) -> None:
+        """Close what the managers have open besides kernels."""
+        await self.kernel_manager.close()
         if hasattr(self.kernel_session_manager, "close"):
             await maybe_await(self.kernel_session_manager.close())
         await offload(self.kernel_spec_cache.stop)
-        if self.http_server is not None:
-            await self.http_server.close_all_connections()
+
+    async def _drain(self) -> None:
+        """Wait until the requests under way are answered, ``drain_timeout`` seconds at most."""
+        count = len(self.traffic.requests)
+        if count:
+            self.log.info("Waiting up to %g s for %d requests that are under way.", self.drain_timeout, count)
+        if not await self.traffic.requests_answered(Deadline(self.drain_timeout)):
+            self.log.warning(
+                "%d requests were not answered within %g s and are given up.",
+                len(self.traffic.requests),
+                self.drain_timeout,
+            )
 
     def shutdown(self) -> asyncio.Task[None] | None:
         """Stop the gateway; for programs that run the web application on a loop of their own.

@@ -17,6 +17,7 @@ from .mixins import CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, redacte
 
 if TYPE_CHECKING:
     from ..services.kernels.remotemanager import RemoteMappingKernelManager
+    from .traffic import Traffic
 
 ANONYMOUS = User(username="anonymous")
 
@@ -48,11 +49,33 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
 
     def prepare(self) -> None:
         """Refuse what must not reach a verb: wrong token, foreign host, foreign origin, wrong certificate."""
+        if self.refuse_when_draining():
+            return
         self.check_token()
         if self.request.method != "OPTIONS":
             self.check_peer_certificate()
             self.check_host()
             self.check_cross_site()
+
+    def refuse_when_draining(self) -> bool:
+        """Note the request as under way; answer it with 503 and return True when the gateway is about to end."""
+        traffic: Traffic | None = self.settings.get("eg_traffic")
+        if traffic is None:
+            return False
+        if not traffic.is_draining:
+            traffic.requests.add(self)
+            return False
+        self.set_header("Connection", "close")
+        self.set_header("Retry-After", "1")
+        message = "The gateway is being stopped; please try again."
+        self.finish_json({"reason": "Service Unavailable", "message": message}, 503)
+        return True
+
+    def on_finish(self) -> None:
+        """Note that the request was answered; called by tornado."""
+        traffic: Traffic | None = self.settings.get("eg_traffic")
+        if traffic is not None:
+            traffic.leave(self)
 
     def check_host(self) -> None:
         """Refuse foreign Host headers when there is no token and only loopback is served (DNS rebinding)."""

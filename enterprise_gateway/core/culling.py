@@ -33,7 +33,7 @@ class CullPolicy:
         idle = (now - kernel.last_activity).total_seconds() + within
         age = (now - kernel.started).total_seconds() + within
         if kernel.state == "dead":
-            return "it is dead"
+            return None if kernel.connections else "it is dead"
         if 0 < self.max_age < age:
             return f"it is older than {self.max_age:g} seconds"
         if kernel.busy_since is not None:

@@ -131,6 +131,11 @@ def boolean(text: str) -> bool:
     raise ValueError("expected true or false")
 
 
+def optional_boolean(text: str) -> bool | None:
+    """Parse yes and no like :func:`boolean`; a blank text is neither."""
+    return boolean(text) if text.strip() else None
+
+
 def comma_list(text: str) -> tuple[str, ...]:
     """Split a comma list; blanks around entries and empty entries are dropped."""
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
@@ -251,6 +256,12 @@ EG_CULL_IDLE_TIMEOUT = for_option(
 )
 EG_CULL_INTERVAL = for_option("RemoteMappingKernelManager.cull_interval", _count, 300, name="EG_CULL_INTERVAL")
 EG_CULL_CONNECTED = for_option("RemoteMappingKernelManager.cull_connected", boolean, False, name="EG_CULL_CONNECTED")
+EG_CULL_BUSY = for_option("RemoteMappingKernelManager.cull_busy", boolean, False, name="EG_CULL_BUSY")
+EG_CULL_MAX_AGE = for_option("RemoteMappingKernelManager.cull_max_age", _seconds, 0.0, name="EG_CULL_MAX_AGE")
+EG_CULL_BUSY_TIMEOUT = for_option(
+    "RemoteMappingKernelManager.cull_busy_timeout", _seconds, 0.0, name="EG_CULL_BUSY_TIMEOUT"
+)
+EG_CULL_WARNING = for_option("RemoteMappingKernelManager.cull_warning", _seconds, 0.0, name="EG_CULL_WARNING")
 EG_KERNEL_INFO_TIMEOUT = for_option(
     "RemoteMappingKernelManager.kernel_info_timeout", _seconds, 60.0, name="EG_KERNEL_INFO_TIMEOUT"
 )
@@ -274,6 +285,9 @@ EG_CONDUCTOR_ENDPOINT = for_option("conductor_endpoint", optional_text, None)
 
 EG_DYNAMIC_CONFIG_INTERVAL = for_option("dynamic_config_interval", _count, 0)
 EG_AVAILABILITY_MODE = for_option("availability_mode", optional_text, None)
+EG_KEEP_KERNELS_ON_STOP = for_option("keep_kernels_on_stop", optional_boolean, None)
+EG_DEPLOYMENT_ID = for_option("deployment_id", str, "")
+EG_DRAIN_TIMEOUT = for_option("drain_timeout", Number(float, 0), 20.0)
 EG_KERNEL_SESSION_PERSISTENCE = for_option(
     "KernelSessionManager.enable_persistence", boolean, False, name="EG_KERNEL_SESSION_PERSISTENCE"
 )

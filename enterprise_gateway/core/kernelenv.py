@@ -128,13 +128,21 @@ def build(
 
 
 def finish(
-    env: MutableMapping[str, str], *, kernel_id: str, language: str, impersonation_enabled: bool, username: str
+    env: MutableMapping[str, str],
+    *,
+    kernel_id: str,
+    language: str,
+    impersonation_enabled: bool,
+    username: str,
+    deployment_id: str = "",
 ) -> None:
     """Put the gateway's own variables (layer 6) into ``env``; called by ``launch_process`` of the base proxy."""
     env["KERNEL_ID"] = kernel_id
     env["KERNEL_LANGUAGE"] = (env.get("KERNEL_LANGUAGE") or language or "unknown-kernel-language").lower()
     env["KERNEL_USERNAME"] = username
     env["EG_IMPERSONATION_ENABLED"] = str(impersonation_enabled)
+    if deployment_id:
+        env["EG_DEPLOYMENT_ID"] = deployment_id
     for name in NEVER_PASSED:
         env.pop(name, None)
 

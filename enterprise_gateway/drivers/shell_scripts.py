@@ -152,6 +152,17 @@ def leaders_script(variable: str) -> str:
     )
 
 
+def labelled_script(variable: str) -> str:
+    """Return a script that prints the leaders of :func:`leaders_script`, each with its ``KERNEL_ID``."""
+    return (
+        f"for f in $(grep -lszxF -e {shlex.quote(variable)} /proc/[0-9]*/environ); do\n"
+        "p=${f#/proc/}; p=${p%/environ}; { read -r s < /proc/$p/stat; } 2> /dev/null || continue\n"
+        'set -- ${s##*) }; [ "$3" = $p ] || continue\n'
+        "k=$(tr '\\000' '\\n' < $f 2> /dev/null | sed -n 's/^KERNEL_ID=//p' | head -n 1)\n"
+        'if [ -n "$k" ]; then echo "$p $k"; fi; done\n'
+    )
+
+
 def tail_script(path: str, lines: int) -> str:
     """Return a script that prints the last ``lines`` lines of a file."""
     return f"tail -n {int(lines)} -- {shlex.quote(path)}\n"

@@ -162,6 +162,12 @@ class SSHShell:
         result = self._script(shell_scripts.leaders_script(variable), timeout=timeout)
         return {int(word) for word in result.stdout.split() if word.isdigit()}
 
+    def labelled_leaders(self, variable: str, *, timeout: float = 30.0) -> dict[int, str]:
+        """Return the process groups of :meth:`leaders` that were started for a kernel, each with the kernel's id."""
+        result = self._script(shell_scripts.labelled_script(variable), timeout=timeout)
+        pairs = (line.split() for line in result.stdout.decode(errors="replace").splitlines())
+        return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdigit()}
+
     def tail(self, path: str, lines: int = 20, *, timeout: float = 10.0) -> str:
         """Return the last lines of a file; empty when it cannot be read."""
         return self._script(shell_scripts.tail_script(path, lines), timeout=timeout).stdout.decode(errors="replace")

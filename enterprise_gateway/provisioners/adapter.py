@@ -11,6 +11,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import envvars, kernelargs, kernelenv
 from ..core.offload import offload
+from ..services.processproxies.deployment import LABEL_ENTRY
 from ..services.processproxies.processproxy import (
     BaseProcessProxyABC,
     RemoteProcessProxy,
@@ -96,7 +97,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             # Else a file with the ports of an earlier launch would stay, until after this one.
             manager.cleanup_connection_file()
         manager.provide_curve_keys()
-        await offload(manager.write_connection_file)
+        label = manager.resources.deployment.label
+        await offload(manager.write_connection_file, **({LABEL_ENTRY: label} if label else {}))
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Have the proxy launch the kernel; return the connection information."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -23,12 +24,14 @@ from .messages import KernelMessage
 from .outbox import TRY_AGAIN_LATER
 from .ratelimit import RateLimitedWarnings
 from .replay import Missed, ReplayLog
+from .resumption import GAP_NOTICE, PROOF_SECONDS, Memory, OpenRequests, lost_reply
 
 __all__ = ["ChannelLimits", "ChannelsClient", "KernelChannels"]
 
 MAX_SESSIONS_PER_CLIENT = 1_000
 MAX_SESSION_ID_LENGTH = 256
-GOING_AWAY = 1001  # websocket close code
+GOING_AWAY = 1001  # websocket close codes
+SERVICE_RESTART = 1012
 
 
 class ChannelsClient(Protocol):
@@ -66,13 +69,19 @@ class KernelChannels:
         "_batch",
         "_clients",
         "_connection",
+        "_has_gap",
+        "_identity",
+        "_inherited",
         "_is_dead",
         "_is_flushing",
+        "_is_unproven",
         "_last_cell",
         "_leaving",
         "_limits",
         "_log",
+        "_proof_timer",
         "_replay",
+        "_requests",
         "_routes",
         "_warnings",
         "busy_since",
@@ -82,7 +91,13 @@ class KernelChannels:
     )
 
     def __init__(
-        self, kernel_id: str, *, context: zmq.Context[zmq.Socket[bytes]], limits: ChannelLimits, log: Log
+        self,
+        kernel_id: str,
+        *,
+        context: zmq.Context[zmq.Socket[bytes]],
+        limits: ChannelLimits,
+        log: Log,
+        identity: str = "",
     ) -> None:
         self.kernel_id = kernel_id
         self.execution_state = "starting"
@@ -100,9 +115,16 @@ class KernelChannels:
         self._batch: list[KernelMessage] = []
         self._last_cell = b"{}"  # raw header of the request that was executed last
         self._is_dead = False
+        self._requests = OpenRequests()
+        self._inherited = OpenRequests()  # sent by an earlier gateway
+        self._is_unproven = False  # taken over from another gateway, and the kernel has not said yet what it does
+        self._has_gap = False  # the kernel may have said something that no gateway has heard
+        self._proof_timer: asyncio.TimerHandle | None = None
+        self._identity = identity or uuid.uuid4().hex
         self._is_flushing = False
         self._connection = KernelConnection(
             context=context,
+            identity=self._identity.encode(),
             limits=limits,
             on_message=self._on_message,
             on_batch=self._flush_soon,
@@ -139,6 +161,10 @@ class KernelChannels:
         After ``restarting`` the clients' messages wait until :meth:`connect`; after ``dead`` they are dropped.
         """
         if state in {"restarting", "dead"}:
+            self._end_proof()
+            self._has_gap = False
+            self._requests.clear()
+            self._inherited.clear()
             self._connection.suspend()
             self._is_dead = state == "dead"
             if self._is_dead:
@@ -147,6 +173,41 @@ class KernelChannels:
         self._broadcast(self._connection.factory.make("iopub", "status", content))
         self._flush()
         self._set_state(state)
+
+    def memory(self) -> Memory:
+        """Return what the next gateway needs for :meth:`resume`."""
+        return Memory(
+            execution_state=self.execution_state,
+            last_activity=self._activity,
+            busy_since=self.busy_since.timestamp() if self.busy_since is not None else 0.0,
+            last_cell=self._last_cell.decode("utf-8", "replace"),
+            requests=self._inherited.texts() + self._requests.texts(),
+            sessions=(
+                *self._replay.detached_sessions(),
+                *((attachment.session_id, *attachment.sessions) for attachment in self._attachments.values()),
+            ),
+            identity=self._identity,
+        )
+
+    def resume(self, memory: Memory) -> None:
+        """Go on where an earlier gateway left off; called after :meth:`connect` to a kernel that was taken over.
+
+        Until the kernel says what it does, it is what it was; when it does not answer for a second, it is busy.
+        Clients of a kernel that was busy meanwhile are told that its output has a gap, and requests that it finished
+        meanwhile are replied to with an error: the reply itself is lost.
+        """
+        self._activity = memory.last_activity or self._activity
+        self._last_cell = memory.last_cell.encode()
+        self._inherited.restore(memory.requests)
+        for sessions in memory.sessions:
+            self._replay.detach(sessions[0], sessions[1:])
+        self._is_unproven = True
+        self._has_gap = memory.execution_state == "busy"
+        self._proof_timer = asyncio.get_running_loop().call_later(PROOF_SECONDS, self._take_for_busy)
+        if memory.execution_state in {"idle", "busy"}:
+            self._set_state(memory.execution_state)
+        if memory.busy_since and self.execution_state == "busy":
+            self.busy_since = datetime.fromtimestamp(memory.busy_since, timezone.utc)
 
     def tell(self, text: str) -> None:
         """Show ``text`` to all clients as error output of the cell that was executed last."""
@@ -183,15 +244,24 @@ class KernelChannels:
         """Send the gateway's own request without waiting for its reply; nothing when there is no connection."""
         self._connection.post(msg_type, content, channel)
 
-    def close(self, reason: str = "the kernel was shut down") -> None:
-        """Close the sockets and every attached websocket, for good."""
+    def close(self, reason: str = "the kernel was shut down", code: int = GOING_AWAY) -> None:
+        """Close the sockets and every attached websocket, for good; ``code`` is the websockets' close code."""
+        self._end_proof()
         self._connection.disconnect(reason)
         self._connection.drop_pending()
         self._is_dead = True
         for client in self._clients:
-            client.close(GOING_AWAY, reason)
+            client.close(code, reason)
         self._leaving.clear()
         self._replay.clear()
+
+    def hand_over(self, reason: str) -> Memory:
+        """Take in what has arrived, close for good, and return what the next gateway needs for :meth:`resume`."""
+        self._connection.suspend()
+        self._flush()
+        memory = self.memory()
+        self.close(reason, SERVICE_RESTART)
+        return memory
 
     # -- clients -------------------------------------------------------------------------------------------------
 
@@ -263,6 +333,8 @@ class KernelChannels:
             raise FrameError("the session in the header is no identifier")
         if session and self._routes.get(session) is not client:
             self._learn(attachment, session)
+        if header.get("msg_type") == "execute_request":
+            self._requests.note(header.get("msg_id"), parts[0])
         if not self._connection.submit(channel, header.get("msg_type", ""), parts):
             self._warnings.warn("A websocket was closed: it sends more than the kernel takes")
             client.close(TRY_AGAIN_LATER, "too many messages wait for the kernel")
@@ -310,12 +382,18 @@ class KernelChannels:
             return
         if not self._limits.allow_tracebacks and message.msg_type in {"error", "execute_reply"}:
             message = self._without_traceback(message)
+        self._deliver(message)
+
+    def _deliver(self, message: KernelMessage) -> None:
         if message.channel == "iopub":
             self._broadcast(message)
         else:
             self._reply(message)
 
     def _reply(self, message: KernelMessage) -> None:
+        if message.msg_type == "execute_reply":
+            self._requests.answered(message.parent.get("msg_id"))
+            self._inherited.answered(message.parent.get("msg_id"))
         session = message.parent.get("session")
         if not isinstance(session, str):
             return
@@ -365,6 +443,8 @@ class KernelChannels:
         """Follow execution state and activity, by the rules of jupyter_server's ``start_watching_activity``."""
         untracked = self._limits.untracked_message_types
         is_tracked = message.parent.get("msg_type") not in untracked
+        if self._is_unproven:
+            self._look_for_proof(message)
         if is_tracked or message.msg_type not in untracked or self.execution_state == "busy":
             self._activity = time.time()
         if message.msg_type != "status":
@@ -381,6 +461,41 @@ class KernelChannels:
             self._set_state(state)
         elif self.execution_state == "starting" and state != "starting":
             self._set_state("idle")
+
+    def _look_for_proof(self, message: KernelMessage) -> None:
+        """Find out what a kernel that was taken over does: a cell, or nothing when it has answered the gateway."""
+        if message.parent.get("msg_type") == "execute_request":
+            self._last_cell = message.parts[1]
+            self._take_for_busy()
+            self._tell_gap()
+            self._end_proof()
+        elif (
+            message.parent.get("msg_type") == "kernel_info_request"
+            and message.parent.get("session") == self._connection.factory.session
+        ):
+            # The kernel takes requests in turn: all that it was sent before ours is done.
+            self._end_proof()
+            self._tell_gap()
+            for request in self._inherited.take_all():
+                for answer in lost_reply(self._connection.factory, request):
+                    self._deliver(answer)
+            self._set_state("idle")
+
+    def _take_for_busy(self) -> None:
+        if self._is_unproven and self.execution_state != "busy":
+            self._has_gap = True
+            self._set_state("busy")
+
+    def _tell_gap(self) -> None:
+        if self._has_gap:
+            self._has_gap = False
+            self.tell(GAP_NOTICE)
+
+    def _end_proof(self) -> None:
+        self._is_unproven = False
+        if self._proof_timer is not None:
+            self._proof_timer.cancel()
+            self._proof_timer = None
 
     def _set_state(self, state: str) -> None:
         if state != self.execution_state:

@@ -40,6 +40,7 @@ class KernelConnection:
 
     __slots__ = (
         "_context",
+        "_identity",
         "_is_holding_stdin",
         "_is_live",
         "_is_up",
@@ -65,6 +66,7 @@ class KernelConnection:
         self,
         *,
         context: zmq.Context[zmq.Socket[bytes]],
+        identity: bytes,
         limits: ChannelLimits,
         on_message: Callable[[KernelMessage], None],
         on_batch: Callable[[], None],
@@ -74,6 +76,7 @@ class KernelConnection:
         self.factory = MessageFactory()
         self.kernel_info: dict[str, Any] | None = None
         self._context = context
+        self._identity = identity
         self._limits = limits
         self._on_message = on_message
         self._on_batch = on_batch
@@ -100,6 +103,7 @@ class KernelConnection:
         self._sockets = KernelSockets(
             info,
             context=self._context,
+            identity=self._identity,
             max_frame_bytes=2 * self._limits.max_message,
             on_message=self._receive,
             on_batch=self._on_batch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -24,6 +23,8 @@ class KernelSockets:
 
     Parameters
     ----------
+    identity
+        By which the kernel knows the sockets; a later gateway that has the same one gets the replies that are due.
     max_frame_bytes
         Above this size libzmq cuts the connection; guards the gateway's memory.
     on_message
@@ -52,6 +53,7 @@ class KernelSockets:
         info: ConnectionInfo,
         *,
         context: zmq.Context[zmq.Socket[bytes]],
+        identity: bytes,
         max_frame_bytes: int,
         on_message: Callable[[KernelMessage], None],
         on_batch: Callable[[], None],
@@ -67,7 +69,7 @@ class KernelSockets:
         self._warnings = warnings
         self._signer = Signer(info.key, info.signature_scheme)
         # One for all DEALERs: kernels send a prompt on stdin to whom the request on shell came from.
-        self._identity = uuid.uuid4().hex.encode()
+        self._identity = identity
         self._parent_raw, self._parent = b"", dict[str, Any]()
         self._sockets: dict[str, ZmqSocket] = {}
         self._open("iopub", info.iopub_port, self._on_iopub, on_batch)

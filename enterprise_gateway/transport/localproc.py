@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..core.deadline import Deadline
@@ -88,6 +88,11 @@ class LocalProcess:
         if pid <= 1 or start_time_of(pid) != start_time:
             return None
         return cls(pid, start_time, is_child=False)
+
+    @classmethod
+    def find(cls, pid: int) -> LocalProcess | None:
+        """Return a handle on whatever process has this id now, or None when there is none."""
+        return cls.adopt(pid, start_time_of(pid) or -1)
 
     def poll(self) -> int | None:
         """Return None while the process lives, else its exit code: ``-n`` for signal n, 0 when unknown."""
@@ -197,20 +202,24 @@ def _start_time_by_signal(pid: int) -> int | None:
 
 
 def processes_of_kernel(kernel_id: str) -> list[LocalProcess]:
-    """Return the group leaders among this user's processes whose environment names the kernel; blocks."""
-    found = []
-    marker = f"KERNEL_ID={kernel_id}".encode()
+    """Return those processes that may be signalled whose environment names the kernel; blocks."""
+    found = [LocalProcess.find(pid) for pid, variables in environments() if variables.get("KERNEL_ID") == kernel_id]
+    return [process for process in found if process is not None]
+
+
+def environments() -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the id and the environment of all processes whose environment may be read; blocks.
+
+    It is the one that a process was started with. This process itself is left out.
+    """
     for directory in Path("/proc").glob("[0-9]*"):
+        pid = int(directory.name)
         try:
-            environment = (directory / "environ").read_bytes().split(b"\0")
+            entries = (directory / "environ").read_bytes().split(b"\0") if pid != os.getpid() else []
         except OSError:
             continue  # gone, or another user's
-        pid = int(directory.name)
-        if marker in environment and _group_of(pid) == pid:
-            process = LocalProcess.adopt(pid, start_time_of(pid) or -1)
-            if process is not None:
-                found.append(process)
-    return found
+        variables = (entry.decode(errors="replace").partition("=") for entry in entries if entry)
+        yield pid, {name: value for name, _, value in variables}
 
 
 def _group_of(pid: int) -> int:

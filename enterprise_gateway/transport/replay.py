@@ -141,6 +141,10 @@ class ReplayLog:
             del self._detached[next(iter(self._detached))]
         self._detached[session_id] = DetachedSession(session_id, aliases, self._number, self._clock())
 
+    def detached_sessions(self) -> list[tuple[str, ...]]:
+        """Return the sessions that may come back, each as its id and its further ones."""
+        return [(session.session_id, *sorted(session.aliases)) for session in self._detached.values()]
+
     def keep_unsent(self, session_id: str, messages: Collection[KernelMessage]) -> None:
         """Keep what had been queued for a detached session's websocket and did not go out."""
         session = self._detached.get(session_id)

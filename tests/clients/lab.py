@@ -90,6 +90,14 @@ class Lab:
             found.append("".join(text))
         return "".join(found)
 
+    def prompt(self, cell: int) -> str:
+        """Return what stands before a cell: ``[*]:`` while it runs, then its number."""
+        try:
+            cells = self.browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-Cell")
+            return cells[cell].find_element(By.CSS_SELECTOR, ".jp-InputPrompt").text
+        except (IndexError, NoSuchElementException, StaleElementReferenceException):
+            return ""
+
     def shown_text(self, cell: int) -> str:
         """Return what is on the page below a cell."""
         try:

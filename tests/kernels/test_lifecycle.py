@@ -101,6 +101,8 @@ async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Pa
             await asyncio.sleep(0.05)
         await state_of(gateway, kernel_id, "idle")
         assert len(launches.read_text().splitlines()) == 3
+        await websocket.receive_until("stream")  # that it has died, and why
+        assert (await websocket.execute("1"))[1]["status"] == "ok"
 
 
 async def test_what_is_asked_for_during_a_restart_is_refused_or_ends_it(expect_log: Any) -> None:

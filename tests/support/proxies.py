@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
+from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
 from enterprise_gateway.services.processproxies.processproxy import BaseProcessProxyABC, LocalProcessProxy
 
 
@@ -59,6 +61,60 @@ class ThirdPartyProxy(BaseProcessProxyABC):
             self.local_proc.kill()
             self.local_proc.wait()
         return None
+
+
+class Steps:
+    """Stops at the steps of a kernel's life for which there is a file ``hold-<step>`` in ``steps`` of the config.
+
+    On arrival there is a file ``at-<step>``; it goes on when the hold is removed.
+    """
+
+    proxy_config: dict[str, Any]
+
+    async def pause(self, step: str) -> None:
+        """Say that the step is reached, and stay as long as it is held."""
+        hold = Path(self.proxy_config["steps"]) / f"hold-{step}"
+        if hold.exists():
+            hold.with_name(f"at-{step}").touch()
+            while hold.exists():
+                await asyncio.sleep(0.02)
+
+
+class SteppingProxy(Steps, LocalProcessProxy):
+    """A kernel on this machine."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Stop before and after the process is started."""
+        await self.pause("launch")
+        await super().launch_process(kernel_cmd, **kwargs)
+        await self.pause("launched")
+
+    async def cleanup(self) -> None:  # type: ignore[override]
+        """Stop when the process has ended and before what it owned is removed, and after that."""
+        await self.pause("ended")
+        super().cleanup()
+        await self.pause("cleaned")
+
+
+class SteppingDistributedProxy(Steps, DistributedProcessProxy):
+    """A kernel on an SSH host."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Stop before and after the launch."""
+        await self.pause("launch")
+        await super().launch_process(kernel_cmd, **kwargs)
+        await self.pause("launched")
+
+    async def confirm_remote_startup(self) -> None:
+        """Stop when the process runs, and nobody has heard of it yet."""
+        await self.pause("submitted")
+        await super().confirm_remote_startup()
+
+    async def cleanup(self) -> None:  # type: ignore[override]
+        """Stop when the process has ended, and after what it owned was removed."""
+        await self.pause("ended")
+        await asyncio.to_thread(super().cleanup)
+        await self.pause("cleaned")
 
 
 class OldStyleProxy(ThirdPartyProxy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class CullingOptions(EnvironmentDefaults):
     """When kernels are culled: options of RemoteMappingKernelManager.
 
-    Each can be overridden by a kernelspec's metadata entry of the same name.
+    The rules (all but ``cull_interval`` and ``cull_warning``) can be overridden by a kernelspec's metadata entries of
+    the same names.
     """
 
     cull_idle_timeout = Integer(
@@ -35,14 +37,26 @@ class CullingOptions(EnvironmentDefaults):
     cull_connected = Bool(
         envvars.EG_CULL_CONNECTED.default, config=True, help="Whether kernels with open websockets are culled too."
     ).tag(env=envvars.EG_CULL_CONNECTED)
-    cull_busy = Bool(False, config=True, help="Whether busy kernels are culled too.")
-    cull_max_age = Float(0, config=True, help="Seconds after its start at which a kernel is culled; 0: never.")
+    cull_busy = Bool(
+        envvars.EG_CULL_BUSY.default,
+        config=True,
+        help="Whether busy kernels are culled too.",
+    ).tag(env=envvars.EG_CULL_BUSY)
+    cull_max_age = Float(
+        envvars.EG_CULL_MAX_AGE.default,
+        config=True,
+        help="Seconds after its start at which a kernel is culled; 0: never.",
+    ).tag(env=envvars.EG_CULL_MAX_AGE)
     cull_busy_timeout = Float(
-        0, config=True, help="Seconds of uninterrupted execution after which a kernel is culled; 0: never."
-    )
+        envvars.EG_CULL_BUSY_TIMEOUT.default,
+        config=True,
+        help="Seconds of uninterrupted execution after which a kernel is culled; 0: never.",
+    ).tag(env=envvars.EG_CULL_BUSY_TIMEOUT)
     cull_warning = Float(
-        0, config=True, help="Seconds before it is culled at which a kernel's clients are told so; 0: they are not."
-    )
+        envvars.EG_CULL_WARNING.default,
+        config=True,
+        help="Seconds before it is culled at which a kernel's clients are told so; 0: they are not.",
+    ).tag(env=envvars.EG_CULL_WARNING)
 
 
 class KernelCuller:
@@ -97,24 +111,27 @@ class KernelCuller:
 
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
-        for kernel in list(self.parent._kernels.values()):
+        to_cull = []
+        for kernel in self.parent.kernels():
             if not self.parent.looks_after(kernel):
                 continue  # another replica does
             policy = self.policy.for_spec(kernel.spec.metadata)
             use = use_of(kernel)
             reason = policy.reason(use, self.clock())
             if reason is not None:
-                await self._cull(kernel, reason)
+                to_cull.append(self._cull(kernel, reason))
             elif self.parent.cull_warning > 0 and policy.reason(use, self.clock(), within=self.parent.cull_warning):
                 self._warn(kernel)
             else:
                 self._warned.discard(kernel.kernel_id)
+        await asyncio.gather(*to_cull)
 
     async def _cull(self, kernel: RemoteKernelManager, reason: str) -> None:
         self.log.warning("Culling kernel %s (%s): %s", kernel.kernel_id, kernel.kernel_name, reason)
         self._warned.discard(kernel.kernel_id)
+        kernel.closing_because = f"the kernel was culled: {reason}"
         if kernel.channels is not None and kernel.execution_state != "dead":
-            kernel.channels.announce_state("dead", f"The kernel was culled: {reason}.")
+            kernel.channels.tell(f"The kernel was culled: {reason}. Its variables are lost.\n")
         try:
             await self.parent.shutdown_kernel(kernel.kernel_id)
         except Exception:

@@ -26,6 +26,8 @@ class StartsKernels(GatewayHandler):
         try:
             return await self._start
         except asyncio.CancelledError as error:
+            if self.settings["eg_traffic"].is_draining:
+                raise web.HTTPError(503, "The gateway was stopped while the kernel was starting.") from error
             raise web.HTTPError(409, "The kernel was shut down while it was starting.") from error
         finally:
             self._start = None

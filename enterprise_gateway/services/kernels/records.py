@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.connection import ConnectionInfo
-from ...core.errors import LeaseLostError, NotFoundError, PayloadError, UnknownKernelSpecError
+from ...core.errors import (
+    LeaseLostError,
+    NotFoundError,
+    PayloadError,
+    StoreUnavailableError,
+    UnknownKernelSpecError,
+)
 from ..sessions.kernelsessionmanager import KernelSessionManager
 from ..sessions.revival import Revival, RevivalReport
 from .replicas import reached_as
@@ -16,6 +23,11 @@ if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
     from .remotemanager import RemoteMappingKernelManager
     from .replicas import Replicas
+
+STORE_PATIENCE_SECONDS = 30.0
+JUDGING_SECONDS = 20.0  # for one kernel; a gateway that starts is not kept longer by hosts that do not answer
+
+NOTE_SECONDS = 60.0
 
 
 class KernelRecords:
@@ -34,14 +46,22 @@ class KernelRecords:
     def __init__(self, manager: RemoteMappingKernelManager, store: KernelSessionManager) -> None:
         self._manager = manager
         self._store = store
-        self._revival = Revival(store, revive_one=self.take_over, remove_one=self._remove_one)
+        self._revival = Revival(
+            store, revive_one=self.take_over, remove_one=self._remove_one, timeout_seconds=JUDGING_SECONDS
+        )
         self._replicas: Replicas | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
 
     def share(self, replicas: Replicas) -> None:
         """Write records as one of several gateways from now on: each under the kernel's lease."""
         self._replicas = replicas
         self._revival = Revival(
-            self._store, revive_one=self.take_over, remove_one=self._remove_one, claim=replicas.claim
+            self._store,
+            revive_one=self.take_over,
+            remove_one=self._remove_one,
+            claim=replicas.claim,
+            timeout_seconds=JUDGING_SECONDS,
         )
 
     async def starting(self, kernel: RemoteKernelManager, launch_args: Mapping[str, Any]) -> None:
@@ -61,6 +81,11 @@ class KernelRecords:
             "running",
             connection_info=kernel.get_connection_info(),
             process_info=await kernel.process_info(),
+            extra={
+                "started": kernel.started.timestamp(),
+                "restarts": kernel.restarts,
+                "relay": kernel.memory.to_record(),
+            },
         )
         record = await self._store.fetch_session(str(kernel.kernel_id)) if self._replicas is not None else None
         kernel.reached_as = reached_as(record) if record is not None else ""
@@ -82,7 +107,12 @@ class KernelRecords:
                 kernel.kernel_id,
                 "running",
                 required=False,
-                extra={"last_activity": kernel.last_activity.timestamp(), "execution_state": kernel.execution_state},
+                extra={
+                    "last_activity": kernel.last_activity.timestamp(),
+                    "execution_state": kernel.execution_state,
+                    "restarts": kernel.restarts,
+                    "relay": kernel.memory.to_record(),
+                },
             )
 
     async def gone(self, kernel_id: str) -> None:
@@ -96,7 +126,55 @@ class KernelRecords:
 
     async def revive_all(self) -> None:
         """Take up every kernel on record; called at start in standalone mode."""
-        await self._revival.run(store_patience_seconds=30)
+        await self._revival.run(store_patience_seconds=STORE_PATIENCE_SECONDS)
+        if self._revival.unsettled:
+            self._settling = asyncio.create_task(self._revival.settle(), name="settle kernels on record")
+
+    async def kernel_ids(self) -> set[str]:
+        """Return the ids of all kernels on record, those among them whose record cannot be used now.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The store could not be asked, or has a record of which not even the kernel is known.
+        """
+        sessions = await self._store.fetch_sessions()
+        if "" in self._store.unusable:
+            raise StoreUnavailableError("The kernel session store has a record of an unknown kernel.")
+        return {*sessions, *self._store.unusable}
+
+    def is_unsettled(self, kernel_id: str) -> bool:
+        """Whether the kernel is on record and could not be judged at start: nobody may call it unknown."""
+        return kernel_id in self._revival.unsettled
+
+    def keep_activity(self) -> None:
+        """Record from now on what kernels do, once a minute, in case that the gateway is killed.
+
+        Called by a gateway that has the store for itself when it manages its first kernel.
+        """
+        if self._noting is None:
+            self._noting = asyncio.create_task(self._note_activity(), name="record what kernels do")
+
+    async def _note_activity(self) -> None:
+        noted: dict[str, tuple[object, ...]] = {}
+        while True:
+            await asyncio.sleep(NOTE_SECONDS)
+            kernels = self._manager.kernels()
+            states: dict[str, tuple[object, ...]] = {
+                kernel.kernel_id: (kernel.execution_state, kernel.last_activity) for kernel in kernels
+            }
+            for kernel in kernels:
+                if noted.get(kernel.kernel_id) != states[kernel.kernel_id]:
+                    await self._store.note(kernel.kernel_id, {"relay": kernel.memory.to_record()})
+            noted = states
+
+    async def close(self) -> None:
+        """Stop what goes on in the background; kernels that could not be judged stay on record."""
+        tasks = [task for task in (self._settling, self._noting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def revive(self, kernel_id: str) -> bool:
         """Take up one kernel on request; False when there is none of this id.
@@ -144,6 +222,9 @@ class KernelRecords:
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
         kernel.take_over(info, record)
+        if not self._manager.revives_on_request and kernel.inherited is not None and kernel.inherited.identity:
+            # Two gateways of the same identity would take each other's replies.
+            kernel.relay_identity = kernel.inherited.identity
         kernel.reached_as = reached_as(record)
         return kernel
 

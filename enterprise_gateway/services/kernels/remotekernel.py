@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError
 from ...core.offload import offload
 from ...provisioners.adapter import ProcessProxyProvisioner
+from ...transport.resumption import Memory
 from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy, gateway_user
 from ..processproxies.shared import SharedResources, gateway_environment
 
@@ -68,9 +70,17 @@ class RemoteKernelManager(AsyncKernelManager):
     started = datetime.now(timezone.utc)
     died_because = ""
     reached_as = ""
+    closing_because = ""
+    restarts = 0
+    inherited: Memory | None = None
+    _handed_over: Memory | None = None
     _resources: SharedResources | None = None
     _sigint: int | None = None
     _busy: asyncio.Lock | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.relay_identity = uuid.uuid4().hex
 
     def _find_my_config(self, cfg: Config) -> Config:
         """Leave out the options of :class:`LibraryOptions`, where they apply; called by traitlets."""
@@ -116,6 +126,15 @@ class RemoteKernelManager(AsyncKernelManager):
     def execution_state(self) -> str:
         """The kernel's state by its last status message: ``starting``, ``idle``, ``busy``, ``restarting``, ``dead``."""
         return self.channels.execution_state if self.channels is not None else "starting"
+
+    @property
+    def memory(self) -> Memory:
+        """What the next gateway has to know of the conversation with the kernel."""
+        if self._handed_over is not None:
+            return self._handed_over
+        if self.channels is not None:
+            return self.channels.memory()
+        return Memory(identity=self.relay_identity)
 
     @property
     def last_activity(self) -> datetime:
@@ -271,6 +290,11 @@ class RemoteKernelManager(AsyncKernelManager):
             launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
         self._launch_args = launch_args
         self._attempted_start = True
+        saved_at = float(record.get("saved_at") or time.time())
+        self.started = datetime.fromtimestamp(float(record.get("started") or saved_at), timezone.utc)
+        self.restarts = int(record.get("restarts") or 0)
+        self.inherited = Memory.from_record(record.get("relay"))
+        self.inherited.last_activity = self.inherited.last_activity or saved_at
         self.ready.set_result(None)
         self.claim_ports()
 
@@ -283,6 +307,7 @@ class RemoteKernelManager(AsyncKernelManager):
         """Remove what an interrupted start, restart or stop has left of the kernel."""
         if isinstance(self.provisioner, ProcessProxyProvisioner):
             await self.provisioner.remove_leftovers()
+        self._connection_file_written = True  # by whom the kernel was started: it is to be removed
         await self.abandon()
 
     # --- interrupt, shutdown, restart
@@ -357,7 +382,7 @@ class RemoteKernelManager(AsyncKernelManager):
             if under_way:
                 return
             self.restarting = True
-            if self.channels is not None:
+            if self.channels is not None and self.execution_state != "restarting":  # else it was told with a reason
                 self.channels.announce_state("restarting")
             try:
                 await self._async_shutdown_kernel(now=now, restart=True)
@@ -375,6 +400,8 @@ class RemoteKernelManager(AsyncKernelManager):
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
         self._close_control_socket()
         self.leave_connection_file()
+        if self.channels is not None:
+            self._handed_over = self.channels.hand_over("the gateway is being restarted, and the kernel lives on")
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await offload(self.process_proxy.let_go)
         await self.close()
@@ -402,7 +429,9 @@ class RemoteKernelManager(AsyncKernelManager):
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""
         if self.channels is not None:
-            self.channels.close()
+            if self.closing_because and self.execution_state != "dead":
+                self.channels.announce_state("dead", self.closing_because)
+            self.channels.close(self.closing_because or "the kernel was shut down")
         if self._resources is not None:
             await self._resources.close()
             self._resources = None

@@ -267,10 +267,14 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             raise StoreUnavailableError("The gateway is being stopped; please try again.")
         kernel.channels = self._make_channels(kernel)
         kernel.channels.connect(kernel.connection())
+        if kernel.inherited is not None:
+            kernel.channels.resume(kernel.inherited)
         self._kernels[kernel.kernel_id] = kernel
         self._entered.add(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
+        if self.records is not None and self.keeps_kernels and not self.revives_on_request:
+            self.records.keep_activity()
 
     def _choose_kernel_id(self, kernel_id: str | None, env: dict[str, str]) -> str:
         chosen = kernel_id or env.get("KERNEL_ID")
@@ -331,6 +335,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 traceback_replacement=self.traceback_replacement_message,
             ),
             log=self.log,
+            identity=kernel.relay_identity,
         )
 
     def cwd_for_path(self, path: str) -> str:
@@ -358,12 +363,20 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         ------
         NotFoundError
             There is no such kernel.
+        StoreUnavailableError
+            There may be such a kernel: the store, or what the kernel runs on, cannot be asked.
         """
         if self.replicas is not None:
             await self.replicas.consult(kernel_id)
-        if kernel_id not in self._kernels and self.revives_on_request and self.records is not None:
-            await self.records.revive(kernel_id)
+        records = self.records
+        may_be_on_record = self.revives_on_request or (records is not None and records.is_unsettled(kernel_id))
+        if kernel_id not in self._kernels and records is not None and may_be_on_record:
+            await records.revive(kernel_id)
         return self.get_kernel(kernel_id)
+
+    def kernels(self) -> list[RemoteKernelManager]:
+        """Return the managers of all kernels in the table."""
+        return list(self._kernels.values())
 
     def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
         """Return a kernel's manager if it is in the table."""
@@ -458,6 +471,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
         kernel = await self._begin(kernel, KernelRecords.restarting)
         self.restarter.forget(kernel)
+        kernel.restarts = 0
         await self._replace(kernel, now=now or bool(kernel.died_because))
         self.restarter.watch(kernel)
 
@@ -500,6 +514,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
         kernel.died_because = reason
         if kernel.channels is not None:
+            kernel.channels.tell(f"The kernel is dead: {reason}. Restart it to go on; its variables are lost.\n")
             kernel.channels.announce_state("dead", reason)
         self.log.warning("Kernel %s is dead: %s", kernel.kernel_id, reason)
 
@@ -557,22 +572,24 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self._is_stopping = True
         if self.replicas is not None:
             self.replicas.retire()
+        self.restarter.stop()
+        if self.records is not None:
+            await self.records.close()
         if keep_kernels:
             for launch in list(self._launching.values()):
                 launch.cancel()
             if self._launching:
                 await asyncio.wait(self._launching.values())
             await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-            for kernel in list(self._kernels.values()):
-                self.restarter.forget(kernel)
-                if self.records is not None:
-                    await self.records.left(kernel)
-                await kernel.let_go()
+            await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
             self._kernels.clear()
         else:
             await self.shutdown_all(now=True)
         if self.replicas is not None:
             await self.replicas.leave()
+
+    async def close(self) -> None:
+        """Release what kernels share; called once, after :meth:`stop`."""
         await self.resources.close()
         await self._close_context()
 
@@ -585,6 +602,12 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await asyncio.wait_for(offload(self.context.destroy, 100), CONTEXT_SECONDS)
         except asyncio.TimeoutError:
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
+
+    async def _let_go(self, kernel: RemoteKernelManager) -> None:
+        self.restarter.forget(kernel)
+        await kernel.let_go()
+        if self.records is not None:
+            await self.records.left(kernel)
 
 
 class TrackPendingRequests:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool, Float, Integer
 from traitlets.config import LoggingConfigurable
 
 from ...core.death import describe_exit
-from ...core.errors import LeaseLostError
+from ...core.errors import ConflictError, LeaseLostError
+from ...transport.memorykills import MemoryKills
 from ..processproxies.processproxy import RemoteProcessProxy
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
     from .remotemanager import RemoteMappingKernelManager
+
+LOOK_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 300.0
+NOT_WANTED = "it is not restarted, since autorestart is off"
 
 
 class KernelRestarter(LoggingConfigurable):
@@ -36,13 +41,29 @@ class KernelRestarter(LoggingConfigurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.clock: Callable[[], float] = time.monotonic
+        self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self.memory_kills = MemoryKills()
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._looks: asyncio.Task[None] | None = None
 
     def watch(self, kernel: RemoteKernelManager) -> None:
         """Notice from now on when the kernel dies; called after its start and its restarts."""
         self._watches[kernel.kernel_id] = asyncio.create_task(
             self._watch(kernel), name=f"kernel {kernel.kernel_id} lives"
         )
+        if self._looks is None:
+            self._looks = asyncio.create_task(self._look_for_memory_kills(), name="look for memory kills")
+
+    def stop(self) -> None:
+        """Stop what goes on besides the kernels' watches; called when the gateway ends."""
+        if self._looks is not None:
+            self._looks.cancel()
+            self._looks = None
+
+    async def _look_for_memory_kills(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.memory_kills.look()
 
     def forget(self, kernel: RemoteKernelManager) -> None:
         """Stop watching the kernel; called before it is stopped or restarted on purpose."""
@@ -52,39 +73,51 @@ class KernelRestarter(LoggingConfigurable):
 
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
-        restarts = 0
         alive_since = self.clock()
         while True:
             exit_code = await kernel.wait_for_exit()
             if not await self.parent.in_charge_of_dead(kernel):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time
-            restarts = 1 if stable else restarts + 1
-            reason = describe_exit(exit_code)
-            if not self._may_restart(kernel, restarts):
-                self.parent.lose(kernel, reason)
+            kernel.restarts = 1 if stable else kernel.restarts + 1
+            reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
+            refusal = self._refusal(kernel)
+            if refusal:
+                self.parent.lose(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
                 return
-            self.log.warning(
-                "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, restarts, self.restart_limit
-            )
-            if restarts > 1 and self.restart_backoff > 0:
-                await asyncio.sleep(self.restart_backoff * 2 ** (restarts - 2))
+            self._announce(kernel, reason)
+            if kernel.restarts > 1 and self.restart_backoff > 0:
+                await self.sleep(min(self.restart_backoff * 2 ** (kernel.restarts - 2), LONGEST_PAUSE_SECONDS))
             try:
                 await self.parent.relaunch(kernel, now=True, newports=self.random_ports_until_alive and not stable)
             except LeaseLostError:
-                self.parent.let_go(kernel)  # another replica was faster
+                self.parent.let_go(kernel)  # another replica was faster; whose turn it is is asked anew
+            except ConflictError:
+                return  # it is being stopped
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
             alive_since = self.clock()
 
-    def _may_restart(self, kernel: RemoteKernelManager, restarts: int) -> bool:
-        if not kernel.autorestart or restarts > self.restart_limit:
-            return False
+    def _announce(self, kernel: RemoteKernelManager, reason: str) -> None:
+        """Say in the log and to the kernel's clients that it has died and will be restarted."""
+        self.log.warning(
+            "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, kernel.restarts, self.restart_limit
+        )
+        if kernel.channels is not None:
+            kernel.channels.tell(f"The kernel has died: {reason}. It is being restarted; its variables are lost.\n")
+            kernel.channels.announce_state("restarting", reason)
+
+    def _refusal(self, kernel: RemoteKernelManager) -> str:
+        """Return why the kernel is not restarted; empty when it is."""
+        if not kernel.autorestart:
+            return NOT_WANTED
+        if kernel.restarts > self.restart_limit:
+            return f"it was restarted {self.restart_limit} times in a row, which is the limit"
         has_clients = self.parent.connections(kernel)
         if isinstance(kernel.process_proxy, RemoteProcessProxy) and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id
             )
-            return False
-        return True
+            return "it is not restarted, since it has no clients"
+        return ""

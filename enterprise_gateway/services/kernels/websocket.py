@@ -28,6 +28,7 @@ from .handlers import KERNEL_ID
 from .keepalive import Keepalive
 
 if TYPE_CHECKING:
+    from ...base.traffic import Traffic
     from ...transport.channels import KernelChannels
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_MESSAGE_SIZE = 100 << 20
 DEFAULT_QUEUE_LIMIT = 32 << 20
 MAX_SESSION_ID_LENGTH = 256
+MAX_REASON_BYTES = 123
 
 
 class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
@@ -87,6 +89,10 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         stream = self.ws_connection.stream if self.ws_connection is not None else None
         if stream is None:
             return
+        traffic: Traffic | None = self.settings.get("eg_traffic")
+        if traffic is not None:
+            traffic.leave(self)  # the request is answered
+            traffic.websockets.add(self)
         session_id = self.get_query_argument("session_id", "")[:MAX_SESSION_ID_LENGTH]
         if not session_id:
             session_id = uuid.uuid4().hex
@@ -123,6 +129,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
 
     def on_close(self) -> None:
         """Detach from the kernel; called by tornado when the connection is gone."""
+        self.on_finish()
         if self._outbox is not None:
             self._keepalive.remove(self)
             self._outbox.stop()
@@ -134,7 +141,8 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         if self._outbox is not None:
             self._outbox.stop()
             self._channels.leave(self._outbox)
-        super().close(code, reason)
+        # A close frame has room for 123 bytes.
+        super().close(code, reason and reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
 
     def send_ping(self) -> None:
         """Ask the client for a sign of life."""

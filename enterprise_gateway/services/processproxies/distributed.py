@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
 from .hostchoice import TrackKernelOnHost
 from .processproxy import NEVER_ENDING, RemoteProcessProxy
-from .remotehosts import RemoteHost, address_of, is_local_address
-from .shared import gateway_environment
+from .remnants import Remnant, remote_processes
+from .remotehosts import RemoteHost, address_of, is_local_address, resolve
+from .shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
     from ..kernels.remotemanager import RemoteKernelManager
@@ -112,7 +114,8 @@ class DistributedProcessProxy(RemoteProcessProxy):
                 failures.append(error)
                 self.log.warning("Kernel %s cannot be started on %s: %s", self.kernel_id, host, error)
                 if isinstance(error, OutcomeUnknownError):
-                    await offload(self.remove_leftovers)
+                    with suppress(KernelLaunchError):
+                        await offload(self.remove_leftovers)
                     break  # it may be running there: a second one elsewhere would be one too many
                 if self.deadline.expired:
                     break
@@ -266,14 +269,37 @@ class DistributedProcessProxy(RemoteProcessProxy):
         return None if sent else False
 
     def remove_leftovers(self) -> None:
-        """End what carries the kernel's id, also on its host, if that can be reached."""
+        """End what carries the kernel's id, wherever it may be.
+
+        Where the record does not name the host, the gateway ended before it knew: all hosts are asked then.
+
+        Raises
+        ------
+        KernelLaunchError
+            A host where the kernel may be cannot be asked.
+        """
         super().remove_leftovers()
-        if self._host is not None:
+        failure: KernelLaunchError | None = None
+        for host in self._hosts_to_search():
             try:
-                for group in self._host.shell.leaders(f"KERNEL_ID={self.kernel_id}"):
-                    self._host.shell.signal(group, group, signal.SIGKILL)
+                for group in host.shell.leaders(f"KERNEL_ID={self.kernel_id}"):
+                    host.shell.signal(group, group, signal.SIGKILL)
             except KernelLaunchError as error:
                 self.log.warning("What is left of kernel %s may not have been removed: %s", self.kernel_id, error)
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _hosts_to_search(self) -> list[RemoteHost]:
+        if self.assigned_host:
+            return [self._host] if self._host is not None else []
+        return remote_hosts(self.kernel_manager.resources, self.hosts)
+
+    @classmethod
+    def find_remnants(cls, resources: SharedResources, labels: Collection[str]) -> Iterator[Remnant]:
+        """Yield the labelled processes on all of ``remote_hosts``."""
+        for host in remote_hosts(resources, resources.options.remote_hosts):
+            yield from remote_processes(host.shell, labels)
 
     def cleanup(self) -> None:
         """Count the kernel on its host no more."""
@@ -307,6 +333,17 @@ class DistributedProcessProxy(RemoteProcessProxy):
     async def _accept(self, info: ConnectionInfo) -> None:
         await super()._accept(info)
         self.pid, self.pgid = self.pid or self.started_pid, self.pgid or self.started_pgid
+
+
+def remote_hosts(resources: SharedResources, names: Iterable[str]) -> list[RemoteHost]:
+    """Return those of the named hosts that are not the gateway's own machine; blocks.
+
+    Raises
+    ------
+    HostUnreachableError
+        A name cannot be resolved.
+    """
+    return [resources.hosts.host(name) for name in names if not is_local_address(resolve(name))]
 
 
 def log_path(kernel_id: str) -> str:

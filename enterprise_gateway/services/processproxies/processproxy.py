@@ -18,7 +18,7 @@ import secrets
 import signal
 import time
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from ...transport.response import Expectation
     from ...transport.tunnels import KernelTunnels
     from ..kernels.remotemanager import RemoteKernelManager
+    from .remnants import Remnant
+    from .shared import SharedResources
 
 __all__ = [
     "BaseProcessProxyABC",
@@ -146,6 +148,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             language=spec.language,
             impersonation_enabled=self.kernel_manager.impersonation_enabled,
             username=username,
+            deployment_id=self.kernel_manager.resources.deployment.label,
         )
         self.user_rules.check_launch(username, spec.display_name)
         self.log.debug(
@@ -178,7 +181,8 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
     @property
     def output_file(self) -> Path:
         """Where the output of a process started by :meth:`launch_kernel` goes."""
-        return Path(self.kernel_manager.connection_file).with_suffix(".log")
+        label = self.kernel_manager.resources.deployment.label
+        return Path(self.kernel_manager.connection_file).with_suffix(f".{label}.log" if label else ".log")
 
     def poll(self) -> Any:
         """Return None while the kernel lives, anything else when it does not; called by the provisioner."""
@@ -225,6 +229,27 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         for process in processes_of_kernel(self.kernel_id):
             self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
             process.kill()
+
+    @classmethod
+    def find_remnants(cls, resources: SharedResources, labels: Collection[str]) -> Iterator[Remnant]:  # noqa: ARG003
+        """Yield what kernels of this back end have left behind by its label; runs in a thread.
+
+        Called by the sweeper for every class that an installed kernelspec names. What is on the gateway's own machine
+        is found without this.
+
+        Parameters
+        ----------
+        resources
+            What all kernels of the gateway share, among it the options.
+        labels
+            What it may be labelled with: the value of ``EG_DEPLOYMENT_ID`` in a kernel's environment.
+
+        Raises
+        ------
+        KernelLaunchError
+            The back end cannot be asked.
+        """
+        yield from ()
 
     def select_ports(self, count: int) -> list[int]:
         """Return free ports of this machine within the port range, reserved until the kernel is gone."""

@@ -99,7 +99,12 @@ class RemoteHosts:
 
 
 async def address_of(host: str) -> str:
-    """Return the IP address of a host.
+    """Return the IP address of a host; see :func:`resolve`."""
+    return await offload(resolve, host)
+
+
+def resolve(host: str) -> str:
+    """Return the IP address of a host; blocks.
 
     Raises
     ------
@@ -107,7 +112,7 @@ async def address_of(host: str) -> str:
         The name cannot be resolved.
     """
     try:
-        found = await offload(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise HostUnreachableError(f"{host}: the name cannot be resolved") from error
     by_family = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)

@@ -11,6 +11,7 @@ from ...core import envvars
 from ...core.offload import offload
 from ...core.ports import HIGHEST, PortPool, PortRange
 from ...core.turns import Turns
+from .deployment import Deployment
 from .remotehosts import RemoteHosts
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class SharedResources:
         self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
         self.turns = Turns()
         self.hosts = RemoteHosts(log)
+        self.deployment = Deployment()
         self._responses: ResponseServer | None = None
 
     async def responses(self) -> ResponseServer:
@@ -61,6 +63,7 @@ class SharedResources:
             await self._responses.stop()
             self._responses = None
         await offload(self.hosts.close)
+        self.deployment.close()
 
 
 def is_free_port(port: int) -> bool:

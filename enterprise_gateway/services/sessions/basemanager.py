@@ -24,6 +24,7 @@ from enterprise_gateway.core.sessionrecords import (
     as_loaded,
     as_stored,
     is_usable_id,
+    phase_of,
 )
 
 from .secretfiles import read_secret_file
@@ -98,6 +99,7 @@ class KernelSessionManager(LoggingConfigurable):
         self._own: set[str] = set()  # recorded by this process, not only loaded
         self._unsaved: set[str] = set()  # what the store has of these is not what the table has
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.unusable: set[str] = set()  # kernels whose record the store has, and which cannot be read now
         self._retry: asyncio.Task[None] | None = None
         self._closed = False
         self._calls = StoreCalls(
@@ -260,6 +262,18 @@ class KernelSessionManager(LoggingConfigurable):
         self._record(kernel_id, phase, extra=extra, **given)
         await self._save(kernel_id, required)
 
+    async def note(self, kernel_id: str, extra: Mapping[str, Any]) -> None:
+        """Add entries to the record of a kernel that runs; in another phase, nothing is written.
+
+        Raises
+        ------
+        LeaseLostError
+            Another replica looks after the kernel now; nothing was written.
+        """
+        if kernel_id in self._own and phase_of(self._table[kernel_id]) == "running":
+            self._record(kernel_id, "running", extra=extra)
+            await self._save(kernel_id, required=False)
+
     async def forget_session(self, kernel_id: str, *, required: bool = True) -> None:
         """Remove a kernel that is gone from the table and the store; ``required`` and errors as in `record_phase`."""
         self._drop(kernel_id)
@@ -324,6 +338,11 @@ class KernelSessionManager(LoggingConfigurable):
         if self._retry:
             self._retry.cancel()
         await self._calls.drain()
+
+    @property
+    def store_identity(self) -> str:
+        """What tells this store from others that have the same ``persistence_root``; no secrets."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def store_available(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class FileKernelSessionManager(KernelSessionManager):
             except FileNotFoundError:
                 continue
             except (OSError, StoreUnavailableError) as error:
+                self.unusable.add(path.stem)
                 self.log.warning("Kernel session file %s cannot be used now and stays where it is: %s", path, error)
         if loosened:
             self.log.info("Took other users' access to %d kernel session files away (mode 0600).", loosened)
@@ -93,6 +95,7 @@ class FileKernelSessionManager(KernelSessionManager):
         except (ValueError, RecursionError) as error:
             aside = path.with_name(f"{path.name}.corrupt")
             path.replace(aside)
+            self.unusable.add(path.stem)
             self.log.warning("%s is not a kernel session (%s); it was set aside as %s.", path, error, aside.name)
             return {}
 
@@ -122,5 +125,19 @@ class FileKernelSessionManager(KernelSessionManager):
     def _remove_abandoned_files(self) -> None:
         """Remove what a writer that was killed has left of its unfinished file."""
         for path in self.sessions_directory.glob(".*.json.*.tmp"):
-            if path.stat().st_mtime < time.time() - _ABANDONED_AFTER_SECONDS:
-                path.unlink(missing_ok=True)
+            try:
+                if _is_gone(path.name.split(".")[-3]) or path.stat().st_mtime < time.time() - _ABANDONED_AFTER_SECONDS:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
+
+
+def _is_gone(pid: str) -> bool:
+    """Whether the writer of an unfinished file, named in it, is no process of this machine any more."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return True
+    except PermissionError:
+        pass  # another user's: it is there
+    return False

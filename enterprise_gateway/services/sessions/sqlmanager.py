@@ -79,6 +79,12 @@ class SQLKernelSessionManager(KernelSessionManager):
 
     # -- the store's verbs --------------------------------------------------------------------------------------------
 
+    @property
+    def store_identity(self) -> str:
+        """The database's address without the credentials."""
+        url = self._url
+        return f"{url.drivername.partition('+')[0]}://{url.host}:{url.port}/{url.database}"
+
     def load_sessions(self) -> None:
         """Load every row."""
         if not self.enable_persistence:
@@ -87,6 +93,7 @@ class SQLKernelSessionManager(KernelSessionManager):
             try:
                 self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
             except (ValueError, StoreUnavailableError) as error:
+                self.unusable.add(kernel_id)
                 self.log.warning("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
 
     def load_session(self, kernel_id: str) -> None:

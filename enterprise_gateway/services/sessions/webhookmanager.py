@@ -65,6 +65,11 @@ class WebhookKernelSessionManager(KernelSessionManager):
         if address.scheme == "http" and address.hostname not in _LOOPBACK:
             self.log.warning("webhook_url is not https: the keys of kernels cross the network in clear.")
 
+    @property
+    def store_identity(self) -> str:
+        """The address of the service."""
+        return self.webhook_url or ""
+
     def load_sessions(self) -> None:
         """Load every session of the service."""
         if not self.enable_persistence:
@@ -74,6 +79,7 @@ class WebhookKernelSessionManager(KernelSessionManager):
             try:
                 self._sessions.update(self._decode(entry))
             except (ValueError, StoreUnavailableError) as error:
+                self.unusable.add(str(entry.get("kernel_id") or "") if isinstance(entry, dict) else "")
                 self.log.warning("A session of the web service cannot be used and stays where it is: %s", error)
 
     def load_session(self, kernel_id: str) -> None:

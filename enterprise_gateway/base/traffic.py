@@ -1,0 +1,43 @@
+"""The requests and websockets that are under way, so that an orderly stop can wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..core.deadline import Deadline
+
+
+class Traffic:
+    """What handlers are at; kept in the web application's settings as ``eg_traffic``.
+
+    Handlers enter and leave themselves, see :class:`~enterprise_gateway.base.handlers.GatewayHandler`.
+    """
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self.requests: set[object] = set()
+        self.websockets: set[object] = set()
+        self._changed = asyncio.Event()
+
+    def leave(self, handler: object) -> None:
+        """Forget a request that was answered, or a websocket that was closed."""
+        self.requests.discard(handler)
+        self.websockets.discard(handler)
+        self._changed.set()
+
+    async def requests_answered(self, deadline: Deadline) -> bool:
+        """Wait until no request is under way; False when that took too long."""
+        return await self._emptied(self.requests, deadline)
+
+    async def websockets_closed(self, deadline: Deadline) -> bool:
+        """Wait until no websocket is open; False when that took too long."""
+        return await self._emptied(self.websockets, deadline)
+
+    async def _emptied(self, handlers: set[object], deadline: Deadline) -> bool:
+        while handlers:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), deadline.remaining)
+            except (asyncio.TimeoutError, TimeoutError):
+                return False
+        return True

@@ -1,0 +1,147 @@
+"""Finds and removes what belongs to no kernel any more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from traitlets.utils.importstring import import_item
+
+from ...core.errors import KernelLaunchError
+from ...core.offload import offload
+from ..processproxies.deployment import ended_runs, forget_run
+from ..processproxies.processproxy import BaseProcessProxyABC, process_proxy_config
+from ..processproxies.remnants import Remnant, local_files, local_processes
+
+if TYPE_CHECKING:
+    from .remotemanager import RemoteMappingKernelManager
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SweepReport:
+    """What a sweep found and did; reasons are sentences.
+
+    Parameters
+    ----------
+    found
+        What belongs to no kernel.
+    failed
+        What could not be removed, and why.
+    not_asked
+        Back ends that could not be asked, and why.
+    kept
+        How many labelled things belong to kernels.
+    """
+
+    found: list[Remnant] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    not_asked: dict[str, str] = field(default_factory=dict)
+    kept: int = 0
+
+
+class Sweeper:
+    """Sweeps after one gateway, or after all that share its store.
+
+    What is labelled by this deployment and belongs to no kernel on record, or by a run of a gateway without a store
+    that has ended, was left behind. What has another label, or none, is never touched.
+
+    Parameters
+    ----------
+    manager
+        Has the table of kernels, their records and the kernelspecs.
+    directory
+        The Jupyter runtime directory.
+    """
+
+    def __init__(self, manager: RemoteMappingKernelManager, directory: Path) -> None:
+        self._manager = manager
+        self._directory = directory
+
+    async def sweep(self, dry_run: bool = False) -> SweepReport:
+        """Find what was left behind and, unless it is a dry run, remove it.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The kernels on record are not known; nothing was removed.
+        """
+        report = SweepReport()
+        ended = set(await offload(lambda: list(ended_runs(self._directory))))
+        own = await offload(self._own_label)
+        things = await self._find(ended | own, report)
+        known = await self._known_kernels()  # after the search: what is started meanwhile has not been found
+        for label, thing in things:
+            if label in own and thing.kernel_id in known:
+                report.kept += 1
+            else:
+                report.found.append(thing)
+        if not dry_run:
+            await offload(self._remove, report)
+            if not report.failed and not report.not_asked:
+                for label in ended:
+                    await offload(forget_run, self._directory, label)
+        return report
+
+    def _own_label(self) -> set[str]:
+        """Return the label of the store; a gateway without one knows its own kernels, and others' not at all."""
+        if not self._manager.keeps_kernels:
+            return set()
+        label = self._manager.resources.deployment.label
+        return {label} if label else set()
+
+    async def _known_kernels(self) -> set[str]:
+        records = self._manager.records
+        on_record = await records.kernel_ids() if records is not None else set()
+        return on_record | set(self._manager.list_kernel_ids())
+
+    async def _find(self, labels: set[str], report: SweepReport) -> list[tuple[str, Remnant]]:
+        """Return everything labelled, with its label."""
+        found: list[tuple[str, Remnant]] = []
+        classes = await self._back_ends() if labels else []
+        for label in labels:
+            found += [(label, thing) for thing in await offload(self._find_here, label)]
+            for back_end in classes:
+                try:
+                    found += [(label, thing) for thing in await offload(self._find_there, back_end, label)]
+                except KernelLaunchError as error:
+                    report.not_asked[back_end.__name__] = str(error)
+        return found
+
+    def _find_here(self, label: str) -> list[Remnant]:
+        return [*local_processes([label]), *local_files(self._directory, [label])]
+
+    def _find_there(self, back_end: type[BaseProcessProxyABC], label: str) -> list[Remnant]:
+        return list(back_end.find_remnants(self._manager.resources, [label]))
+
+    async def _back_ends(self) -> list[type[BaseProcessProxyABC]]:
+        """Return the classes that installed kernelspecs name."""
+        return await offload(lambda: list(dict.fromkeys(self._named_classes())))
+
+    def _named_classes(self) -> Iterator[type[BaseProcessProxyABC]]:
+        specs = self._manager.kernel_spec_manager
+        assert specs is not None
+        for name in specs.find_kernel_specs():
+            try:
+                yield import_item(process_proxy_config(specs.get_kernel_spec(name))["class_name"])
+            except Exception as error:  # noqa: BLE001 -- a kernelspec that cannot be used has no kernels
+                log.debug("Kernelspec %s is left out of the sweep: %s", name, error)
+
+    def _remove(self, report: SweepReport) -> None:
+        for thing in _processes_first(report.found):
+            try:
+                thing.remove()
+            except (OSError, KernelLaunchError) as error:
+                report.failed[thing.what] = str(error)
+                log.warning("Left behind by kernel %s and not removed: %s (%s)", thing.kernel_id, thing.what, error)
+            else:
+                log.warning("Left behind by kernel %s and removed: %s", thing.kernel_id, thing.what)
+
+
+def _processes_first(things: Iterable[Remnant]) -> list[Remnant]:
+    """Return files last: without its connection file a process that stays could not be used by hand any more."""
+    return sorted(things, key=lambda thing: thing.what.startswith("file "))

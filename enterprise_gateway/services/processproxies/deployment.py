@@ -1,0 +1,143 @@
+"""By what a gateway knows again what it, or another gateway on the same store, has made: its *label*.
+
+Every kernel carries it in its environment (``EG_DEPLOYMENT_ID``), connection files and logs of this machine carry it
+as well. Whatever has the label and belongs to no kernel on record was left behind.
+
+* Gateways with a store share the label of the store, which is kept beside the records.
+* A gateway without a store has a label of its own for each run. It holds a lock while it runs; so the next gateway
+  knows which runs are over, and that whatever has their labels is of no use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ...core.errors import InvalidRequestError
+
+LABEL_VARIABLE = "EG_DEPLOYMENT_ID"
+LABEL_ENTRY = "eg_deployment_id"  # in connection files
+_PREFIX, _SUFFIX = "gateway-run-", ".lock"
+
+
+class Deployment:
+    """The label in use; part of SharedResources. Without a place to keep it there is none, and nothing is swept."""
+
+    @property
+    def label(self) -> str:
+        """The label; empty when things cannot be labelled."""
+        return ""
+
+    def close(self) -> None:
+        """Say that this run is over; called when the gateway ends in order."""
+
+
+class StoreDeployment(Deployment):
+    """The label of all gateways that share one store.
+
+    Parameters
+    ----------
+    directory
+        Where the label's random part is kept, made when it is missing.
+    store
+        Says which store it is: two stores may have one directory.
+    label
+        Given by the administrator; nothing is kept then.
+    """
+
+    def __init__(self, directory: Path, store: str, label: str = "") -> None:
+        self._file = directory / LABEL_ENTRY
+        self._store = store
+        self._label = label
+
+    @property
+    def label(self) -> str:
+        """The label; read or made at the first use."""
+        if not self._label:
+            part = read_or_make(self._file)
+            self._label = hashlib.sha256(f"{part}\n{self._store}".encode()).hexdigest()[:32]
+        return self._label
+
+
+class RunDeployment(Deployment):
+    """The label of one run of a gateway without a store.
+
+    Parameters
+    ----------
+    directory
+        The Jupyter runtime directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._label = ""
+        self._lock = -1
+
+    @property
+    def label(self) -> str:
+        """The label; made, and its lock taken, at the first use."""
+        if not self._label:
+            label = uuid.uuid4().hex
+            path = self._directory / f"{_PREFIX}{label}{_SUFFIX}"
+            self._lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._label = label
+        return self._label
+
+    def close(self) -> None:
+        """Give the lock up; nothing of the run is left."""
+        if self._lock >= 0:
+            forget_run(self._directory, self._label)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def ended_runs(directory: Path) -> Iterator[str]:
+    """Yield the labels of runs that ended without an orderly stop."""
+    for path in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # another user's, or just removed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # this run goes on
+        else:
+            yield path.name[len(_PREFIX) : -len(_SUFFIX)]
+        finally:
+            os.close(lock)
+
+
+def forget_run(directory: Path, label: str) -> None:
+    """Remove the lock file of a run of which nothing is left."""
+    (directory / f"{_PREFIX}{label}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def read_or_make(path: Path) -> str:
+    """Return the random text that is kept in a file, made by whoever comes first.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be written to.
+    """
+    text = uuid.uuid4().hex
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{text}")
+    draft.write_text(text)
+    draft.chmod(0o600)
+    try:
+        with suppress(FileExistsError):
+            os.link(draft, path)  # unlike a rename this never replaces
+        kept = path.read_text().strip()
+    finally:
+        draft.unlink()
+    if not kept:
+        raise InvalidRequestError(f"{path} is empty; remove it, and what was labelled before is not swept any more.")
+    return kept

@@ -1,0 +1,142 @@
+"""Culling: by which rules, told to whom; with the test's own clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from enterprise_gateway.core.culling import CullPolicy, KernelUse
+from tests.conftest import ExpectLog
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.kernelspecs import PYTHON_ARGV, write_kernelspec
+
+from .rolling import begin, eventually
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
+
+
+def use(idle: float = 0, age: float = 0, busy: float | None = None, connections: int = 0, state: str = "") -> KernelUse:
+    """Return the use of a kernel, in seconds before NOW."""
+    ago = {name: NOW - timedelta(seconds=value) for name, value in (("idle", idle), ("age", max(age, idle)))}
+    busy_since = None if busy is None else NOW - timedelta(seconds=busy)
+    return KernelUse(state or ("idle" if busy is None else "busy"), connections, ago["age"], ago["idle"], busy_since)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kernel", "reason"),
+    [
+        (CullPolicy(), use(idle=1e9), None),
+        (CullPolicy(idle_timeout=-1), use(idle=1e9), None),
+        (CullPolicy(idle_timeout=60), use(idle=59), None),
+        (CullPolicy(idle_timeout=60), use(idle=61), "it has been idle for more than 60 seconds"),
+        (CullPolicy(idle_timeout=60), use(idle=61, connections=1), None),
+        (CullPolicy(idle_timeout=60, connected=True), use(idle=61, connections=1), "it has been idle"),
+        (CullPolicy(idle_timeout=60), use(idle=61, busy=10), None),
+        (CullPolicy(idle_timeout=60, busy=True), use(idle=61, busy=10), "it has been idle"),
+        (CullPolicy(max_age=100), use(age=99), None),
+        (CullPolicy(max_age=100), use(age=101, busy=5, connections=3), "it is older than 100 seconds"),
+        (CullPolicy(busy_timeout=30), use(busy=29, connections=1), None),
+        (CullPolicy(busy_timeout=30), use(busy=31, connections=1), "it has been busy for more than 30 seconds"),
+        (CullPolicy(), use(state="dead"), "it is dead"),
+        (CullPolicy(), use(state="dead", connections=1), None),
+    ],
+)
+def test_the_rules(policy: CullPolicy, kernel: KernelUse, reason: str | None) -> None:
+    """Idle, connected, busy, maximum age, busy limit, dead: each on both sides of its border."""
+    found = policy.reason(kernel, NOW)
+    assert found == reason or (reason is not None and found is not None and found.startswith(reason))
+
+
+def test_a_kernelspec_overrides_the_rules() -> None:
+    """Its metadata's ``cull_`` entries win over the options, one by one."""
+    policy = CullPolicy(idle_timeout=60, max_age=5).for_spec({"cull_idle_timeout": 0, "cull_busy": True, "other": 1})
+    assert policy == CullPolicy(idle_timeout=0, busy=True, max_age=5)
+
+
+@asynccontextmanager
+async def culling_gateway(**options: Any) -> AsyncIterator[tuple[Gateway, Any]]:
+    """Run a gateway that looks only when told to, and whose culler's clock is moved by the test."""
+    config = {"RemoteMappingKernelManager": {"cull_interval": 3600, **options}}
+    async with running_gateway(config={"EnterpriseGatewayApp": {"list_kernels": True}, **config}) as gateway:
+        yield gateway, gateway.app.kernel_manager.culler
+
+
+def later(seconds: float) -> Any:
+    """Return a clock that is ahead."""
+    return lambda: datetime.now(timezone.utc) + timedelta(seconds=seconds)
+
+
+async def test_clients_are_told_before_and_when_it_happens(expect_log: ExpectLog) -> None:
+    """A warning in time, then the reason as text and with a dead status; the websocket's closing has it as well."""
+    async with culling_gateway(cull_idle_timeout=600, cull_connected=True, cull_warning=60) as (gateway, culler):
+        kernel_id = await gateway.start_kernel()
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("1 + 1")
+
+        culler.clock = later(545)
+        await culler.cull_kernels()
+        await culler.cull_kernels()
+        (warning,) = await socket.receive_until("stream")
+        assert "will be culled within 60 seconds unless it is used" in warning["content"]["text"]
+
+        culler.clock = later(605)
+        with expect_log("Culling kernel .*: it has been idle for more than 600 seconds"):
+            await culler.cull_kernels()
+        messages = []
+        while (message := await socket.receive()) is not None:
+            messages.append(message)
+        texts = [message["content"]["text"] for message in messages if message["msg_type"] == "stream"]
+        assert len(texts) == 1, "warned once"
+        assert "was culled: it has been idle for more than 600 seconds" in texts[0]
+        dead = [message["content"] for message in messages if message["msg_type"] == "status"][-1]
+        assert (dead["execution_state"], "was culled" in dead["reason"]) == ("dead", True)
+        assert socket.connection.close_code == 1001
+        assert socket.connection.close_reason == "the kernel was culled: it has been idle for more than 600 seconds"
+        assert await gateway.call("/api/kernels") == []
+
+
+async def test_a_kernel_that_is_used_again_is_warned_again() -> None:
+    """Use after a warning takes the kernel off the list; the next idle time has a warning of its own."""
+    async with culling_gateway(cull_idle_timeout=600, cull_connected=True, cull_warning=60) as (gateway, culler):
+        kernel_id = await gateway.start_kernel()
+        socket = await gateway.websocket(kernel_id)
+        for _ in range(2):
+            await socket.execute("1 + 1")
+            culler.clock = later(0)
+            await culler.cull_kernels()
+            culler.clock = later(545)
+            await culler.cull_kernels()
+            (warning,) = await socket.receive_until("stream")
+            assert "will be culled" in warning["content"]["text"]
+
+
+async def test_a_busy_kernel_is_culled_by_the_busy_limit_only(expect_log: ExpectLog) -> None:
+    """An endless cell keeps a kernel from being idle, and not from the busy limit of its kernelspec."""
+    write_kernelspec("limited", argv=PYTHON_ARGV, metadata={"cull_busy_timeout": 1000})
+    async with culling_gateway(cull_idle_timeout=600) as (gateway, culler):
+        kernel_id = await gateway.start_kernel("limited")
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("1")
+        await begin(socket, "import time; time.sleep(3600)")
+        await eventually(lambda: gateway.app.kernel_manager.get_kernel(kernel_id).execution_state == "busy")
+        culler.clock = later(900)
+        await culler.cull_kernels()
+        assert [model["execution_state"] for model in await gateway.call("/api/kernels")] == ["busy"]
+        culler.clock = later(1001)
+        with expect_log("Culling kernel .*: it has been busy for more than 1000 seconds"):
+            await culler.cull_kernels()
+        assert await gateway.call("/api/kernels") == []
+        while await socket.receive() is not None:
+            pass
+
+
+async def test_the_timer_looks(expect_log: ExpectLog) -> None:
+    """Without being told, the culler looks every cull_interval seconds."""
+    async with culling_gateway(cull_interval=1, cull_max_age=0.5) as (gateway, _):
+        with expect_log("Culling kernel .*: it is older than 0.5 seconds"):
+            await gateway.start_kernel()
+            await eventually(lambda: not gateway.app.kernel_manager.list_kernel_ids(), 15)
