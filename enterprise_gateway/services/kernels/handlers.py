@@ -47,7 +47,7 @@ class MainKernelHandler(StartsKernels):
         await self.authorize("read", "kernels")
         if not self.settings.get("eg_list_kernels"):
             raise web.HTTPError(403, "Forbidden")
-        self.finish_json(self.kernel_manager.list_kernels())
+        self.finish_json(await self.kernel_manager.models())
 
     async def post(self) -> None:
         """Start a kernel: ``{"name"?, "path"?, "env"?}``."""
