@@ -9,7 +9,9 @@ from tornado import web
 
 from ...core.errors import InvalidRequestError, NotFoundError, UnknownKernelSpecError
 from ..kernels.handlers import StartsKernels, text_entry
-from .sessionmanager import SessionManager
+from .sessionmanager import Session, SessionManager
+
+LONGEST_PATH = 4096  # bytes; no file system of ours takes longer ones
 
 SESSION_ID = r"(?P<session_id>\w+-\w+-\w+-\w+-\w+)"
 
@@ -47,16 +49,15 @@ class SessionRootHandler(SessionRequests):
         if not body:
             raise InvalidRequestError("No JSON data provided")
         path, kind = self._path_and_type(body)
-        session = self.session_manager.find_by_path(path)
-        if session is None:
-            self.check_limit()
-            kernel_name, _ = self.kernel_entries(body)
-            try:
-                kernel_id = await self.start_kernel(kernel_name=kernel_name, path=path)
-            except UnknownKernelSpecError as error:
-                self._finish_unavailable(kernel_name, error)
-                return
-            session = self.session_manager.create_session(path, kernel_id, text_entry(body, "name"), kind)
+        name = text_entry(body, "name")
+        kernel_name, _ = self.kernel_entries(body)
+        opened = self.session_manager.open_session(path, name, kind, kernel_name)
+        try:
+            session_id = await self.while_wanted(opened)
+        except UnknownKernelSpecError as error:
+            self._finish_unavailable(kernel_name or "default", error)
+            return
+        session = self.session_manager.get_session(session_id)
         self.set_header("Location", f"{self.base_url}api/sessions/{session.session_id}")
         self.finish_json(self.session_manager.model(session), 201)
 
@@ -67,15 +68,17 @@ class SessionRootHandler(SessionRequests):
         for field in ("path", "type"):
             if body.get(field) is None:
                 raise InvalidRequestError(f"Missing field in JSON data: {field}")
-        return text_entry(body, "path") or "", text_entry(body, "type") or ""
+        path = text_entry(body, "path") or ""
+        check_path(path)
+        return path, text_entry(body, "type") or ""
 
-    def _finish_unavailable(self, kernel_name: str | None, error: UnknownKernelSpecError) -> None:
+    def _finish_unavailable(self, kernel_name: str, error: UnknownKernelSpecError) -> None:
         """Answer 501, which notebook clients show as a kernel to be chosen anew."""
         self.finish_json(
             {
                 "reason": "Not Implemented",
-                "message": f"The '{kernel_name}' kernel is not available. {error}",
-                "short_message": f"{kernel_name} not found",
+                "message": f"The '{kernel_name:.100}' kernel is not available. {error}",
+                "short_message": f"{kernel_name:.100} not found",
             },
             501,
         )
@@ -98,7 +101,14 @@ class SessionHandler(SessionRequests):
         notebook = body.get("notebook")
         if isinstance(notebook, dict) and notebook.get("path") is not None:
             changes["path"] = text_entry(notebook, "path") or ""
-        kernel_id = await self._replacement_kernel(body, changes.get("path", session.path))
+        check_path(changes.get("path", ""))
+        kernel_name, kernel_id = self.kernel_entries(body)
+        if kernel_id is not None:
+            await self.kernel_manager.find_kernel(kernel_id)
+        elif kernel_name is not None:
+            self.check_limit()
+            kernel_id = await self.start_kernel(kernel_name=kernel_name, path=changes.get("path", session.path))
+            session = await self._session_for(session_id, kernel_id)
         for field, value in changes.items():
             setattr(session, field, value)
         replaced = session.kernel_id
@@ -108,16 +118,14 @@ class SessionHandler(SessionRequests):
                 await self.kernel_manager.shutdown_kernel(replaced)
         self.finish_json(self.session_manager.model(session))
 
-    async def _replacement_kernel(self, body: dict[str, Any], path: str) -> str | None:
-        """Return the kernel that the request names or asks to be started; None to keep the present one."""
-        kernel_name, kernel_id = self.kernel_entries(body)
-        if kernel_id is not None:
-            await self.kernel_manager.find_kernel(kernel_id)
-            return kernel_id
-        if kernel_name is not None:
-            self.check_limit()
-            return await self.start_kernel(kernel_name=kernel_name, path=path)
-        return None
+    async def _session_for(self, session_id: str, kernel_id: str) -> Session:
+        """Return the session that a kernel was started for; stop the kernel if the session has ended meanwhile."""
+        try:
+            return self.session_manager.get_session(session_id)
+        except NotFoundError:
+            with suppress(NotFoundError):
+                await self.kernel_manager.shutdown_kernel(kernel_id)
+            raise
 
     async def delete(self, session_id: str) -> None:
         """End the session and its kernel."""
@@ -128,6 +136,18 @@ class SessionHandler(SessionRequests):
             raise web.HTTPError(410, "Kernel deleted before session") from error
         self.set_status(204)
         self.finish()
+
+
+def check_path(path: str) -> None:
+    """Refuse a notebook's path that no file can have.
+
+    Raises
+    ------
+    InvalidRequestError
+        It is too long.
+    """
+    if len(path.encode()) > LONGEST_PATH:
+        raise InvalidRequestError(f"'path' has more than {LONGEST_PATH} bytes.")
 
 
 default_handlers: list[tuple[str, type[web.RequestHandler]]] = [
