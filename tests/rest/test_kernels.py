@@ -215,6 +215,14 @@ async def test_a_start_that_is_deleted_leaves_nothing(slow_kernelspec: str) -> N
         assert await gateway.start_kernel(env={"KERNEL_ID": kernel_id}) == kernel_id
 
 
+async def test_a_path_longer_than_any_file_has_is_refused() -> None:
+    """A path of half a million parts is 400 at once: none of them is looked up."""
+    async with running_gateway(config=options()) as gateway:
+        answer = await gateway.call("/api/kernels", "POST", {"path": "a/" * 500_000}, status=400)
+        assert answer["message"] == "'path' has more than 4096 bytes."
+        assert await gateway.call("/api/kernels") == []
+
+
 async def test_the_client_that_goes_away_takes_its_start_with_it(slow_kernelspec: str) -> None:
     """A start whose client has closed its connection is given up: no kernel is left that nobody knows of."""
     kernel_id = str(uuid.uuid4())

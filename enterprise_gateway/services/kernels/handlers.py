@@ -12,6 +12,7 @@ from ...base.handlers import GatewayHandler
 from ...core.errors import InvalidRequestError, LimitReachedError
 from ...core.kernelenv import accept_client_variables
 
+LONGEST_PATH = 4096  # bytes
 KERNEL_ID = r"(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)"
 
 
@@ -64,7 +65,7 @@ class MainKernelHandler(StartsKernels):
         body = self.get_json_body()
         kernel_id = await self.start_kernel(
             kernel_name=text_entry(body, "name"),
-            path=text_entry(body, "path"),
+            path=path_entry(body),
             env=self._build_kernel_env(body),
             kernel_headers=self._captured_headers(),
         )
@@ -140,6 +141,20 @@ def text_entry(body: dict[str, Any], name: str) -> str | None:
     except UnicodeEncodeError as error:
         raise InvalidRequestError(f"'{name}' is not valid Unicode text.") from error
     return value
+
+
+def path_entry(body: dict[str, Any]) -> str | None:
+    """Return the optional ``path`` of a JSON body.
+
+    Raises
+    ------
+    InvalidRequestError
+        It is not text, or longer than any file's: each part of it would be looked up.
+    """
+    path = text_entry(body, "path")
+    if path is not None and len(path.encode()) > LONGEST_PATH:
+        raise InvalidRequestError(f"'path' has more than {LONGEST_PATH} bytes.")
+    return path
 
 
 default_handlers: list[tuple[str, type[web.RequestHandler]]] = [

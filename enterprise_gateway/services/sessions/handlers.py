@@ -8,10 +8,8 @@ from typing import Any
 from tornado import web
 
 from ...core.errors import InvalidRequestError, NotFoundError, UnknownKernelSpecError
-from ..kernels.handlers import StartsKernels, text_entry
+from ..kernels.handlers import StartsKernels, path_entry, text_entry
 from .sessionmanager import Session, SessionManager
-
-LONGEST_PATH = 4096  # bytes; no file system of ours takes longer ones
 
 SESSION_ID = r"(?P<session_id>\w+-\w+-\w+-\w+-\w+)"
 
@@ -68,9 +66,7 @@ class SessionRootHandler(SessionRequests):
         for field in ("path", "type"):
             if body.get(field) is None:
                 raise InvalidRequestError(f"Missing field in JSON data: {field}")
-        path = text_entry(body, "path") or ""
-        check_path(path)
-        return path, text_entry(body, "type") or ""
+        return path_entry(body) or "", text_entry(body, "type") or ""
 
     def _finish_unavailable(self, kernel_name: str, error: UnknownKernelSpecError) -> None:
         """Answer 501, which notebook clients show as a kernel to be chosen anew."""
@@ -97,11 +93,10 @@ class SessionHandler(SessionRequests):
         await self.authorize("write", "sessions")
         body = self.get_json_body()
         session = self.session_manager.get_session(session_id)
-        changes = {field: value for field in ("path", "name", "type") if (value := text_entry(body, field)) is not None}
-        notebook = body.get("notebook")
-        if isinstance(notebook, dict) and notebook.get("path") is not None:
-            changes["path"] = text_entry(notebook, "path") or ""
-        check_path(changes.get("path", ""))
+        changes = {field: value for field in ("name", "type") if (value := text_entry(body, field)) is not None}
+        for source in (body, body.get("notebook")):
+            if isinstance(source, dict) and (path := path_entry(source)) is not None:
+                changes["path"] = path
         kernel_name, kernel_id = self.kernel_entries(body)
         if kernel_id is not None:
             await self.kernel_manager.find_kernel(kernel_id)
@@ -136,18 +131,6 @@ class SessionHandler(SessionRequests):
             raise web.HTTPError(410, "Kernel deleted before session") from error
         self.set_status(204)
         self.finish()
-
-
-def check_path(path: str) -> None:
-    """Refuse a notebook's path that no file can have.
-
-    Raises
-    ------
-    InvalidRequestError
-        It is too long.
-    """
-    if len(path.encode()) > LONGEST_PATH:
-        raise InvalidRequestError(f"'path' has more than {LONGEST_PATH} bytes.")
 
 
 default_handlers: list[tuple[str, type[web.RequestHandler]]] = [
