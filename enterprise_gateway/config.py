@@ -39,12 +39,15 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
 
     port = Integer(
         envvars.EG_PORT.default,
+        min=0,
+        max=65535,
         config=True,
         help="Port on which the gateway serves. 0 lets the system choose a free one; the log names it.",
     ).tag(env=envvars.EG_PORT)
 
     port_retries = Integer(
         envvars.EG_PORT_RETRIES.default,
+        min=0,
         config=True,
         help="""How many other ports are tried when `port` is taken: the five that follow it, then random ones nearby.
         0 makes the gateway exit at once instead, which is what containers want.""",
@@ -179,6 +182,13 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="""Restricts TLS to one version, as a number of Python's `ssl` module: 5 is TLS 1.2. When unset, TLS 1.2
         and later are served.""",
     ).tag(env=envvars.EG_SSL_VERSION)
+
+    max_body_size = Integer(
+        envvars.EG_MAX_BODY_SIZE.default,
+        min=1024,
+        config=True,
+        help="Bytes that the body of a request may have; larger ones are refused. Websockets have ws_max_message_size.",
+    ).tag(env=envvars.EG_MAX_BODY_SIZE)
 
     # -- Cross-origin requests of browsers
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import getpass
 import inspect
 import logging
 import os
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
 from tornado.log import LogFormatter
@@ -25,7 +25,7 @@ from traitlets.config import Config, Configurable, catch_config_error
 
 from ._version import __version__
 from .base.handlers import default_handlers as other_handlers
-from .base.handlers import log_request
+from .base.handlers import is_loopback, log_request
 from .config import EnterpriseGatewayConfigMixin
 from .core import envvars
 from .core.offload import offload
@@ -33,9 +33,11 @@ from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
 from .services.kernels.remotemanager import RemoteKernelManager, RemoteMappingKernelManager
+from .services.kernels.restarter import KernelRestarter
 from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
+from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
 from .services.sessions.kernelsessionmanager import (
     FileKernelSessionManager,
@@ -74,12 +76,12 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
 }
 
-# Numbers of the ssl module's PROTOCOL_ constants; naming those is deprecated.
-TLS_VERSIONS = {
-    5: ssl.TLSVersion.TLSv1_2,
-    4: ssl.TLSVersion.TLSv1_1,
-    3: ssl.TLSVersion.TLSv1,
-}
+BODY_SECONDS = 30.0  # that a client has to send the body of a request
+IDLE_SECONDS = 300.0  # after which a connection that no request uses is closed
+
+# Numbers of the ssl module's PROTOCOL_ constants that stand for TLS 1.2; older versions are not served.
+TLS_1_2_ONLY = {5}
+TLS_1_2_AND_LATER = {2, 17}  # PROTOCOL_TLS, PROTOCOL_TLS_SERVER
 
 
 class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
@@ -108,6 +110,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         SQLKernelSessionManager,
         RemoteMappingKernelManager,
         RemoteKernelManager,
+        KernelRestarter,
+        KernelSpecManager,
     ]
 
     aliases = {
@@ -153,6 +157,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self._logs_for_root = self._logs_for_root or not logging.getLogger().handlers
         if "handlers" in config and self._logs_for_root:
             config["root"] = {"level": self.log_level, "handlers": ["console"]}
+            # They would drown everything else at DEBUG: an event for each file that the gateway itself reads.
+            config["loggers"].update({name: {"level": "WARNING"} for name in ("watchdog", "asyncio")})
         return config
 
     @observe("config")
@@ -331,7 +337,15 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_http_server(self) -> None:
         """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
         ssl_options = self._ssl_options_or_exit()
-        self.http_server = httpserver.HTTPServer(self.web_app, xheaders=self.trust_xheaders, ssl_options=ssl_options)
+        self.http_server = httpserver.HTTPServer(
+            self.web_app,
+            xheaders=self.trust_xheaders,
+            ssl_options=ssl_options,
+            max_body_size=self.max_body_size,
+            max_buffer_size=2 * self.max_body_size,  # websockets raise it for themselves
+            body_timeout=BODY_SECONDS,
+            idle_connection_timeout=IDLE_SECONDS,
+        )
         for port in candidate_ports(self.port, self.port_retries + 1):
             try:
                 self._sockets = netutil.bind_sockets(port, self.ip)
@@ -365,6 +379,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         ValueError
             ``ssl_version`` is not a version that can be served, or there is no certificate.
         """
+        if self.authorized_origin and not self.client_ca:
+            raise ValueError("authorized_origin needs client_ca: without it clients show no certificate.")
         if not (self.certfile or self.keyfile or self.client_ca):
             return None
         if not self.certfile:
@@ -372,10 +388,10 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.ssl_version is not None:
-            version = TLS_VERSIONS.get(self.ssl_version)
-            if version is None:
-                raise ValueError(f"ssl_version {self.ssl_version} is not one of {', '.join(map(str, TLS_VERSIONS))}")
-            context.minimum_version = context.maximum_version = version
+            if self.ssl_version in TLS_1_2_ONLY:
+                context.maximum_version = ssl.TLSVersion.TLSv1_2
+            elif self.ssl_version not in TLS_1_2_AND_LATER:
+                raise ValueError(f"ssl_version {self.ssl_version} is not served: use 5 for TLS 1.2, or leave it unset.")
         context.load_cert_chain(self.certfile, self.keyfile)
         if self.client_ca:
             context.load_verify_locations(cafile=self.client_ca)
@@ -397,6 +413,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self._warn_of_risks()
         if self.availability_mode == self.AVAILABILITY_STANDALONE:
             await self.kernel_manager.revive_all()
+        elif self.availability_mode == self.AVAILABILITY_REPLICATION:
+            self.kernel_manager.join_replicas()
         self._poll_config_files()
         self.http_server.add_sockets(self._sockets or [])
         scheme = "https" if self.http_server.ssl_options is not None else "http"
@@ -461,11 +479,19 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             self.log.warning("Kernelspecs could not be read: %s", task.exception())
 
     def _warn_of_risks(self) -> None:
-        if self.impersonation_enabled and getpass.getuser() not in self.unauthorized_users:
+        if not self.auth_token and not self.client_ca and not is_loopback(self.ip):
+            self.log.warning(
+                "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in "
+                "front keeps others out.",
+                self.ip or "all addresses",
+            )
+        if self.allow_credentials and self.allow_origin == "*":
+            self.log.warning("allow_credentials with allow_origin '*' lets every web page use the gateway.")
+        if self.impersonation_enabled and gateway_user() not in self.unauthorized_users:
             self.log.warning(
                 "Impersonation is enabled and the gateway's user '%s' is not among unauthorized_users: kernels may run "
                 "with the gateway's own rights.",
-                getpass.getuser(),
+                gateway_user(),
             )
 
     @classmethod

@@ -84,13 +84,12 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
         expected = self.settings.get("eg_authorized_origin")
         if not expected:
             return
-        certificate = self.request.get_ssl_certificate()
-        names = [
-            value
-            for kind, value in (certificate or {}).get("subjectAltName", ())  # type: ignore[union-attr]
-            if kind in {"DNS", "IP Address"}
-        ]
-        if expected not in names:
+        try:
+            certificate: Any = self.request.get_ssl_certificate()
+        except AttributeError:  # not a TLS connection
+            certificate = None
+        alternatives = (certificate or {}).get("subjectAltName", ())
+        if expected not in [value for kind, value in alternatives if kind in {"DNS", "IP Address"}]:
             raise web.HTTPError(403)
 
     def get_current_user(self) -> User:

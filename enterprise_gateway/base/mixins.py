@@ -67,7 +67,9 @@ class TokenAuthorizationMixin(web.RequestHandler):
             header = self.request.headers.get("Authorization", "")
             scheme = next((s for s in self.SCHEMES if header.startswith(s)), None)
             given = header[len(scheme) :] if scheme else ""
-        return hmac.compare_digest(given.encode(), str(expected).encode())
+        # Header values arrive as latin-1, the query's as UTF-8; a token beyond ASCII is right in either.
+        candidates = {given.encode(errors="replace"), given.encode("latin-1", errors="replace")}
+        return any(hmac.compare_digest(candidate, str(expected).encode()) for candidate in candidates)
 
     def check_token(self) -> None:
         """Refuse the request with 401 unless the token is right; pre-flight requests are exempt."""
@@ -117,7 +119,7 @@ class JSONErrorsMixin(web.RequestHandler):
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log a failure once, without the token that the query may carry."""
-        where = f"{self.request.method} {redacted_uri(self.request)}"
+        where = f"{self.request.method} {redacted_uri(self.request):.200}"
         if isinstance(value, GatewayError):
             log.log(logging.INFO if value.status < 500 else logging.ERROR, "%d %s: %s", value.status, where, value)
             if value.__cause__ is not None:

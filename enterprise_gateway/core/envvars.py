@@ -220,6 +220,7 @@ EG_TRUST_XHEADERS = for_option("trust_xheaders", boolean, False, "KG_TRUST_XHEAD
 EG_ALLOWED_HOSTS = for_option("allowed_hosts", comma_list, ())
 EG_WS_PING_INTERVAL_SECS = for_option("ws_ping_interval", _count, 30, name="EG_WS_PING_INTERVAL_SECS")
 EG_WS_MAX_MESSAGE_SIZE = for_option("ws_max_message_size", _size, 100 * 1024 * 1024)
+EG_MAX_BODY_SIZE = for_option("max_body_size", _size, 1 << 20)
 EG_WS_QUEUE_LIMIT = for_option("ws_queue_limit", _size, 32 * 1024 * 1024)
 EG_REPLAY_LIMIT = for_option("replay_limit", _count, 10 * 1024 * 1024)
 

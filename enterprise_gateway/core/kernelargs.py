@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from .errors import InvalidRequestError
 
+MAX_LAUNCH_SECONDS = 86400
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_]+)\}")
 
 
@@ -54,6 +55,8 @@ def check_launch_timeout(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequestError(f"KERNEL_LAUNCH_TIMEOUT {text[:32]!r} must be a positive number of seconds.")
+    if not 0 < seconds <= MAX_LAUNCH_SECONDS:
+        raise InvalidRequestError(
+            f"KERNEL_LAUNCH_TIMEOUT {text[:32]!r} must be a positive number of seconds, at most {MAX_LAUNCH_SECONDS}."
+        )
     return seconds

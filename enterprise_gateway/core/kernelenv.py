@@ -31,15 +31,19 @@ NEVER_PASSED = frozenset({"EG_AUTH_TOKEN", "KG_AUTH_TOKEN", "EG_REMOTE_PWD", "LS
 """Removed from a kernel's environment, wherever they come from."""
 
 MAX_VALUE_LENGTH = 4096
-PROHIBITED_CHARACTERS = re.compile(r"[$`\n\r\0]")
+MAX_UNRESTRICTED_LENGTH = 100_000  # the system takes 128 KiB for one variable
+MAX_VARIABLES = 512
+MAX_TOTAL_BYTES = 1 << 19
+PROHIBITED_CHARACTERS = re.compile(r"[$`\x00-\x08\x0a-\x1f\x7f]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 # What makes a loader, an interpreter or a shell run other code than the one that was started, or reconfigures the
 # gateway's own tools: `client_envs = ["*"]` does not let these through, naming them does.
 _LOADER_VARIABLE = re.compile(
-    r"(LD_|DYLD_|PYTHON|PERL5?|RUBY|LUA_|GIT_|BASH_FUNC_|EG_|KG_|R_(PROFILE|ENVIRON|LIBS)).*\Z"
-    r"|(PATH|BASH_ENV|ENV|IFS|SHELLOPTS|BASHOPTS|PS4|PROMPT_COMMAND|GCONV_PATH|NODE_OPTIONS|NODE_PATH)\Z"
-    r"|(JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|JDK_JAVA_OPTIONS|CLASSPATH)\Z"
+    r"(LD_|DYLD_|GLIBC_|MALLOC_|PYTHON|PYSPARK_|SPARK_|HADOOP_|YARN_|PERL5?|RUBY|LUA_|GIT_|SSH_|SUDO_|BASH_FUNC_).*\Z"
+    r"|(EG_|KG_|JPY_|JUPYTER|IPYTHON|OPENSSL_|SSL_CERT_|R_(HOME|PROFILE|ENVIRON|LIBS)).*\Z"
+    r"|(PATH|HOME|SHELL|BASH_ENV|ENV|ZDOTDIR|IFS|SHELLOPTS|BASHOPTS|PS4|PROMPT_COMMAND|GCONV_PATH)\Z"
+    r"|(NODE_OPTIONS|NODE_PATH|JAVA_HOME|JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|JDK_JAVA_OPTIONS|CLASSPATH)\Z"
     r"|(https?|ftp|all|no)_proxy\Z",
     re.IGNORECASE,
 )
@@ -74,6 +78,10 @@ def accept_client_variables(
         if literally or by_star or name.startswith("KERNEL_"):
             _check_variable(name, value, name in unrestricted)
             accepted[name] = value
+    if len(accepted) > MAX_VARIABLES or sum(len(n) + len(v.encode()) for n, v in accepted.items()) > MAX_TOTAL_BYTES:
+        raise InvalidRequestError(
+            f"'env' must not hold more than {MAX_VARIABLES} variables or {MAX_TOTAL_BYTES} bytes for the kernel."
+        )
     return accepted
 
 
@@ -84,7 +92,7 @@ def _check_variable(name: str, value: object, unrestricted: bool) -> None:
         raise InvalidRequestError(f"Environment variable '{name}' value must be a string")
     if "\0" in value or (not unrestricted and PROHIBITED_CHARACTERS.search(value)):
         raise InvalidRequestError(f"Environment variable '{name}' contains prohibited characters")
-    if not unrestricted and len(value) > MAX_VALUE_LENGTH:
+    if len(value) > (MAX_UNRESTRICTED_LENGTH if unrestricted else MAX_VALUE_LENGTH) or len(name) > MAX_VALUE_LENGTH:
         raise InvalidRequestError(f"Environment variable '{name}' exceeds maximum length")
     try:
         value.encode()

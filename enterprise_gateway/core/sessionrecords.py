@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Record = dict[str, Any]
 Session = dict[str, Record]
@@ -27,6 +27,38 @@ Session = dict[str, Record]
 Phase = Literal["starting", "running", "restarting", "stopping"]
 PHASES: tuple[str, ...] = get_args(Phase)
 SCHEMA_VERSION = 1
+
+
+class Activity(NamedTuple):
+    """What the replica that looks after a kernel tells the others of it; ``last_activity`` in seconds of the epoch."""
+
+    execution_state: str
+    last_activity: float
+
+
+class StoredKernel(NamedTuple):
+    """What a store that replicas share knows of a kernel, without its record."""
+
+    kernel_id: str
+    kernel_name: str
+    state: str
+    """One of PHASES."""
+    version: float
+    """Another number whenever the record was saved."""
+    owner: str | None
+    """The replica that looks after it now."""
+    execution_state: str | None
+    last_activity: float | None
+    connections: int
+    """How many websockets the other replicas have for it."""
+
+
+class Beat(NamedTuple):
+    """What a replica learns from its heartbeat: the fencing tokens of its leases, and all kernels by id."""
+
+    tokens: dict[str, int]
+    kernels: dict[str, StoredKernel]
+
 
 _KEY_NAMES = ("key", "curve_publickey", "curve_secretkey")
 _USABLE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")

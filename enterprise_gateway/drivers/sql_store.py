@@ -43,6 +43,7 @@ _sessions = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("record", sa.Text, nullable=False),
     sa.Column("saved_at", sa.Double, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
 )
 _leases = sa.Table(
     "eg_kernel_leases",
@@ -51,6 +52,8 @@ _leases = sa.Table(
     sa.Column("lease_owner", sa.Text, nullable=False, index=True),
     sa.Column("lease_expires", sa.Double, nullable=False),
     sa.Column("fencing_token", sa.BigInteger, nullable=False),
+    sa.Column("execution_state", sa.String(32)),
+    sa.Column("last_activity", sa.Double),
 )
 _reservations = sa.Table(
     "eg_reservations",
@@ -148,7 +151,7 @@ class SqlStore:
             "record": json.dumps(record),
             "saved_at": self._now(),
         }
-        insert = self._insert(_sessions).values(kernel_id=kernel_id, **values)
+        insert = self._insert(_sessions).values(kernel_id=kernel_id, created_at=self._now(), **values)
         with self._transaction() as connection:
             self._check_token(connection, kernel_id, token)
             connection.execute(insert.on_conflict_do_update(index_elements=["kernel_id"], set_=values))
@@ -174,7 +177,7 @@ class SqlStore:
                 return None
             counter = _meta.update().where(_meta.c.name == "fencing_token").values(value=_meta.c.value + 1)
             token: int = connection.execute(counter.returning(_meta.c.value)).scalar_one()
-            values = {"lease_owner": owner, "lease_expires": self._now() + seconds, "fencing_token": token}
+            values = new_lease(owner, self._now() + seconds, token)
             insert = self._insert(_leases).values(kernel_id=kernel_id, **values)
             upsert = insert.on_conflict_do_update(index_elements=["kernel_id"], set_=values, where=mine)
             taken: int | None = connection.execute(upsert.returning(_leases.c.fencing_token)).scalar()
@@ -382,6 +385,16 @@ class SqlStore:
 
     def _on_checkin(self, _: Any, record: Any) -> None:
         self._busy.pop(id(record), None)
+
+
+def new_lease(owner: str, expires: sa.ColumnElement[float], token: int) -> dict[str, Any]:
+    """Return the columns of a lease that is taken; what the kernel does is to be told anew."""
+    return {
+        "lease_owner": owner,
+        "lease_expires": expires,
+        "fencing_token": token,
+        "execution_state": None,
+    }
 
 
 def _create_private_file(path: str) -> None:

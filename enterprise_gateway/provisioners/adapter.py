@@ -18,6 +18,7 @@ from ..services.processproxies.processproxy import (
     make_process_proxy,
 )
 from ..services.processproxies.shared import gateway_environment
+from ..transport.localproc import LocalProcess
 
 if TYPE_CHECKING:
     from ..services.kernels.remotekernel import RemoteKernelManager
@@ -157,6 +158,15 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         self._launched = False
         if not restart:
             self.release_ports()
+
+    async def let_go(self) -> None:
+        """Stop watching a kernel that lives on, and give its ports back: another process is attached to from now on."""
+        process = getattr(self.process_proxy, "local_proc", None)
+        if isinstance(process, LocalProcess):
+            process.close()
+        if isinstance(self.process_proxy, RemoteProcessProxy):
+            await offload(self.process_proxy.let_go)
+        self.release_ports()
 
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""

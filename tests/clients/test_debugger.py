@@ -37,8 +37,8 @@ class Debugger:
         return event.get("body")
 
     async def output(self) -> str:
-        """Return what the code has printed; waits for the first of it."""
-        while not self.text:
+        """Return what the code has printed; waits for a whole line."""
+        while not self.text.endswith("\n"):
             self._keep(await self._socket.receive_until("stream"))
         return self.text
 

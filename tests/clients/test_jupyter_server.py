@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,11 +55,12 @@ async def test_an_endless_loop_is_interrupted(server: Client) -> None:
     """The interrupt reaches the running code at once."""
     kernel_id = await server.start_kernel()
     socket = await server.websocket(kernel_id)
-    running = asyncio.create_task(socket.execute("import time\nwhile True: time.sleep(0.01)"))
-    await asyncio.sleep(1)
+    code = "import time\nprint('running', flush=True)\nwhile True: time.sleep(0.01)"
+    msg_id = await socket.send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
+    await socket.receive_until("stream", parent=msg_id)
     began = time.monotonic()
     await server.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
-    _, reply = await running
+    reply = (await socket.receive_until("execute_reply", parent=msg_id))[-1]["content"]
     assert reply["ename"] == "KeyboardInterrupt"
     assert time.monotonic() - began < 3
 

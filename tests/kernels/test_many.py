@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -53,8 +54,9 @@ async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launche
     """All are answered 201 and all execute; each was launched once, on ports of its own."""
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
-        ids = await asyncio.gather(*(gateway.start_kernel("tiny") for _ in range(100)))
-        await asyncio.gather(*(use(gateway, kernel_id, "1") for kernel_id in ids))
+        with crowded_machine(0.25, "two processors, and a hundred processes that start"):
+            ids = await asyncio.gather(*(gateway.start_kernel("tiny") for _ in range(100)))
+            await asyncio.gather(*(use(gateway, kernel_id, "1") for kernel_id in ids))
         print(f"100 usable kernels after {time.monotonic() - began:.1f} s")
         assert len(set(ids)) == 100
         assert sorted(launches.read_text().split()) == sorted(ids)
@@ -70,16 +72,18 @@ async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launche
 async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None:
     """Each is its own process, on ports of its own, and answers for itself."""
     async with running_gateway(config=CONFIG) as gateway:
-        code = "import json, os; print(json.dumps([os.environ['KERNEL_ID'], os.getpid()]))"
+        code = "import os; print('I am', os.environ['KERNEL_ID'], os.getpid())"
         with crowded_machine(0.5, "two processors, and a hundred interpreters that start"):
             began = time.monotonic()
             ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
-            answers = [json.loads(text) for text in await asyncio.gather(*(use(gateway, i, code) for i in ids))]
+            texts = await asyncio.gather(*(use(gateway, i, code) for i in ids))
             print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
             assert_no_port_is_used_twice(gateway, ids)
             await asyncio.gather(*(gateway.call(f"/api/kernels/{i}", "DELETE", status=204) for i in ids))
-        assert [kernel_id for kernel_id, _ in answers] == ids
-        assert len({pid for _, pid in answers}) == 100
+        # IPython may complain between the lines: a hundred of them share one history file.
+        answers = [re.findall(r"I am (\S+) (\d+)", text) for text in texts]
+        assert [kernel_id for [(kernel_id, _)] in answers] == ids
+        assert len({pid for [(_, pid)] in answers}) == 100
 
 
 async def test_no_more_than_max_kernels_start_however_many_ask(launches: Path) -> None:
@@ -116,7 +120,8 @@ async def test_two_hundred_starts_and_stops_leave_nothing(launches: Path) -> Non
 
         await cycles(20)  # threads of the hand-over, and whatever is made at first use
         before = holdings(gateway)
-        await cycles(200)
+        with crowded_machine(0.25, "ten processes start at a time"):
+            await cycles(200)
         after = holdings(gateway)
         assert len(launches.read_text().split()) == 220
         assert after == before

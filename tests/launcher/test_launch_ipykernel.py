@@ -213,7 +213,7 @@ async def test_open_connection_tells_of_the_end(log):
 
 async def test_kill_reaches_the_kernels_children_and_not_its_neighbours(log):
     """A kernel leads its own process group, even when started in another's, and takes its children along."""
-    neighbour = await offload(subprocess.Popen, ["sleep", "100"], process_group=None)
+    neighbour = await offload(subprocess.Popen, ["sleep", "100"])
     try:
         command = ["sh", "-c", '"$0" "$@"; exit $?', *PYTHON]
         async with launched(command, log=log, version=2) as kernel:

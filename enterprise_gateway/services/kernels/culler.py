@@ -98,6 +98,8 @@ class KernelCuller:
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
         for kernel in list(self.parent._kernels.values()):
+            if not self.parent.looks_after(kernel):
+                continue  # another replica does
             policy = self.policy.for_spec(kernel.spec.metadata)
             use = use_of(kernel)
             reason = policy.reason(use, self.clock())
@@ -131,7 +133,7 @@ def use_of(kernel: RemoteKernelManager) -> KernelUse:
     channels = kernel.channels
     return KernelUse(
         state=kernel.execution_state,
-        connections=channels.connections if channels is not None else 0,
+        connections=kernel.parent.connections(kernel),
         started=kernel.started,
         last_activity=kernel.last_activity,
         busy_since=channels.busy_since if channels is not None else None,

@@ -9,10 +9,10 @@ from typing import Any
 from tornado import web
 
 from ...base.handlers import GatewayHandler
-from ...core.errors import InvalidRequestError, LimitReachedError
+from ...core.errors import InvalidRequestError
 from ...core.kernelenv import accept_client_variables
 
-LONGEST_PATH = 4096  # bytes
+MAX_TEXT_BYTES = 4096  # as long as a path can be
 KERNEL_ID = r"(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)"
 
 
@@ -20,12 +20,6 @@ class StartsKernels(GatewayHandler):
     """What the two handlers that start kernels have in common."""
 
     _start: asyncio.Task[str] | None = None
-
-    def check_limit(self) -> None:
-        """Refuse at once when ``max_kernels`` kernels run already."""
-        limit = self.settings.get("eg_max_kernels")
-        if limit is not None and len(self.kernel_manager) >= limit:
-            raise LimitReachedError("Resource Limit")
 
     async def start_kernel(self, **arguments: Any) -> str:
         """Start a kernel and return its id; given up when the client goes away meanwhile."""
@@ -61,11 +55,10 @@ class MainKernelHandler(StartsKernels):
     async def post(self) -> None:
         """Start a kernel: ``{"name"?, "path"?, "env"?}``."""
         await self.authorize("write", "kernels")
-        self.check_limit()
         body = self.get_json_body()
         kernel_id = await self.start_kernel(
             kernel_name=text_entry(body, "name"),
-            path=path_entry(body),
+            path=text_entry(body, "path"),
             env=self._build_kernel_env(body),
             kernel_headers=self._captured_headers(),
         )
@@ -137,24 +130,12 @@ def text_entry(body: dict[str, Any], name: str) -> str | None:
     if not isinstance(value, str) or "\0" in value:
         raise InvalidRequestError(f"'{name}' must be a string without NUL.")
     try:
-        value.encode()
+        size = len(value.encode())
     except UnicodeEncodeError as error:
         raise InvalidRequestError(f"'{name}' is not valid Unicode text.") from error
+    if size > MAX_TEXT_BYTES:
+        raise InvalidRequestError(f"'{name}' must not be longer than {MAX_TEXT_BYTES} bytes.")
     return value
-
-
-def path_entry(body: dict[str, Any]) -> str | None:
-    """Return the optional ``path`` of a JSON body.
-
-    Raises
-    ------
-    InvalidRequestError
-        It is not text, or longer than any file's: each part of it would be looked up.
-    """
-    path = text_entry(body, "path")
-    if path is not None and len(path.encode()) > LONGEST_PATH:
-        raise InvalidRequestError(f"'path' has more than {LONGEST_PATH} bytes.")
-    return path
 
 
 default_handlers: list[tuple[str, type[web.RequestHandler]]] = [

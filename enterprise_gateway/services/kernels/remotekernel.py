@@ -67,6 +67,7 @@ class RemoteKernelManager(AsyncKernelManager):
     username = ""
     started = datetime.now(timezone.utc)
     died_because = ""
+    reached_as = ""
     _resources: SharedResources | None = None
     _sigint: int | None = None
     _busy: asyncio.Lock | None = None
@@ -271,6 +272,10 @@ class RemoteKernelManager(AsyncKernelManager):
         self._launch_args = launch_args
         self._attempted_start = True
         self.ready.set_result(None)
+        self.claim_ports()
+
+    def claim_ports(self) -> None:
+        """Keep the ports of a kernel that was taken over from being given to another one."""
         if isinstance(self.provisioner, ProcessProxyProvisioner):
             self.provisioner.claim_ports()
 
@@ -369,9 +374,30 @@ class RemoteKernelManager(AsyncKernelManager):
     async def let_go(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
         self._close_control_socket()
+        self.leave_connection_file()
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await offload(self.process_proxy.let_go)
         await self.close()
+
+    def leave_connection_file(self) -> None:
+        """Keep the file when this object is gone: a kernel that was only just launched may not have read it yet."""
+        self._connection_file_written = False
+
+    async def forget(self) -> None:
+        """Release what this gateway has of a kernel that another one has removed."""
+        self._close_control_socket()
+        assert self.provisioner is not None
+        await self.provisioner.cleanup()
+        await offload(self.cleanup_connection_file)
+        await self.close()
+
+    async def give_up_process(self) -> None:
+        """Let another object of this gateway stand for the kernel, whose process lives on or was replaced."""
+        self.channels = None
+        self._close_control_socket()
+        self.leave_connection_file()
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            await self.provisioner.let_go()
 
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from weakref import WeakSet
 
 import zmq
 import zmq.asyncio
@@ -18,7 +21,8 @@ from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, 
 from traitlets.utils.importstring import import_item
 
 from ...core import envvars
-from ...core.errors import ConflictError, NotFoundError, UnknownKernelSpecError
+from ...core.deadline import Deadline
+from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError, UnknownKernelSpecError
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import offload
@@ -29,6 +33,7 @@ from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
+from .replicas import Replicas
 from .restarter import KernelRestarter
 from .transitions import Transitions
 
@@ -42,6 +47,11 @@ __all__ = [
 ]
 
 RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts under way
+
+CONTEXT_SECONDS = 5.0
+
+
+STORE_PATIENCE_SECONDS = 30.0
 
 
 class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
@@ -78,6 +88,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         None, allow_none=True, help="The store of kernel sessions; set by the application."
     )
     records: KernelRecords | None = None
+    replicas: Replicas | None = None
+    _is_stopping = False
 
     @classmethod
     def section_names(cls) -> list[str]:
@@ -95,6 +107,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.culler = KernelCuller(self)
         self.transitions = Transitions()
         self._launching: dict[str, asyncio.Task[Any]] = {}
+        self._entered: WeakSet[RemoteKernelManager] = WeakSet()
 
     @observe("kernel_session_manager")
     def _session_manager_changed(self, change: Any) -> None:
@@ -130,6 +143,42 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     def revives_on_request(self) -> bool:
         """Whether a kernel that is not in the table may be one of another replica."""
         return self.resources.options.availability_mode == "replication"
+
+    def join_replicas(self) -> None:
+        """Share kernels with other gateways, if the store can keep them apart; called at start in replication mode."""
+        store = self.kernel_session_manager
+        if self.revives_on_request and self.keeps_kernels and self.records is not None and hasattr(store, "beat"):
+            self.replicas = Replicas(self, store, self.records)
+            self.records.share(self.replicas)
+            self.replicas.start()
+
+    def looks_after(self, kernel: RemoteKernelManager) -> bool:
+        """Whether this gateway, and no other one, culls the kernel and restarts it when it dies."""
+        return self.replicas is None or self.replicas.holds(str(kernel.kernel_id))
+
+    async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
+        """Return whether it is up to this gateway to restart a kernel whose process has ended."""
+        return self.replicas is None or await self.replicas.in_charge_of_dead(kernel)
+
+    def let_go(self, kernel: RemoteKernelManager) -> None:
+        """Note that another gateway looks after the kernel."""
+        if self.replicas is not None:
+            self.replicas.let_go(str(kernel.kernel_id))
+
+    def connections(self, kernel: RemoteKernelManager) -> int:
+        """Return how many websockets all gateways have for the kernel."""
+        here = kernel.channels.connections if kernel.channels is not None else 0
+        return here if self.replicas is None else here + self.replicas.connections_elsewhere(str(kernel.kernel_id))
+
+    @contextlib.asynccontextmanager
+    async def _place(self, user: str, kernel_id: str) -> AsyncIterator[None]:
+        """Hold a place under the limits while a kernel starts."""
+        if self.replicas is None:
+            with self.limits.reserve(user):
+                yield
+        else:
+            async with self.replicas.place(user, kernel_id):
+                yield
 
     # --- start
 
@@ -169,7 +218,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         await self.resources.turns.come()
         if kernel_id in self._launching or kernel_id in self:
             raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
-        with self.limits.reserve(env.get("KERNEL_USERNAME") or gateway_user()):
+        async with self._place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
             kernel = self._make_kernel_manager(kernel_id, name, spec)
             launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
             launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
@@ -184,8 +233,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
-        cwd = {"cwd": self.cwd_for_path(path)} if path is not None else {}
+        cwd = {"cwd": await offload(self.cwd_for_path, path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
+        if self.replicas is not None:
+            await self.replicas.claim_new(str(kernel.kernel_id))
         try:
             if self.records is not None:
                 await self.records.starting(kernel, launch_args)
@@ -205,10 +256,19 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self.records.gone(kernel.kernel_id)
 
     def enter(self, kernel: RemoteKernelManager) -> None:
-        """Connect to a kernel that runs and manage it from now on."""
+        """Connect to a kernel that runs and manage it from now on.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The gateway is being stopped: nobody would close the connection.
+        """
+        if self._is_stopping:
+            raise StoreUnavailableError("The gateway is being stopped; please try again.")
         kernel.channels = self._make_channels(kernel)
         kernel.channels.connect(kernel.connection())
         self._kernels[kernel.kernel_id] = kernel
+        self._entered.add(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
 
@@ -299,6 +359,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         NotFoundError
             There is no such kernel.
         """
+        if self.replicas is not None:
+            await self.replicas.consult(kernel_id)
         if kernel_id not in self._kernels and self.revives_on_request and self.records is not None:
             await self.records.revive(kernel_id)
         return self.get_kernel(kernel_id)
@@ -318,7 +380,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             "name": kernel.kernel_name,
             "last_activity": kernel.last_activity.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "execution_state": kernel.execution_state,
-            "connections": kernel.channels.connections if kernel.channels is not None else 0,
+            "connections": self.connections(kernel),
         }
         if kernel.died_because:
             model["reason"] = kernel.died_because
@@ -328,12 +390,29 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Return the models of all kernels in the order of their start."""
         return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
 
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the models of all kernels, also those that only other replicas are attached to."""
+        return self.list_kernels() if self.replicas is None else await self.replicas.models()
+
     # --- taking over kernels on record
 
     async def revive_all(self) -> None:
         """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
         if self.records is not None and self.keeps_kernels:
+            if hasattr(self.kernel_session_manager, "clear_leases"):
+                await self._clear_leases()
             await self.records.revive_all()
+
+    async def _clear_leases(self) -> None:
+        """Write records without leases: what replicas may have left there is of no meaning for a single gateway."""
+        deadline = Deadline(STORE_PATIENCE_SECONDS)
+        while True:
+            try:
+                return await self.kernel_session_manager.clear_leases()
+            except StoreUnavailableError:
+                if deadline.expired:
+                    raise
+                await asyncio.sleep(1)
 
     async def start_kernel_from_session(self, **record: Any) -> bool:
         """Take over one kernel from the entries of its record; kept for stores of third parties.
@@ -377,8 +456,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.log.info("Kernel restarted: %s", kernel_id)
 
     async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
+        kernel = await self._begin(kernel, KernelRecords.restarting)
         self.restarter.forget(kernel)
-        await self._relaunch(kernel, now=now or bool(kernel.died_because))
+        await self._replace(kernel, now=now or bool(kernel.died_because))
         self.restarter.watch(kernel)
 
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
@@ -387,16 +467,34 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
+        if self.records is not None:
+            await self.records.restarting(kernel)
+        await self._replace(kernel, now, newports)
+
+    async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         try:
-            if self.records is not None:
-                await self.records.restarting(kernel)
             await kernel.restart_kernel(now=now, newports=newports)
             if self.records is not None:
                 await self.records.running(kernel)
+        except LeaseLostError:
+            # We were away for so long that another replica has judged the kernel: this process is one too many.
+            self.remove_kernel(str(kernel.kernel_id))
+            await kernel.abandon()
+            raise
         except Exception as error:
             self.lose(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
+
+    async def _begin(
+        self, kernel: RemoteKernelManager, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
+    ) -> RemoteKernelManager:
+        """Record what a client wants done with a kernel, when no other gateway is at it any more; return the kernel."""
+        if self.replicas is not None:
+            return await self.replicas.begin(str(kernel.kernel_id), record)
+        if self.records is not None:
+            await record(self.records, kernel)
+        return kernel
 
     def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
@@ -416,14 +514,12 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if kernel_id not in self:
                 return
         kernel = await self.find_kernel(kernel_id)
-        self.restarter.forget(kernel)
         await self.transitions.stop(kernel_id, lambda: self._shut_down(kernel, now=now, restart=restart))
         self.log.info("Kernel shut down: %s", kernel_id)
 
     async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
+        kernel = await self._begin(kernel, KernelRecords.stopping)
         self.restarter.forget(kernel)  # a restart that could not be given up any more has it watched again
-        if self.records is not None:
-            await self.records.stopping(kernel)
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
@@ -437,6 +533,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
+        for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
+            self.restarter.forget(kernel)
+            self.remove_kernel(str(kernel.kernel_id))
+            await kernel.let_go()
         kernel_ids = [*self._launching, *self._kernels]
         results = await asyncio.gather(
             *(self.shutdown_kernel(kernel_id, now=now) for kernel_id in kernel_ids), return_exceptions=True
@@ -454,6 +554,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             True leaves the kernels running and only lets go of them.
         """
         self.culler.stop()
+        self._is_stopping = True
+        if self.replicas is not None:
+            self.replicas.retire()
         if keep_kernels:
             for launch in list(self._launching.values()):
                 launch.cancel()
@@ -468,8 +571,20 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self._kernels.clear()
         else:
             await self.shutdown_all(now=True)
+        if self.replicas is not None:
+            await self.replicas.leave()
         await self.resources.close()
-        self.context.destroy(linger=100)
+        await self._close_context()
+
+    async def _close_context(self) -> None:
+        """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
+        for kernel in list(self._entered):
+            if kernel.channels is not None:
+                kernel.channels.close()
+        try:
+            await asyncio.wait_for(offload(self.context.destroy, 100), CONTEXT_SECONDS)
+        except asyncio.TimeoutError:
+            self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
 
 class TrackPendingRequests:

@@ -11,6 +11,7 @@ from traitlets import Bool, Float, Integer
 from traitlets.config import LoggingConfigurable
 
 from ...core.death import describe_exit
+from ...core.errors import LeaseLostError
 from ..processproxies.processproxy import RemoteProcessProxy
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class KernelRestarter(LoggingConfigurable):
         alive_since = self.clock()
         while True:
             exit_code = await kernel.wait_for_exit()
+            if not await self.parent.in_charge_of_dead(kernel):
+                return
             stable = self.clock() - alive_since >= self.stable_start_time
             restarts = 1 if stable else restarts + 1
             reason = describe_exit(exit_code)
@@ -68,6 +71,8 @@ class KernelRestarter(LoggingConfigurable):
                 await asyncio.sleep(self.restart_backoff * 2 ** (restarts - 2))
             try:
                 await self.parent.relaunch(kernel, now=True, newports=self.random_ports_until_alive and not stable)
+            except LeaseLostError:
+                self.parent.let_go(kernel)  # another replica was faster
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
@@ -76,7 +81,7 @@ class KernelRestarter(LoggingConfigurable):
     def _may_restart(self, kernel: RemoteKernelManager, restarts: int) -> bool:
         if not kernel.autorestart or restarts > self.restart_limit:
             return False
-        has_clients = kernel.channels is not None and kernel.channels.connections
+        has_clients = self.parent.connections(kernel)
         if isinstance(kernel.process_proxy, RemoteProcessProxy) and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id

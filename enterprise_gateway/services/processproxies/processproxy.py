@@ -475,7 +475,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
                 await connection_ended(self.comm.fileno())
 
     def let_go(self) -> None:
-        """Close what leads to the kernel; called when the gateway ends and the kernel lives on."""
+        """Close what leads to a kernel that lives on: this gateway ends, or another one has restarted it."""
         if self.comm is not None:
             self.comm.close()
         if self._tunnels is not None:

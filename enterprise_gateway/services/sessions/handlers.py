@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from tornado import web
 
 from ...core.errors import InvalidRequestError, NotFoundError, UnknownKernelSpecError
-from ..kernels.handlers import StartsKernels, path_entry, text_entry
-from .sessionmanager import Session, SessionManager
+from ..kernels.handlers import StartsKernels, text_entry
+from .sessionmanager import SessionManager
 
 SESSION_ID = r"(?P<session_id>\w+-\w+-\w+-\w+-\w+)"
 
@@ -38,7 +39,7 @@ class SessionRootHandler(SessionRequests):
         await self.authorize("read", "sessions")
         if not self.settings.get("eg_list_kernels"):
             raise web.HTTPError(403, "Forbidden")
-        self.finish_json(self.session_manager.list_sessions())
+        self.finish_json(await self.session_manager.list_sessions())
 
     async def post(self) -> None:
         """Create a session, with a new kernel; an existing session of the same path is answered as it is."""
@@ -55,9 +56,9 @@ class SessionRootHandler(SessionRequests):
         except UnknownKernelSpecError as error:
             self._finish_unavailable(kernel_name or "default", error)
             return
-        session = self.session_manager.get_session(session_id)
+        session = await self.session_manager.get_session(session_id)
         self.set_header("Location", f"{self.base_url}api/sessions/{session.session_id}")
-        self.finish_json(self.session_manager.model(session), 201)
+        self.finish_json(await self.session_manager.model(session), 201)
 
     def _path_and_type(self, body: dict[str, Any]) -> tuple[str, str]:
         notebook = body.get("notebook")
@@ -66,7 +67,7 @@ class SessionRootHandler(SessionRequests):
         for field in ("path", "type"):
             if body.get(field) is None:
                 raise InvalidRequestError(f"Missing field in JSON data: {field}")
-        return path_entry(body) or "", text_entry(body, "type") or ""
+        return text_entry(body, "path") or "", text_entry(body, "type") or ""
 
     def _finish_unavailable(self, kernel_name: str, error: UnknownKernelSpecError) -> None:
         """Answer 501, which notebook clients show as a kernel to be chosen anew."""
@@ -86,41 +87,37 @@ class SessionHandler(SessionRequests):
     async def get(self, session_id: str) -> None:
         """Answer the session's model."""
         await self.authorize("read", "sessions")
-        self.finish_json(self.session_manager.model(self.session_manager.get_session(session_id)))
+        self.finish_json(await self.session_manager.model(await self.session_manager.get_session(session_id)))
 
     async def patch(self, session_id: str) -> None:
         """Change ``path``, ``name``, ``type``, ``kernel.id`` or ``kernel.name``; the replaced kernel is stopped."""
         await self.authorize("write", "sessions")
         body = self.get_json_body()
-        session = self.session_manager.get_session(session_id)
         changes = {field: value for field in ("name", "type") if (value := text_entry(body, field)) is not None}
         for source in (body, body.get("notebook")):
-            if isinstance(source, dict) and (path := path_entry(source)) is not None:
+            if isinstance(source, dict) and (path := text_entry(source, "path")) is not None:
                 changes["path"] = path
         kernel_name, kernel_id = self.kernel_entries(body)
+        session = await self.session_manager.get_session(session_id)
+        started = None
         if kernel_id is not None:
             await self.kernel_manager.find_kernel(kernel_id)
         elif kernel_name is not None:
-            self.check_limit()
-            kernel_id = await self.start_kernel(kernel_name=kernel_name, path=changes.get("path", session.path))
-            session = await self._session_for(session_id, kernel_id)
-        for field, value in changes.items():
-            setattr(session, field, value)
-        replaced = session.kernel_id
-        if kernel_id is not None and kernel_id != replaced:
-            session.kernel_id = kernel_id
-            with suppress(NotFoundError):  # somebody else has stopped it
-                await self.kernel_manager.shutdown_kernel(replaced)
-        self.finish_json(self.session_manager.model(session))
-
-    async def _session_for(self, session_id: str, kernel_id: str) -> Session:
-        """Return the session that a kernel was started for; stop the kernel if the session has ended meanwhile."""
+            path = changes.get("path", session.path)
+            kernel_id = started = await self.start_kernel(kernel_name=kernel_name, path=path)
         try:
-            return self.session_manager.get_session(session_id)
-        except NotFoundError:
-            with suppress(NotFoundError):
-                await self.kernel_manager.shutdown_kernel(kernel_id)
+            session = await self.session_manager.get_session(session_id)  # it may have changed or ended meanwhile
+            changed = replace(session, **changes, kernel_id=kernel_id or session.kernel_id)
+            await self.session_manager.save_session(changed)
+        except BaseException:
+            if started is not None:
+                with suppress(NotFoundError):
+                    await self.kernel_manager.shutdown_kernel(started)
             raise
+        if changed.kernel_id != session.kernel_id:
+            with suppress(NotFoundError):  # somebody else has stopped it
+                await self.kernel_manager.shutdown_kernel(session.kernel_id)
+        self.finish_json(await self.session_manager.model(changed))
 
     async def delete(self, session_id: str) -> None:
         """End the session and its kernel."""

@@ -1,11 +1,12 @@
-"""Sessions: which notebook uses which kernel. Kept in memory; unrelated to the store of kernel sessions."""
+"""Sessions: which notebook uses which kernel. Kept in memory or, where replicas share a database, in that."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from traitlets import Instance
 from traitlets.config import LoggingConfigurable
@@ -14,6 +15,7 @@ from ...core.errors import NotFoundError
 
 if TYPE_CHECKING:
     from ..kernels.remotemanager import RemoteMappingKernelManager
+    from .sqlmanager import SQLKernelSessionManager
 
 
 @dataclass
@@ -35,6 +37,59 @@ class _Opening:
     waiting: int = 0
 
 
+class SessionTable(Protocol):
+    """Where sessions are kept; those whose kernels are gone are not told."""
+
+    async def load(self) -> list[Session]:
+        """Return all sessions, oldest first."""
+
+    async def save(self, session: Session) -> None:
+        """Insert or replace a session."""
+
+    async def delete(self, session_id: str) -> None:
+        """Remove a session, if it is there."""
+
+
+class MemoryTable:
+    """The sessions of this gateway."""
+
+    def __init__(self, kernel_manager: RemoteMappingKernelManager) -> None:
+        self._kernel_manager = kernel_manager
+        self._sessions: dict[str, Session] = {}
+
+    async def load(self) -> list[Session]:
+        """Return all sessions whose kernels exist, and forget the others."""
+        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self._kernel_manager}
+        return list(self._sessions.values())
+
+    async def save(self, session: Session) -> None:
+        """Insert or replace a session."""
+        self._sessions[session.session_id] = session
+
+    async def delete(self, session_id: str) -> None:
+        """Remove a session, if it is there."""
+        self._sessions.pop(session_id, None)
+
+
+class SharedTable:
+    """The sessions of all replicas; methods raise ``StoreUnavailableError`` when the store cannot be asked."""
+
+    def __init__(self, store: SQLKernelSessionManager) -> None:
+        self._store = store
+
+    async def load(self) -> list[Session]:
+        """Return all sessions whose kernels are on record."""
+        return [Session(**entry) for entry in await self._store.fetch_notebooks()]
+
+    async def save(self, session: Session) -> None:
+        """Insert or replace a session."""
+        await self._store.save_notebook(asdict(session))
+
+    async def delete(self, session_id: str) -> None:
+        """Remove a session, if it is there."""
+        await self._store.delete_notebook(session_id)
+
+
 class SessionManager(LoggingConfigurable):
     """The table of sessions; used by the session handlers.
 
@@ -50,16 +105,22 @@ class SessionManager(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._sessions: dict[str, Session] = {}
+        self._own = MemoryTable(self.kernel_manager)
         self._openings: dict[str, _Opening] = {}
 
-    def session_exists(self, path: str) -> bool:
-        """Whether a session with a living kernel uses ``path``."""
-        return self.find_by_path(path) is not None
+    @property
+    def _table(self) -> SessionTable:
+        if self.kernel_manager.replicas is None:
+            return self._own
+        return SharedTable(self.kernel_manager.kernel_session_manager)
 
-    def find_by_path(self, path: str) -> Session | None:
+    async def session_exists(self, path: str) -> bool:
+        """Whether a session with a living kernel uses ``path``."""
+        return await self.find_by_path(path) is not None
+
+    async def find_by_path(self, path: str) -> Session | None:
         """Return the session of a path whose kernel exists."""
-        return next((s for s in self._present() if s.path == path), None)
+        return next((session for session in await self._table.load() if session.path == path), None)
 
     async def open_session(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
         """Return the id of the session of a path, starting its kernel if there is none; called for POST.
@@ -87,10 +148,15 @@ class SessionManager(LoggingConfigurable):
                 opening.task.cancel()
 
     async def _open(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
-        session = self.find_by_path(path)
+        session = await self.find_by_path(path)
         if session is None:
             kernel_id = await self.kernel_manager.start_kernel(kernel_name=kernel_name, path=path)
-            session = self.create_session(path, kernel_id, name, type)
+            try:
+                session = await self.create_session(path, kernel_id, name, type)
+            except BaseException:
+                with suppress(NotFoundError):
+                    await self.kernel_manager.shutdown_kernel(kernel_id)
+                raise
         return session.session_id
 
     def _close_opening(self, path: str, task: asyncio.Task[str]) -> None:
@@ -98,13 +164,19 @@ class SessionManager(LoggingConfigurable):
         if path in self._openings and self._openings[path].task is task:
             del self._openings[path]
 
-    def create_session(self, path: str, kernel_id: str, name: str | None = None, type: str | None = None) -> Session:
+    async def create_session(
+        self, path: str, kernel_id: str, name: str | None = None, type: str | None = None
+    ) -> Session:
         """Enter a session for a kernel that was started."""
         session = Session(str(uuid.uuid4()), path, name, type, kernel_id)
-        self._sessions[session.session_id] = session
+        await self._table.save(session)
         return session
 
-    def get_session(self, session_id: str) -> Session:
+    async def save_session(self, session: Session) -> None:
+        """Keep what was changed of a session."""
+        await self._table.save(session)
+
+    async def get_session(self, session_id: str) -> Session:
         """Return a session.
 
         Raises
@@ -112,32 +184,34 @@ class SessionManager(LoggingConfigurable):
         NotFoundError
             There is no such session, or its kernel is gone.
         """
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise NotFoundError(f"Session not found: {session_id}")
-        if session.kernel_id not in self.kernel_manager:
-            del self._sessions[session_id]
-            raise NotFoundError(f"Session not found: the kernel of session {session_id} has been deleted")
-        return session
+        for session in await self._table.load():
+            if session.session_id == session_id:
+                return session
+        raise NotFoundError(f"Session not found: {session_id}")
 
-    def list_sessions(self) -> list[dict[str, Any]]:
-        """Return the models of all sessions whose kernels exist, and forget the others."""
-        return [self.model(session) for session in self._present()]
+    async def list_sessions(self) -> list[dict[str, Any]]:
+        """Return the models of all sessions whose kernels exist."""
+        sessions = await self._table.load()
+        kernels = {kernel["id"]: kernel for kernel in await self.kernel_manager.models()}
+        return [_model(session, kernels[session.kernel_id]) for session in sessions if session.kernel_id in kernels]
 
-    def _present(self) -> list[Session]:
-        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self.kernel_manager}
-        return list(self._sessions.values())
+    async def model(self, session: Session) -> dict[str, Any]:
+        """Return what the REST API says of a session.
 
-    def model(self, session: Session) -> dict[str, Any]:
-        """Return what the REST API says of a session."""
-        return {
-            "id": session.session_id,
-            "notebook": {"path": session.path},
-            "kernel": self.kernel_manager.kernel_model(session.kernel_id),
-        }
+        Raises
+        ------
+        NotFoundError
+            Its kernel is gone.
+        """
+        await self.kernel_manager.find_kernel(session.kernel_id)
+        return _model(session, self.kernel_manager.kernel_model(session.kernel_id))
 
     async def delete_session(self, session_id: str) -> None:
         """Stop the session's kernel and forget the session."""
-        session = self.get_session(session_id)
+        session = await self.get_session(session_id)
         await self.kernel_manager.shutdown_kernel(session.kernel_id)
-        self._sessions.pop(session_id, None)
+        await self._table.delete(session_id)
+
+
+def _model(session: Session, kernel: dict[str, Any]) -> dict[str, Any]:
+    return {"id": session.session_id, "notebook": {"path": session.path}, "kernel": kernel}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_core.paths import jupyter_data_dir
-from traitlets import Unicode, default
+from traitlets import Float, Unicode, default
 
 from enterprise_gateway.core import envvars
-from enterprise_gateway.core.errors import StoreUnavailableError
+from enterprise_gateway.core.errors import LeaseLostError, StoreUnavailableError
 
 from .basemanager import KernelSessionManager
 from .secretfiles import read_secret_file
@@ -20,7 +20,8 @@ from .secretfiles import read_secret_file
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from enterprise_gateway.drivers.sql_store import SqlStore
+    from enterprise_gateway.core.sessionrecords import Activity, Beat, StoredKernel
+    from enterprise_gateway.drivers.sql_replicas import ReplicatedSqlStore
 
 T = TypeVar("T")
 
@@ -46,6 +47,17 @@ class SQLKernelSessionManager(KernelSessionManager):
         (EG_SESSION_DATABASE_URL_FILE env var)""",
     )
 
+    leases_required = False
+    """Whether records are only written under a lease, so that none of a kernel that another has removed comes back."""
+
+    lease_seconds = Float(
+        3.0,
+        min=0.5,
+        config=True,
+        help="""Seconds after which the kernels of a replica that is dead, or cannot reach the database, are looked
+        after by another one. Each replica tells the database three times in this period that it is there.""",
+    )
+
     @default("persistence_root")
     def _default_persistence_root(self) -> str:
         return envvars.EG_PERSISTENCE_ROOT() or jupyter_data_dir()
@@ -61,7 +73,7 @@ class SQLKernelSessionManager(KernelSessionManager):
     def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
         super().__init__(kernel_manager, **kwargs)
         self._tokens: dict[str, int] = {}
-        self._opened: SqlStore | None = None
+        self._opened: ReplicatedSqlStore | None = None
         self._opening = threading.Lock()
         self._url = self._read_url()
 
@@ -89,7 +101,10 @@ class SQLKernelSessionManager(KernelSessionManager):
         """Write one row, under this replica's lease if it has one."""
         if self.enable_persistence and kernel_id in self._sessions:
             record = self.encode_session(kernel_id)[kernel_id]
-            self._store().save(kernel_id, record, self._tokens.get(kernel_id))
+            token = self._tokens.get(kernel_id)
+            if token is None and self.leases_required:
+                raise LeaseLostError(f"Kernel {kernel_id} is not looked after by this replica of the gateway.")
+            self._store().save(kernel_id, record, token)
 
     def delete_sessions(self, kernel_ids: list[str]) -> None:
         """Remove rows, and with them this replica's leases."""
@@ -155,6 +170,60 @@ class SQLKernelSessionManager(KernelSessionManager):
         """Return who holds the leases that have not expired, by kernel id."""
         return await self._ask(lambda store: store.lease_owners())
 
+    # -- replicas -----------------------------------------------------------------------------------------------------
+
+    async def beat(self, owner: str, activity: Mapping[str, Activity], connections: Mapping[str, int]) -> Beat:
+        """Prolong this replica's leases, tell what has changed here, and learn what has changed elsewhere."""
+        beat = await self._ask(lambda store: store.beat(owner, self.lease_seconds, activity, connections))
+        held = {kernel_id: token for kernel_id, token in beat.tokens.items() if self._tokens.get(kernel_id) == token}
+        return beat._replace(tokens=held)
+
+    async def seize_lease(self, kernel_id: str, owner: str, *, by_force: bool = False) -> bool:
+        """Take the lease of a kernel on record; False when it is held, or the kernel is not on record.
+
+        Parameters
+        ----------
+        by_force
+            Take it also from a replica that holds it, unless that one is about to start, restart or stop the kernel.
+        """
+        seconds = self.lease_seconds
+        token = await self._ask(lambda store: store.seize_lease(kernel_id, owner, seconds, by_force=by_force))
+        if token is not None:
+            self._tokens[kernel_id] = token
+        return token is not None
+
+    async def fetch_kernels(self, owner: str, kernel_id: str | None = None) -> dict[str, StoredKernel]:
+        """Return what the store knows of all kernels, oldest first, or of one."""
+        return await self._ask(lambda store: store.kernels(owner, kernel_id))
+
+    async def leave(self, owner: str) -> None:
+        """Give up all leases and places of this replica, so that others may take them at once."""
+        self._tokens.clear()
+        await self._ask(lambda store: store.leave(owner))
+
+    async def clear_leases(self) -> None:
+        """Give up the leases of all replicas; for a gateway that is the only one."""
+        await self._ask(lambda store: store.clear_leases())
+
+    def disown(self, kernel_id: str) -> None:
+        """Forget a kernel that another replica has removed."""
+        self._tokens.pop(kernel_id, None)
+        self._drop(kernel_id)
+
+    # -- notebooks' sessions ------------------------------------------------------------------------------------------
+
+    async def fetch_notebooks(self) -> list[dict[str, Any]]:
+        """Return the notebooks' sessions of all replicas whose kernels are on record."""
+        return await self._ask(lambda store: store.load_notebooks())
+
+    async def save_notebook(self, entry: Mapping[str, Any]) -> None:
+        """Insert or replace a notebook's session: ``session_id``, ``path``, ``name``, ``type``, ``kernel_id``."""
+        await self._ask(lambda store: store.save_notebook(entry))
+
+    async def delete_notebook(self, session_id: str) -> None:
+        """Remove a notebook's session."""
+        await self._ask(lambda store: store.delete_notebook(session_id))
+
     # -- limits -------------------------------------------------------------------------------------------------------
 
     async def reserve(
@@ -205,16 +274,18 @@ class SQLKernelSessionManager(KernelSessionManager):
         """Return how many kernels and reserved places all replicas have, in total or of one user."""
         return await self._ask(lambda store: store.count(username))
 
-    async def _ask(self, question: Callable[[SqlStore], T]) -> T:
+    async def _ask(self, question: Callable[[ReplicatedSqlStore], T]) -> T:
         return await self._calls.in_time(self._calls.run(lambda: question(self._store())))
 
-    def _store(self) -> SqlStore:
+    def _store(self) -> ReplicatedSqlStore:
         """Return the database, opened at the first call; called in threads."""
         with self._opening:
             if self._opened is None:
-                from enterprise_gateway.drivers.sql_store import SqlStore
+                from enterprise_gateway.drivers.sql_replicas import ReplicatedSqlStore
 
-                self._opened = SqlStore(self._url, timeout=self.store_timeout, pool_size=self.store_concurrency)
+                self._opened = ReplicatedSqlStore(
+                    self._url, timeout=self.store_timeout, pool_size=self.store_concurrency
+                )
             return self._opened
 
     def _read_url(self) -> sa.URL:

@@ -1,0 +1,490 @@
+"""How several gateways on one store share kernels: each is served by all of them and looked after by one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from ...core.deadline import Deadline
+from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError
+from ...core.sessionrecords import Activity, Beat, StoredKernel, as_stored
+
+if TYPE_CHECKING:
+    from ..sessions.sqlmanager import SQLKernelSessionManager
+    from .records import KernelRecords
+    from .remotekernel import RemoteKernelManager
+    from .remotemanager import RemoteMappingKernelManager
+
+BEATS_PER_LEASE = 3
+HURRIED_SECONDS = 0.2
+ACTIVITY_SECONDS = 5.0  # how much newer a kernel's activity must be before it alone is told to the others
+PLACE_SECONDS = 60.0  # a place under the limits counts as long as its kernel is not on record, this long at most
+PATIENCE_SECONDS = 60.0  # for another replica to finish what it does with a kernel
+
+
+class Replicas:
+    """What this gateway tells the other ones, and what it learns from them; part of RemoteMappingKernelManager.
+
+    One task, the heartbeat, prolongs the leases of this replica's kernels, tells what has changed here and learns what
+    has changed elsewhere, for all kernels in one transaction. Requests need not wait for it: they ask the store about
+    the one kernel they are for.
+
+    Parameters
+    ----------
+    manager
+        Has the table of the kernels that this gateway is attached to.
+    store
+        The store that all replicas use.
+    records
+        Takes up kernels by their records.
+    """
+
+    def __init__(
+        self, manager: RemoteMappingKernelManager, store: SQLKernelSessionManager, records: KernelRecords
+    ) -> None:
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+        self.log = manager.log
+        self._manager = manager
+        self._store = store
+        self._records = records
+        self._held: dict[str, float] = {}  # leases, and when they were taken
+        self._held_until = 0.0
+        self._stored: dict[str, StoredKernel] = {}
+        self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
+        self._told_activity: dict[str, Activity] = {}
+        self._told_connections: dict[str, int] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._hurry = asyncio.Event()
+        self._beaten = asyncio.Event()
+        self._is_retiring = False
+        self._heart: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to share; called when the gateway starts to serve."""
+        self._store.leases_required = True
+        self._heart = asyncio.create_task(self._beat_for_ever(), name="heartbeat of this replica")
+
+    def retire(self) -> None:
+        """Take over no more kernels; called when the gateway begins to stop."""
+        self._is_retiring = True
+
+    async def leave(self) -> None:
+        """End the heartbeat and give everything up, for others to take at once; called when the gateway has stopped."""
+        tasks = [*self._jobs.values(), *([self._heart] if self._heart else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        with contextlib.suppress(StoreUnavailableError):  # the leases expire
+            await self._store.leave(self.owner)
+
+    # -- who looks after a kernel -------------------------------------------------------------------------------------
+
+    def holds(self, kernel_id: str) -> bool:
+        """Whether this replica looks after the kernel, and has told so in time."""
+        return kernel_id in self._held and time.monotonic() < self._held_until
+
+    async def claim(self, kernel_id: str) -> bool:
+        """Take the lease of a kernel that nobody else looks after; called before one is removed."""
+        if await self._store.acquire_lease(kernel_id, self.owner, self._store.lease_seconds) is None:
+            return False
+        self._hold(kernel_id)
+        return True
+
+    async def claim_new(self, kernel_id: str) -> None:
+        """Take the lease of a kernel that is about to be started.
+
+        Raises
+        ------
+        ConflictError
+            Another kernel has this id.
+        """
+        claimed = await self.claim(kernel_id)
+        if claimed and not await self._store.fetch_kernels(self.owner, kernel_id):
+            return
+        if claimed:
+            self._held.pop(kernel_id, None)
+            await self._store.release_lease(kernel_id, self.owner)
+        raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
+
+    async def begin(
+        self, kernel_id: str, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
+    ) -> RemoteKernelManager:
+        """Look after a kernel from now on, because a client wants it restarted or deleted here, and record that.
+
+        What another replica does with it at the moment is waited for. Returns the kernel as it is then.
+
+        Raises
+        ------
+        NotFoundError
+            It is gone.
+        ConflictError
+            Another replica does not get done with it.
+        """
+        deadline = Deadline(PATIENCE_SECONDS)
+        while True:
+            kernel = await self._take_charge(kernel_id, deadline)
+            try:
+                await record(self._records, kernel)
+                return kernel
+            except LeaseLostError:  # another replica was asked the same at the same time
+                self.let_go(kernel_id)
+                if deadline.expired:
+                    raise
+
+    async def _take_charge(self, kernel_id: str, deadline: Deadline) -> RemoteKernelManager:
+        while not await self._store.seize_lease(kernel_id, self.owner, by_force=True):
+            if await self.refresh(kernel_id) is None:
+                raise NotFoundError(f"Kernel does not exist: {kernel_id}")
+            if deadline.expired:
+                raise ConflictError(f"Kernel {kernel_id} is being started, restarted or stopped; please try again.")
+            await self._next_beat()
+        self._hold(kernel_id)
+        await self._catch_up(kernel_id)
+        return self._manager.get_kernel(kernel_id)
+
+    async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
+        """Wait until it is clear who deals with a kernel whose process has ended, and return whether we do.
+
+        False: another replica has restarted it, which it is attached to anew by now, or removed it, or given it up.
+        """
+        kernel_id = str(kernel.kernel_id)
+        while self._manager._kernels.get(kernel_id) is kernel and not kernel.died_because:
+            with contextlib.suppress(StoreUnavailableError):
+                if self.holds(kernel_id) and await self._renew(kernel_id):
+                    return True
+                await self.refresh(kernel_id)
+            await self._next_beat()
+        return False
+
+    async def _renew(self, kernel_id: str) -> bool:
+        renewed = await self._store.renew_lease(kernel_id, self.owner, self._store.lease_seconds)
+        if not renewed:
+            self.let_go(kernel_id)
+        return renewed
+
+    def _hold(self, kernel_id: str) -> None:
+        self._held[kernel_id] = time.monotonic()
+        self._held_until = max(self._held_until, time.monotonic() + self._store.lease_seconds)
+        self._told_activity.pop(kernel_id, None)
+
+    def let_go(self, kernel_id: str) -> None:
+        """Note that another replica has taken the kernel's lease over."""
+        self._held.pop(kernel_id, None)
+
+    # -- what requests ask --------------------------------------------------------------------------------------------
+
+    async def consult(self, kernel_id: str) -> None:
+        """Bring this gateway's attachment to a kernel in line with the store; called for every request about it.
+
+        Without the store, what is attached is used as it is. A kernel that another replica is restarting is waited for
+        unless this one is attached to it.
+        """
+        is_attached = kernel_id in self._manager
+        if is_attached and not self._store.store_available:
+            return
+        try:
+            stored = await self.refresh(kernel_id)
+        except StoreUnavailableError:
+            if is_attached:
+                return
+            raise
+        deadline = Deadline(PATIENCE_SECONDS)
+        while kernel_id not in self._manager and self._is_restarted_elsewhere(stored) and not deadline.expired:
+            await self._next_beat()
+            stored = await self.refresh(kernel_id)
+
+    def _is_restarted_elsewhere(self, stored: StoredKernel | None) -> bool:
+        return (
+            stored is not None
+            and stored.state == "restarting"
+            and stored.owner not in {None, self.owner}
+            and stored.execution_state != "dead"
+        )
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the models of the kernels of all replicas, in the order of their start."""
+        kernels = await self._store.fetch_kernels(self.owner)
+        self._stored.update(kernels)
+        return [self._model(stored) for stored in kernels.values() if stored.state != "starting"]
+
+    def _model(self, stored: StoredKernel) -> dict[str, Any]:
+        if stored.kernel_id in self._manager:
+            return self._manager.kernel_model(stored.kernel_id)
+        active = datetime.fromtimestamp(stored.last_activity or stored.version, timezone.utc)
+        return {
+            "id": stored.kernel_id,
+            "name": stored.kernel_name,
+            "last_activity": active.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "execution_state": stored.execution_state or "starting",
+            "connections": stored.connections,
+        }
+
+    def connections_elsewhere(self, kernel_id: str) -> int:
+        """Return how many websockets the other replicas have for a kernel."""
+        stored = self._stored.get(kernel_id)
+        return stored.connections if stored is not None else 0
+
+    def is_dead_elsewhere(self, kernel_id: str) -> bool:
+        """Whether the replica that looks after a kernel has given it up, but keeps it as dead."""
+        stored = self._stored.get(kernel_id)
+        return stored is not None and stored.execution_state == "dead" and stored.owner is not None
+
+    @contextlib.asynccontextmanager
+    async def place(self, user: str, kernel_id: str) -> AsyncIterator[None]:
+        """Hold a place under the limits of all replicas until the block ends: then the kernel is on record, or failed.
+
+        Raises
+        ------
+        LimitReachedError
+            One more kernel would exceed a limit.
+        """
+        options = self._manager.resources.options
+        limits = (options.max_kernels, options.max_kernels_per_user)
+        place = await self._store.reserve(self.owner, user, *limits, PLACE_SECONDS, kernel_id=kernel_id)
+        succeeded = False
+        try:
+            yield
+            succeeded = True
+        finally:
+            with contextlib.suppress(StoreUnavailableError):  # it expires
+                await asyncio.shield(self._store.commit(place) if succeeded else self._store.cancel(place))
+
+    # -- attachments --------------------------------------------------------------------------------------------------
+
+    async def refresh(self, kernel_id: str) -> StoredKernel | None:
+        """Ask the store about one kernel and bring our attachment in line with the answer, which is returned."""
+        async with self._lock(kernel_id):
+            stored = (await self._store.fetch_kernels(self.owner, kernel_id)).get(kernel_id)
+            if stored is None:
+                self._stored.pop(kernel_id, None)
+            else:
+                self._stored[kernel_id] = stored
+            kernel = self._manager._kernels.get(kernel_id)
+            if kernel is not None and stored is None:
+                await self._drop(kernel)
+            elif kernel is not None and stored is not None and stored.owner != self.owner:
+                await self._follow(kernel, stored)
+            return stored
+
+    async def _follow(self, kernel: RemoteKernelManager, stored: StoredKernel) -> None:
+        """Do here what another replica has done with a kernel."""
+        self.let_go(stored.kernel_id)
+        if stored.execution_state == "dead":
+            if not kernel.died_because:
+                self._manager.lose(kernel, "its process has ended")
+        elif stored.version == self._seen.get(stored.kernel_id):
+            return
+        elif stored.state == "restarting":
+            if kernel.channels is not None and kernel.execution_state != "restarting":
+                kernel.channels.announce_state("restarting")
+        elif stored.state == "running":
+            record = await self._store.fetch_session(stored.kernel_id)
+            if record is None:
+                return
+            if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
+                await self._reattach(kernel, await self._records.load(record))
+        self._seen[stored.kernel_id] = stored.version
+
+    async def _catch_up(self, kernel_id: str) -> None:
+        """Attach anew to a kernel that this replica looks after from now on, if others have restarted it."""
+        async with self._lock(kernel_id):
+            record = await self._store.fetch_session(kernel_id)
+            kernel = self._manager._kernels.get(kernel_id)
+            if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
+                await self._reattach(kernel, await self._records.load(record))
+
+    async def attach(self, record: Mapping[str, Any]) -> bool:
+        """Enter the kernel of a record in the table, if it is not there already; errors as in ``take_over``."""
+        kernel_id = record["kernel_id"]
+        async with self._lock(kernel_id):  # requests and the heartbeat may want it at the same time
+            attached = self._manager._kernels.get(kernel_id)
+            if attached is not None and attached.reached_as == reached_as(record):
+                if await attached.is_alive():
+                    return True
+                raise NotFoundError("its process is gone")
+            kernel = await self._records.load(record)
+            is_alive = await kernel.is_alive()
+            if not is_alive and not self.is_dead_elsewhere(kernel_id):
+                await kernel.give_up_process()
+                raise NotFoundError("its process is gone")
+            if attached is not None:
+                await self._reattach(attached, kernel)
+                return True
+            self._manager.enter(kernel)
+            if not is_alive:
+                self._manager.lose(kernel, "its process has ended")
+            return True
+
+    async def _reattach(self, former: RemoteKernelManager, kernel: RemoteKernelManager) -> None:
+        """Connect the websockets of a kernel to the process that another replica has started for it."""
+        manager, kernel_id = self._manager, str(former.kernel_id)
+        manager.restarter.forget(former)
+        channels = former.channels
+        assert channels is not None  # it is in the table
+        if channels.execution_state != "restarting":
+            channels.announce_state("restarting")
+        await former.give_up_process()
+        kernel.claim_ports()  # they may be the same ones
+        kernel.channels = channels
+        manager._kernels[kernel_id] = kernel
+        channels.connect(kernel.connection())
+        manager.restarter.watch(kernel)
+        self.log.info("Kernel %s was restarted by another replica", kernel_id)
+
+    async def _drop(self, kernel: RemoteKernelManager) -> None:
+        """Forget a kernel that another replica has removed."""
+        kernel_id = str(kernel.kernel_id)
+        self._manager.restarter.forget(kernel)
+        self._manager.remove_kernel(kernel_id)
+        self.forget(kernel_id)
+        self._store.disown(kernel_id)
+        await kernel.forget()
+        self.log.info("Kernel %s was removed by another replica", kernel_id)
+
+    def forget(self, kernel_id: str) -> None:
+        """Forget a kernel that is gone."""
+        for table in (self._held, self._stored, self._seen, self._told_activity, self._told_connections):
+            table.pop(kernel_id, None)
+
+    def _lock(self, kernel_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(kernel_id, asyncio.Lock())
+
+    # -- the heartbeat ------------------------------------------------------------------------------------------------
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            try:
+                await self._beat()
+            except StoreUnavailableError:
+                pass  # logged once by the store; our leases expire, and nothing is done without one
+            except Exception:
+                self.log.exception("The heartbeat of this replica failed")
+            pause = HURRIED_SECONDS if self._hurry.is_set() else self._store.lease_seconds / BEATS_PER_LEASE
+            self._hurry.clear()
+            if pause == HURRIED_SECONDS:
+                await asyncio.sleep(pause)
+            else:
+                with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), pause)
+
+    async def _next_beat(self) -> None:
+        """Wait for the next heartbeat, which comes soon because somebody waits for it."""
+        self._hurry.set()
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(self._beaten.wait(), self._store.lease_seconds)
+
+    async def _beat(self) -> None:
+        began = time.monotonic()
+        activity, connections = self._changed_activity(), self._changed_connections()
+        beat = await self._store.beat(self.owner, activity, connections)
+        self._told_activity.update(activity)
+        self._told_connections.update(connections)
+        self._learn(beat, began)
+        self._beaten.set()
+        self._beaten.clear()
+
+    def _changed_activity(self) -> dict[str, Activity]:
+        changed = {}
+        for kernel_id in self._held:
+            kernel = self._manager._kernels.get(kernel_id)
+            if kernel is None:
+                continue
+            now = Activity(kernel.execution_state, kernel.last_activity.timestamp())
+            told = self._told_activity.get(kernel_id)
+            if (
+                told is None
+                or told.execution_state != now.execution_state
+                or now.last_activity - told.last_activity > ACTIVITY_SECONDS
+            ):
+                changed[kernel_id] = now
+        return changed
+
+    def _changed_connections(self) -> dict[str, int]:
+        changed = {}
+        for kernel_id, kernel in self._manager._kernels.items():
+            count = kernel.channels.connections if kernel.channels is not None else 0
+            if count != self._told_connections.get(kernel_id, 0):
+                changed[kernel_id] = count
+        return changed
+
+    def _learn(self, beat: Beat, began: float) -> None:
+        self._stored = beat.kernels
+        recent = {kernel_id: at for kernel_id, at in self._held.items() if at >= began}
+        self._held = {**dict.fromkeys(beat.tokens, began), **recent}
+        self._held_until = max(self._held_until, began + self._store.lease_seconds)
+        for kernel_id, kernel in self._manager._kernels.items():
+            if kernel_id not in self._held and self._has_changed(kernel, beat.kernels.get(kernel_id)):
+                self._do(kernel_id, self._refresh_in_background(kernel_id))
+        orphans = [stored for stored in beat.kernels.values() if stored.owner is None]
+        if orphans and not self._is_retiring:
+            self._do("", self._take_over(orphans))
+
+    def _has_changed(self, kernel: RemoteKernelManager, stored: StoredKernel | None) -> bool:
+        if stored is None or (stored.execution_state == "dead") != bool(kernel.died_because):
+            return True
+        return stored.version != self._seen.get(stored.kernel_id)
+
+    def _do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do something while the heart beats on, unless the same is being done already."""
+        if name in self._jobs:
+            work.close()
+            return
+        task = asyncio.create_task(work)
+        self._jobs[name] = task
+        task.add_done_callback(functools.partial(self._done, name))
+
+    def _done(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._jobs[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("What other replicas did could not be followed: %r", error)
+
+    async def _refresh_in_background(self, kernel_id: str) -> None:
+        with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
+            await self.refresh(kernel_id)
+
+    async def _take_over(self, orphans: Iterable[StoredKernel]) -> None:
+        """Look after the kernels of a replica that is gone."""
+        with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
+            results = await asyncio.gather(*(self._store.seize_lease(each.kernel_id, self.owner) for each in orphans))
+            taken = [stored for stored, is_taken in zip(orphans, results, strict=True) if is_taken]
+            for stored in taken:
+                self._hold(stored.kernel_id)
+                await self._catch_up(stored.kernel_id)
+            if taken:
+                self.log.info("This replica looks after %d more kernels from now on.", len(taken))
+            new = [each.kernel_id for each in taken if each.kernel_id not in self._manager or each.state != "running"]
+            if new:
+                await self._settle(new)
+
+    async def _settle(self, kernel_ids: list[str]) -> None:
+        """Judge kernels that nobody was attached to, or whose start, restart or stop was cut short."""
+        report = await self._records.revive_some(kernel_ids)
+        for kernel_id in kernel_ids:
+            kernel = self._manager._kernels.get(kernel_id)
+            if kernel is not None and kernel_id in report.removed:
+                await self._drop(kernel)
+            elif kernel is not None and kernel_id in report.revived:
+                with contextlib.suppress(LeaseLostError):
+                    await self._records.running(kernel)
+            elif kernel_id in report.removed:
+                self.forget(kernel_id)
+
+
+def reached_as(record: Mapping[str, Any]) -> str:
+    """Return a text that is another one when the record's kernel has another process or connection."""
+    told = {name: record.get(name) for name in ("connection_info", "process_info")}
+    return json.dumps(as_stored({"": told})[""], sort_keys=True)

@@ -1,0 +1,127 @@
+"""Rolling restarts: replicas are replaced one after the other while clients go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+
+import pytest
+from tornado.websocket import WebSocketClosedError
+
+from .conftest import reconnected
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+RESTARTS = 20
+
+
+class Notebook:
+    """A client that executes all the time: counts up in the kernel, and reconnects when its websocket is closed."""
+
+    def __init__(self, client, kernel_id):
+        self.client, self.kernel_id = client, kernel_id
+        self.done = self.cut = 0
+        self.longest = 0.0
+
+    async def run(self, until):
+        socket, last = await self.client.websocket(self.kernel_id), time.monotonic()
+        value = 0
+        while not until.is_set():
+            try:
+                text, reply = await socket.execute("x = globals().get('x', 0) + 1; print(x)", timeout=20)
+            except (AssertionError, WebSocketClosedError):
+                self.cut += 1  # the client was told: it does not know whether its last cell was executed
+                socket = await reconnected(self.client, self.kernel_id, socket.session_id)
+                continue
+            assert reply["status"] == "ok"
+            assert int(text) in range(value + 1, value + 3 + self.cut), "the kernel is another one"
+            value = int(text)
+            self.done += 1
+            self.longest = max(self.longest, time.monotonic() - last)
+            last = time.monotonic()
+            await asyncio.sleep(0.02)
+        text, _ = await socket.execute("x")
+        assert self.done <= int(text) <= self.done + self.cut
+
+
+class Requests:
+    """A client that sends requests all the time, each on a connection of its own."""
+
+    def __init__(self, client, kernel_ids):
+        self.client, self.kernel_ids = client, kernel_ids
+        self.answers = Counter()
+
+    async def run(self, until):
+        while not until.is_set():
+            kernels = await self.client.fetch("/api/kernels")
+            self.answers["GET", kernels.code] += 1
+            if kernels.code == 200:
+                assert set(self.kernel_ids) <= {kernel["id"] for kernel in json.loads(kernels.body)}
+            for kernel_id in self.kernel_ids:
+                answer = await self.client.fetch(f"/api/kernels/{kernel_id}")
+                self.answers["GET", answer.code] += 1
+            await asyncio.sleep(0.05)
+
+    async def start_and_delete(self, until):
+        while not until.is_set():
+            kernel = await self.client.fetch("/api/kernels", "POST", {"name": "python3"})
+            self.answers["POST", kernel.code] += 1
+            if kernel.code == 201:
+                await self._delete(kernel)
+            await asyncio.sleep(0.5)
+
+    async def _delete(self, kernel):
+        path = kernel.headers["Location"]
+        while True:
+            answer = await self.client.fetch(path, "DELETE")
+            self.answers["DELETE", answer.code] += 1
+            if answer.code in {204, 404}:
+                return
+
+
+async def all_of(*work):
+    """Run all to their ends, or to the first failure."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _restart_in_turn(replicas, until):
+    for number in range(RESTARTS):
+        await asyncio.to_thread(replicas.restart, number % 2)
+        await asyncio.sleep(0.3)
+    until.set()
+
+
+async def test_twenty_rolling_restarts_lose_nothing(replicas):
+    """Twenty times a replica is stopped in order and started again under clients that never pause.
+
+    Every request is answered or ends with a clean error (502 or 503, or a closed websocket, after which the client goes
+    on through the other replica), and every kernel stays the same process with its variables.
+    """
+    await replicas.start()
+    client = replicas.through_proxy
+    kernel_ids = [await client.start_kernel() for _ in range(3)]
+    until = asyncio.Event()
+    notebooks = [Notebook(client, kernel_id) for kernel_id in kernel_ids]
+    requests = Requests(client, kernel_ids)
+    work = [*(notebook.run(until) for notebook in notebooks), requests.run(until), requests.start_and_delete(until)]
+    await all_of(_restart_in_turn(replicas, until), *work)
+    print({"done": [n.done for n in notebooks], "cut": [n.cut for n in notebooks]}, dict(requests.answers))
+    # 502: of the proxy, for a request that was under way to a replica as that ended; 409: a start that was given up
+    # then; 404: a second attempt to delete, where only the answer to the first was lost.
+    errors = {entry for entry in requests.answers if entry[1] >= 400}
+    assert errors <= {(verb, code) for verb in ("GET", "POST", "DELETE") for code in (502, 503)} | {
+        ("POST", 409),
+        ("DELETE", 404),
+    }
+    assert all(notebook.longest < 5 for notebook in notebooks), [notebook.longest for notebook in notebooks]
+    assert {kernel["id"] for kernel in await client.call("/api/kernels")} == set(kernel_ids)
+    assert "Traceback" not in replicas.output
+    assert "has died" not in replicas.output

@@ -1,0 +1,193 @@
+"""Two replicas, one set of kernels: whatever one can do, the other can, and both say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+from tornado.websocket import WebSocketClosedError
+
+from .conftest import eventually, reconnected
+
+pytestmark = [pytest.mark.slow]
+
+
+async def restart(client, kernel_id):
+    return await client.call(f"/api/kernels/{kernel_id}/restart", "POST")
+
+
+async def test_a_kernel_of_one_replica_is_used_through_the_other(replicas):
+    """A kernel started on one is shown, used, interrupted, restarted and deleted through the other; both agree."""
+    one, two = await replicas.start()
+    kernel_id = await one.start_kernel()
+    assert [kernel["id"] for kernel in await two.call("/api/kernels")] == [kernel_id]
+    assert (await two.call(f"/api/kernels/{kernel_id}"))["name"] == "python3"
+    here, there = await one.websocket(kernel_id), await two.websocket(kernel_id)
+    await here.execute("x = 41")
+    assert (await there.execute("x + 1"))[0] == "42"
+    running = asyncio.create_task(here.execute("import time; time.sleep(60)"))
+    await eventually(lambda: _has_state(two, kernel_id, "busy"))
+    await two.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
+    assert (await running)[1]["ename"] == "KeyboardInterrupt"
+
+    async def both_count_both_websockets():
+        models = [model for client in (one, two) for model in await client.call("/api/kernels")]
+        return [model["connections"] for model in models] == [2, 2]
+
+    await eventually(both_count_both_websockets)
+    pid = int((await here.execute("import os; os.getpid()"))[0])
+    await restart(two, kernel_id)
+    texts = [(await socket.execute("'x' in globals()"))[0] for socket in (here, there)]
+    assert texts == ["False", "False"]
+    new_pid = int((await here.execute("import os; os.getpid()"))[0])
+    assert new_pid != pid
+    assert not os.path.exists(f"/proc/{pid}")
+    await restart(one, kernel_id)
+    assert (await there.execute("1 + 1"))[0] == "2"
+    await one.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+    await two.call(f"/api/kernels/{kernel_id}", status=404)
+    assert await one.call("/api/kernels") == await two.call("/api/kernels") == []
+    assert await _closed(there)
+    assert not list(replicas.directory.glob("runtime*/kernel-*"))
+
+
+async def _has_state(client, kernel_id, state):
+    return (await client.call(f"/api/kernels/{kernel_id}"))["execution_state"] == state
+
+
+async def _closed(socket):
+    while await socket.receive(5) is not None:
+        pass
+    return True
+
+
+async def test_the_life_of_a_session_on_all_replicas(replicas):
+    """A notebook's session made on one replica is listed, shown, changed and ended on the other."""
+    one, two = await replicas.start()
+    body = {"path": "a.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+    session = await one.call("/api/sessions", "POST", body, status=201)
+    again = await two.call("/api/sessions", "POST", body, status=201)
+    assert (again["id"], again["kernel"]["id"]) == (session["id"], session["kernel"]["id"])
+    assert [entry["id"] for entry in await two.call("/api/sessions")] == [session["id"]]
+    path = f"/api/sessions/{session['id']}"
+    changed = await two.call(path, "PATCH", {"path": "b.ipynb", "kernel": {"name": "python3"}})
+    assert changed["notebook"]["path"] == "b.ipynb"
+    assert changed["kernel"]["id"] != session["kernel"]["id"]
+    assert (await one.call(path))["kernel"]["id"] == changed["kernel"]["id"]
+    assert [kernel["id"] for kernel in await one.call("/api/kernels")] == [changed["kernel"]["id"]]
+    await one.call(path, "DELETE", status=204)
+    await two.call(path, status=404)
+    assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
+
+
+async def test_limits_hold_for_all_replicas_together(replicas):
+    """Of eight starts at once on two replicas as many succeed as the limit allows; a deleted kernel makes room."""
+    one, two = await replicas.start(2, "--EnterpriseGatewayApp.max_kernels=3")
+    starts = [client.fetch("/api/kernels", "POST", {"name": "python3"}) for client in (one, two) * 4]
+    answers = await asyncio.gather(*starts)
+    assert sorted(answer.code for answer in answers) == [201] * 3 + [403] * 5
+    for client in (one, two):
+        kernels = await client.call("/api/kernels")
+        assert len(kernels) == 3
+    await two.call(f"/api/kernels/{kernels[0]['id']}", "DELETE", status=204)
+    await one.start_kernel()
+    await two.call("/api/kernels", "POST", {"name": "python3"}, status=403)
+
+
+async def test_a_kernel_that_dies_is_restarted_once(replicas):
+    """One replica restarts a kernel whose process was killed; websockets of both find the new one."""
+    one, two = await replicas.start()
+    kernel_id = await one.start_kernel()
+    sockets = [await one.websocket(kernel_id), await two.websocket(kernel_id)]
+    pid = int((await sockets[0].execute("import os; os.getpid()"))[0])
+    await sockets[1].execute("pass")
+    os.kill(pid, signal.SIGKILL)
+    for socket in sockets:
+        await socket.receive_until("status")
+    pids = [int((await socket.execute("import os; os.getpid()"))[0]) for socket in sockets]
+    assert pids[0] == pids[1] != pid
+    assert replicas.output.count("has died") == 1
+
+
+async def test_idle_kernels_are_culled_once_and_not_while_in_use_elsewhere(replicas):
+    """A kernel is culled by one replica; one with a websocket on another replica is not idle."""
+    culling = ("--RemoteMappingKernelManager.cull_idle_timeout=2", "--RemoteMappingKernelManager.cull_interval=1")
+    one, two = await replicas.start(2, *culling)
+    used, idle = await asyncio.gather(one.start_kernel(), one.start_kernel())
+    socket = await two.websocket(used)
+    await socket.execute("pass")
+    await two.call(f"/api/kernels/{idle}")
+
+    async def only_one_is_left():
+        return [kernel["id"] for kernel in await two.call("/api/kernels")] == [used]
+
+    await eventually(only_one_is_left, 15)
+    await asyncio.sleep(3)
+    assert (await socket.execute("2 + 2"))[0] == "4"
+    assert replicas.output.count(f"Culling kernel {idle}") == 1
+    assert f"Culling kernel {used}" not in replicas.output
+    await one.call(f"/api/kernels/{idle}", status=404)
+
+
+async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
+    """Both replicas are asked to restart a kernel at once, again and again: it is one process at the end."""
+    one, two = await replicas.start()
+    kernel_id = await one.start_kernel()
+    socket = await two.websocket(kernel_id)
+    for _ in range(3):
+        await asyncio.gather(restart(one, kernel_id), restart(two, kernel_id), one.call(f"/api/kernels/{kernel_id}"))
+    pid = (await socket.execute("import os; os.getpid()"))[0]
+    assert _processes_of(kernel_id) == [int(pid)]
+    answers = await asyncio.gather(*(client.fetch(f"/api/kernels/{kernel_id}", "DELETE") for client in (one, two)))
+    assert {answer.code for answer in answers} <= {204, 404}
+    assert _processes_of(kernel_id) == []
+
+
+def _processes_of(kernel_id):
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/environ", "rb") as environ:
+                    if f"KERNEL_ID={kernel_id}".encode() in environ.read():
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
+
+
+async def test_kill_one_replica_and_the_other_goes_on(replicas):
+    """Clients of a replica that was killed go on through the other one within 5 s, and it looks after the kernels."""
+    await replicas.start()
+    client = replicas.through_proxy
+    kernels = [await client.start_kernel() for _ in range(4)]
+    sockets = [await client.websocket(kernel_id) for kernel_id in kernels]
+    for number, socket in enumerate(sockets):
+        await socket.execute(f"x = {number}")
+    replicas.kill(0)
+    killed = time.monotonic()
+
+    async def use(number):
+        socket = sockets[number]
+        while True:
+            try:
+                return await socket.execute("x")
+            except (AssertionError, WebSocketClosedError):
+                socket = await reconnected(client, kernels[number], socket.session_id)
+
+    answers = await asyncio.wait_for(asyncio.gather(*map(use, range(4))), 20)
+    assert [text for text, _ in answers] == ["0", "1", "2", "3"]
+    assert time.monotonic() - killed < 5
+    pid = int((await (await client.websocket(kernels[0])).execute("import os; os.getpid()"))[0])
+    while "looks after" not in replicas.output:
+        await asyncio.sleep(0.1)
+        assert time.monotonic() - killed < 5
+    os.kill(pid, signal.SIGKILL)
+
+    async def has_new_process():
+        return _processes_of(kernels[0]) not in ([], [pid])
+
+    await eventually(has_new_process)
