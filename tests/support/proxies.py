@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
-from enterprise_gateway.services.processproxies.processproxy import BaseProcessProxyABC, LocalProcessProxy
+from enterprise_gateway.services.processproxies.processproxy import (
+    BaseProcessProxyABC,
+    LocalProcessProxy,
+    RemoteProcessProxy,
+)
 
 
 class SlowProxy(LocalProcessProxy):
@@ -142,3 +146,23 @@ class OldStyleProxy(ThirdPartyProxy):
         kwargs["env"]["SEEN"] = json.dumps(self.seen)
         kwargs["env"]["HEADERS"] = json.dumps(kwargs["kernel_headers"])
         await super().launch_process(kernel_cmd, **kwargs)
+
+
+class ThirdPartyRemoteProxy(RemoteProcessProxy):
+    """Written against version 3: a launcher that stays a child of the gateway, and a confirmation loop of its own."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Start the launcher on this machine, as if it were another."""
+        await super().launch_process(kernel_cmd, **kwargs)
+        self.local_proc = self.launch_kernel(kernel_cmd, **kwargs)
+        self.pid = self.local_proc.pid
+        self.ip = self.assigned_ip = self.assigned_host = "127.0.0.1"
+        await self.confirm_remote_startup()
+
+    async def confirm_remote_startup(self) -> None:
+        """Poll until the launcher has reported, has ended badly or is out of time."""
+        ready_to_connect = False
+        while not ready_to_connect:
+            await self.handle_timeout()
+            self.detect_launch_failure()
+            ready_to_connect = await self.receive_connection_info()
