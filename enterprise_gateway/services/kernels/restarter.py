@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from traitlets import Bool, Float, Integer
 from traitlets.config import LoggingConfigurable
 
+from ...core import envvars
 from ...core.death import describe_exit
+from ...core.errors import ConflictError
 from ..processproxies.processproxy import RemoteProcessProxy
 
 if TYPE_CHECKING:
@@ -54,11 +56,12 @@ class KernelRestarter(LoggingConfigurable):
         restarts = 0
         alive_since = self.clock()
         while True:
-            exit_code = await kernel.wait_for_exit()
+            exit_code = await self._end_of(kernel)
             stable = self.clock() - alive_since >= self.stable_start_time
             restarts = 1 if stable else restarts + 1
             reason = describe_exit(exit_code)
             if not self._may_restart(kernel, restarts):
+                await kernel.release()
                 self.parent.lose(kernel, reason)
                 return
             self.log.warning(
@@ -68,10 +71,21 @@ class KernelRestarter(LoggingConfigurable):
                 await asyncio.sleep(self.restart_backoff * 2 ** (restarts - 2))
             try:
                 await self.parent.relaunch(kernel, now=True, newports=self.random_ports_until_alive and not stable)
+            except ConflictError:
+                return  # it is being stopped
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
             alive_since = self.clock()
+
+    async def _end_of(self, kernel: RemoteKernelManager) -> int | None:
+        """Wait until the kernel has ended; a back end that fails to tell is asked again."""
+        while True:
+            try:
+                return await kernel.wait_for_exit()
+            except Exception as error:  # noqa: BLE001  # of a third party's provisioner
+                self.log.warning("Whether kernel %s lives is not known: %r", kernel.kernel_id, error)
+                await asyncio.sleep(envvars.EG_POLL_INTERVAL())
 
     def _may_restart(self, kernel: RemoteKernelManager, restarts: int) -> bool:
         if not kernel.autorestart or restarts > self.restart_limit:
