@@ -328,7 +328,7 @@ EG_RESTART_STATUS_POLL_INTERVAL = declare(
     "EG_RESTART_STATUS_POLL_INTERVAL",
     _seconds,
     1.0,
-    "Seconds between two looks at a restart that is going on, while another request for the kernel waits for it.",
+    "Accepted for compatibility, without effect: who waits for a restart is told when it is done.",
     group=_LAUNCH,
 )
 EG_MAX_POLL_ATTEMPTS = declare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -23,11 +23,24 @@ async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     would leave, say, a container created that nobody knows of. Every blocking call has a time-out of its own.
     """
     call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    future = asyncio.get_running_loop().run_in_executor(_executor, call)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # seen: a failure of the abandoned call is not reported as never retrieved
-        raise
+    return await uninterrupted(asyncio.get_running_loop().run_in_executor(_executor, call))
+
+
+async def uninterrupted(work: Awaitable[T]) -> T:
+    """Run ``work`` to its end, however often the caller is cancelled meanwhile, and return its result.
+
+    For what must not be cut short: a clean-up, a call in a thread. A cancellation takes effect when it is done, and
+    then comes before an error of ``work``.
+    """
+    task = asyncio.ensure_future(work)
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        if not task.cancelled():
+            task.exception()  # seen: a failure of what was abandoned is not reported as never retrieved
+        raise asyncio.CancelledError
+    return task.result()

@@ -39,6 +39,11 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     _ports: list[int] | None = None
     _launched = False
     _is_clean = True
+    _told_error = ""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._cleaning = asyncio.Lock()
 
     @property
     def has_process(self) -> bool:
@@ -113,10 +118,15 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         return {**connection.to_dict(), "key": connection.key}  # bytes, as the manager compares it with its own
 
     async def poll(self) -> int | None:
-        """Return None while the kernel lives."""
+        """Return None while the kernel lives, or while its proxy cannot tell: then it is not known to be gone."""
         if not self._launched:
             return 0
-        result = await self._call("poll")
+        try:
+            result = await self._call("poll")
+        except Exception as error:  # noqa: BLE001  # of a third party
+            self._tell_unknown(error)
+            return None
+        self._told_error = ""
         return None if result is None else int(result) if isinstance(result, int) else 0
 
     async def wait(self) -> int | None:
@@ -128,12 +138,23 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         proxy = self.process_proxy
         if proxy is None or not self._launched:
             return 0
-        if hasattr(proxy, "wait_for_exit"):
-            exit_code: int | None = await proxy.wait_for_exit()
-            return exit_code
+        while hasattr(proxy, "wait_for_exit"):
+            try:
+                exit_code: int | None = await proxy.wait_for_exit()
+            except Exception as error:  # noqa: BLE001  # of a third party
+                self._tell_unknown(error)
+                await asyncio.sleep(envvars.EG_POLL_INTERVAL())
+            else:
+                return exit_code
         while (result := await self.poll()) is None:
             await asyncio.sleep(envvars.EG_POLL_INTERVAL())
         return result
+
+    def _tell_unknown(self, error: Exception) -> None:
+        """Log that it is not known whether the kernel lives, once as long as the reason is the same."""
+        if self._told_error != (reason := repr(error)):
+            self._told_error = reason
+            self.log.warning("Whether kernel %s lives is not known: %s", self.kernel_id, reason)
 
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel."""
@@ -154,12 +175,15 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
 
     async def cleanup(self, restart: bool = False) -> None:
         """Have the proxy release everything, once; give the ports back unless the kernel is relaunched."""
-        if not self._is_clean:
-            self._is_clean = True
-            await self._call("cleanup")
-        self._launched = False
-        if not restart:
-            self.release_ports()
+        async with self._cleaning:  # a relaunch must not begin before this one has ended
+            try:
+                if not self._is_clean:
+                    self._is_clean = True
+                    await self._call("cleanup")
+            finally:
+                self._launched = False
+                if not restart:
+                    self.release_ports()
 
     async def let_go(self) -> None:
         """Stop watching a kernel that lives on, and give its ports back: another process is attached to from now on."""

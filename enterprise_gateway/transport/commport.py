@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import socket
 import threading
 from typing import Any
@@ -27,8 +26,8 @@ class CommPort:
     """The verbs of a launcher's communication port, for use in threads (``offload``).
 
     With a ``secret`` version 2 is spoken: commands are authenticated and answered, and the connection is kept open
-    until :meth:`close`, so that its end tells of the kernel's end (:meth:`fileno` can be watched for that). Without
-    one, version 1: each command is a connection of its own, and nothing is answered.
+    until :meth:`close`, so that its end tells of the kernel's end (:meth:`duplicate` is there to be watched for
+    that). Without one, version 1: each command is a connection of its own, and nothing is answered.
 
     Parameters
     ----------
@@ -50,7 +49,8 @@ class CommPort:
         self.kernel_id = kernel_id
         self._key = hmac.new(secret, _CONTEXT, hashlib.sha256).digest() if secret else None
         self._timeout = timeout
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while talking
+        self._handle_lock = threading.Lock()  # held only for moments, also on the event loop
         self._connection: socket.socket | None = None
         self._buffer = b""
         self._challenge = ""
@@ -92,12 +92,13 @@ class CommPort:
         self.close()
         return sent
 
-    def fileno(self) -> int:
-        """Return the descriptor of the connection kept open, -1 when there is none.
+    def duplicate(self) -> socket.socket | None:
+        """Return another handle on the connection kept open, for :func:`connection_ended`; None when there is none.
 
-        It becomes readable, with nothing to read, when the launcher ends.
+        A handle of its own: a thread may close the connection at any moment, and its descriptor be reused.
         """
-        return -1 if self._connection is None else self._connection.fileno()
+        with self._handle_lock:
+            return None if self._connection is None else self._connection.dup()
 
     def close(self) -> None:
         """Close the connection kept open, if any; the next command makes a new one."""
@@ -134,7 +135,9 @@ class CommPort:
             self._exchange(self._connect(), key, command)
 
     def _connect(self) -> socket.socket:
-        connection = self._connection = socket.create_connection((self.host, self.port), self._timeout)
+        connection = socket.create_connection((self.host, self.port), self._timeout)
+        with self._handle_lock:
+            self._connection = connection
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._buffer, self._sequence = b"", 0
@@ -187,12 +190,13 @@ class CommPort:
         return value
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            # Those who watch a copy of the descriptor see the end too.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+        with self._handle_lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                # Those who watch a duplicate see the end too.
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -200,19 +204,22 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def connection_ended(descriptor: int) -> None:
-    """Return when the connection of :meth:`CommPort.fileno` has ended, at either end; awaited by process proxies."""
+async def connection_ended(connection: socket.socket) -> None:
+    """Return when the connection of :meth:`CommPort.duplicate` has ended, at either end; awaited by process proxies.
+
+    The duplicate is closed.
+    """
     loop = asyncio.get_running_loop()
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
+    with connection:
         while True:
             readable: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(copy, _resolve, readable)
+            loop.add_reader(connection, _resolve, readable)
             try:
                 await readable
             finally:
-                loop.remove_reader(copy)
+                loop.remove_reader(connection)
             try:
-                if not copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                     return
             except BlockingIOError:
                 continue

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ class LocalProcess:
 
     Looks like a ``subprocess.Popen`` to those who expect one (``pid``, ``poll``, ``wait``, ``send_signal``,
     ``terminate``, ``kill``). A process is identified by its id *and* its start time, so that a reused process id is
-    never signalled.
+    never signalled. :meth:`wait_for_exit` belongs to the event loop; everything else may be called in any thread.
     """
 
     def __init__(self, pid: int, start_time: int, is_child: bool) -> None:
@@ -34,6 +35,9 @@ class LocalProcess:
         self._returncode: int | None = None
         self._exit: asyncio.Future[int] | None = None
         self._pidfd = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._lock = threading.Lock()
 
     @classmethod
     def spawn(
@@ -50,7 +54,8 @@ class LocalProcess:
         Parameters
         ----------
         output
-            File of mode 0600 that receives standard output and error; None discards them.
+            File of mode 0600 that receives standard output and error, appended; None discards them. A symbolic link is
+            refused: another user may have put it there.
         independent
             False tells kernels (by ``JPY_PARENT_PID``) to end when the gateway has died.
 
@@ -64,7 +69,7 @@ class LocalProcess:
             environment["JPY_PARENT_PID"] = str(os.getpid())
         sink: int = subprocess.DEVNULL
         if output is not None:
-            sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             child = subprocess.Popen(
                 list(argv),
@@ -96,16 +101,20 @@ class LocalProcess:
 
     def poll(self) -> int | None:
         """Return None while the process lives, else its exit code: ``-n`` for signal n, 0 when unknown."""
+        with self._lock:
+            return self._poll()
+
+    def _poll(self) -> int | None:
         if self._returncode is None:
             if self._is_child:
-                self._reap(os.WNOHANG)
+                self._reap()
             elif start_time_of(self.pid) != self.start_time:
                 self._returncode = 0
         return self._returncode
 
-    def _reap(self, options: int) -> None:
+    def _reap(self) -> None:
         try:
-            pid, status = os.waitpid(self.pid, options)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
             self._returncode = 0
         else:
@@ -115,7 +124,8 @@ class LocalProcess:
     async def wait_for_exit(self) -> int:
         """Wait until the process has ended and return its exit code; costs nothing while it lives."""
         if self._exit is None:
-            self._exit = asyncio.get_running_loop().create_future()
+            self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
+            self._exit = self._loop.create_future()
             self._watch()
         return await asyncio.shield(self._exit)
 
@@ -143,23 +153,40 @@ class LocalProcess:
 
     def close(self) -> None:
         """Stop watching; the process is left alone."""
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        with self._lock:
+            pidfd, self._pidfd = self._pidfd, -1
+        if pidfd < 0:
+            return
+        assert self._loop is not None  # else there were no descriptor
+        if threading.get_ident() == self._loop_thread:
+            self._unwatch(pidfd)
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._unwatch, pidfd)
+        except RuntimeError:  # the loop has ended
+            os.close(pidfd)
+
+    def _unwatch(self, pidfd: int) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
 
     def send_signal(self, signum: int) -> bool:
-        """Signal the process's group when it leads one, else the process; return whether it was there."""
-        if self.poll() is not None:
-            return False
-        try:
-            if self.pgid == self.pid:
-                os.killpg(self.pgid, signum)
-            else:
-                os.kill(self.pid, signum)
-        except ProcessLookupError:
-            return False
-        return True
+        """Signal the process's group when it leads one, else the process; return whether it was there.
+
+        Also False when the process belongs to another user, so that it cannot be signalled.
+        """
+        with self._lock:  # else the process could be reaped, and its id reused, in between
+            if self._poll() is not None:
+                return False
+            try:
+                if self.pgid == self.pid:
+                    os.killpg(self.pgid, signum)
+                else:
+                    os.kill(self.pid, signum)
+            except (ProcessLookupError, PermissionError):
+                return False
+            return True
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Block until the process has ended, or ``timeout`` seconds; for callers in threads and third-party proxies."""

@@ -54,6 +54,12 @@ class Backend:
 
 LOCAL = Backend("local", f"{PROXIES}.processproxy.LocalProcessProxy")
 THIRD_PARTY = Backend("thirdparty", "tests.support.proxies.ThirdPartyProxy")
+THIRD_PARTY_REMOTE = Backend(
+    "thirdparty-remote",
+    "tests.support.proxies.ThirdPartyRemoteProxy",
+    is_remote=True,
+    environment={"EG_RESPONSE_IP": "127.0.0.1"},
+)
 DISTRIBUTED_HERE = Backend(
     "distributed-here",
     f"{PROXIES}.distributed.DistributedProcessProxy",

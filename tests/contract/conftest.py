@@ -6,10 +6,17 @@ import pytest
 
 from tests.clusters import ssh_hosts
 
-from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, Backend, distributed_on
+from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, THIRD_PARTY_REMOTE, Backend, distributed_on
 
-EVERY = ["local", "third-party", "distributed-here", pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
+HERE = {
+    "local": LOCAL,
+    "third-party": THIRD_PARTY,
+    "third-party-remote": THIRD_PARTY_REMOTE,
+    "distributed-here": DISTRIBUTED_HERE,
+}
+EVERY = [*HERE, pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
 REMOTE = EVERY[2:]
+ON_HOSTS = EVERY[-1:]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,14 +33,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         lab = request.getfixturevalue("lab")
         chosen = distributed_on(",".join(host.address for host in lab.hosts), lab.environment())
     else:
-        chosen = {"local": LOCAL, "third-party": THIRD_PARTY, "distributed-here": DISTRIBUTED_HERE}[request.param]
+        chosen = HERE[request.param]
     for name, value in chosen.environment.items():
         monkeypatch.setenv(name, value)
     return chosen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test with every back end, or with the remote ones if it asks for a launcher."""
+    """Run a test with every back end, with the remote ones if it is about launchers, with SSH hosts if about them."""
     if "backend" in metafunc.fixturenames:
-        chosen = REMOTE if metafunc.definition.get_closest_marker("launchers") else EVERY
+        about_launchers = metafunc.definition.get_closest_marker("launchers")
+        chosen = ON_HOSTS if "lab" in metafunc.fixturenames else REMOTE if about_launchers else EVERY
         metafunc.parametrize("backend", chosen, indirect=True)

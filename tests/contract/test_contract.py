@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.clusters.ssh_hosts import HostLab
 from tests.support.gateway import Gateway, running_gateway
 
 from .backends import Backend
@@ -99,7 +100,12 @@ async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
         second, _ = await websocket.execute("import os; print(os.getpid(), 'x' in globals())")
         assert second.split()[1] == "False"
         assert second.split()[0] != first.strip()
-        assert not backend.is_remote or after["key"] != before["key"]
+        if backend.is_remote:
+            ports = [entry for entry in before if entry.endswith("_port")]
+            assert len(ports) == 5
+            assert after["key"] != before["key"]
+            # Ports are chosen at random: one may come again.
+            assert len({after[port] for port in ports} & {before[port] for port in ports}) <= 1
 
 
 async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend) -> None:
@@ -116,6 +122,42 @@ async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend) 
             if message["msg_type"] == "status":
                 states.append(message["content"]["execution_state"])
         assert (await websocket.execute("6 * 7"))[0] == "42"
+
+
+async def test_a_kernel_outlives_a_cut_link(
+    backend: Backend, lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    """While its host cannot be reached a kernel is not taken for dead; afterwards it goes on with what it knows."""
+    monkeypatch.setenv("EG_SSH_CONNECT_TIMEOUT", "1")
+    monkeypatch.setenv("EG_SOCKET_TIMEOUT", "1")
+    name = backend.kernelspec()
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await start(gateway, name)
+        websocket = await gateway.websocket(kernel_id)
+        pid, _ = await websocket.execute("import os; x = 41; print(os.getpid())")
+        with expect_log("did not take|not be sent|interrupted", required=False):
+            await asyncio.to_thread(set_links, lab, up=False)
+            try:
+                kernel = gateway.app.kernel_manager.get_kernel(kernel_id)
+                for _ in range(9):
+                    await asyncio.sleep(1)
+                    assert (await gateway.call(f"/api/kernels/{kernel_id}"))["execution_state"] != "dead"
+                assert gateway.app.kernel_manager.get_kernel(kernel_id) is kernel
+            finally:
+                await asyncio.to_thread(set_links, lab, up=True)
+            text, _ = await websocket.execute("print(os.getpid(), x + 1)", timeout=30)
+        assert text.split() == [pid.strip(), "42"]
+        await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+        await nothing_left(kernel_id)
+
+
+def set_links(lab: HostLab, *, up: bool) -> None:
+    """Cut all hosts off, or connect them again."""
+    for host in lab.hosts:
+        if up:
+            host.link_up()
+        else:
+            host.link_down()
 
 
 async def test_a_user_who_may_not_start_it_is_refused(backend: Backend, expect_log: Any) -> None:
@@ -194,6 +236,28 @@ async def test_a_clumsy_launcher_still_gets_its_kernel_started(backend: Backend,
             kernel_id = await start(gateway, name)
             websocket = await gateway.websocket(kernel_id)
             assert (await websocket.execute("6 * 7"))[0] == "42"
+            await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+            await nothing_left(kernel_id)
+
+
+@pytest.mark.launchers
+async def test_a_kernel_that_dies_beside_its_launcher_is_not_taken_for_alive(backend: Backend, expect_log: Any) -> None:
+    """Its client is told of restarts, then that the kernel is dead and why; after DELETE nothing is left."""
+    name = backend.bad_kernelspec("dies")
+    restarts = {"KernelRestarter": {"restart_limit": 1}}
+    async with running_gateway(config={**CONFIG, **restarts}) as gateway:
+        with expect_log("", required=False):
+            kernel_id = await start(gateway, name)
+            websocket = await gateway.websocket(kernel_id)
+            states = []
+            while "dead" not in states:
+                message = await websocket.receive()
+                if message["msg_type"] == "status":
+                    states.append(message["content"]["execution_state"])
+            assert "restarting" in states
+            model = await gateway.call(f"/api/kernels/{kernel_id}")
+            assert model["execution_state"] == "dead"
+            assert model["reason"]
             await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
             await nothing_left(kernel_id)
 

@@ -25,7 +25,7 @@ import pytest
 from enterprise_gateway.core.deadline import Deadline
 from enterprise_gateway.core.errors import LaunchTimeoutError
 from enterprise_gateway.core.offload import offload
-from enterprise_gateway.transport.commport import CommPort, CommPortError
+from enterprise_gateway.transport.commport import CommPort, CommPortError, connection_ended
 from enterprise_gateway.transport.response import ResponseServer
 from tests.support.launchers import (
     LAUNCHERS,
@@ -199,14 +199,11 @@ async def test_open_connection_tells_of_the_end(log):
     async with launched(PYTHON, log=log, version=2) as kernel:
         for _ in range(50):
             assert await offload(kernel.comm.probe)
-        descriptor = kernel.comm.fileno()
-        ended = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
-        try:
-            os.kill(kernel.info.pid, signal.SIGKILL)
-            await asyncio.wait_for(ended, 2)
-        finally:
-            asyncio.get_running_loop().remove_reader(descriptor)
+        ended = asyncio.create_task(connection_ended(kernel.comm.duplicate()))
+        await asyncio.sleep(0.1)
+        assert not ended.done()
+        os.kill(kernel.info.pid, signal.SIGKILL)
+        await asyncio.wait_for(ended, 2)
         await offload(kernel.process.wait)
         assert not await offload(kernel.comm.probe)
 

@@ -87,6 +87,35 @@ async def test_debugger_comms_and_restart(relay, ipykernel):
         assert (await channels.request("shutdown_request", {"restart": False}))["status"] == "ok"
 
 
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
+async def test_subshells(relay, ipykernel, v1):
+    """A subshell is created, runs code while the main shell is busy, and is deleted; its id passes in the header."""
+    kernel_id, channels = await relay.add(ipykernel, ready=False)
+    await channels.ready(30)
+    if "kernel subshells" not in channels.kernel_info.get("supported_features", ()):
+        pytest.skip("not applicable: ipykernel 6 has no subshells")
+    async with await relay.open(kernel_id, "s", v1=v1) as client:
+        created = client.send("control", "create_subshell_request", {})
+        reply = (await client.until("create_subshell_reply", created, timeout=20))[-1]
+        assert (reply["channel"], reply["content"]["status"]) == ("control", "ok")
+        subshell = reply["content"]["subshell_id"]
+
+        await client.run("import threading; go = threading.Event()", timeout=20)
+        busy = client.execute("print('main', go.wait(20))")
+        code = "import threading; print(threading.current_thread() is threading.main_thread()); go.set()"
+        answers = await client.run(code, timeout=20, subshell_id=subshell)
+        assert texts(answers) == "False\n"
+        assert {m["parent_header"]["subshell_id"] for m in answers} == {subshell}
+        assert texts(await client.finish(busy, timeout=20)) == "main True\n"
+
+        for request in ("list_subshell", "delete_subshell", "list_subshell"):
+            content = {"subshell_id": subshell} if request == "delete_subshell" else {}
+            sent = client.send("control", f"{request}_request", content)
+            reply = (await client.until(f"{request}_reply", sent, timeout=20))[-1]
+            assert reply["content"]["status"] == "ok"
+        assert reply["content"]["subshell_id"] == []
+
+
 async def test_long_output(relay, ipykernel):
     """Everything that a loop prints arrives, in order."""
     kernel_id, _ = await relay.add(ipykernel, ready=False)

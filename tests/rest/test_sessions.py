@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
+from tornado.simple_httpclient import HTTPTimeoutError
 
 from tests.support.gateway import running_gateway
+from tests.support.kernelspecs import write_kernelspec
 
 CONFIG = {"EnterpriseGatewayApp": {"list_kernels": True, "unauthorized_users": []}}
 LEGACY = {"id": "any", "notebook": {"path": "anywhere"}, "kernel": {"name": "python"}}
+BODY = {"path": "a.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+ANYTHING = {
+    "deep-lists": '{"path": "a", "type": "b", "kernel": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "deep-objects": '{"path": "a", "type": "b", "name": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}",
+    "moderately-deep": '{"path": "a", "type": "b", "more": ' + "[" * 500 + "]" * 500 + "}",
+    **{
+        f"{field}-{value}": '{"path": "a", "type": "b", "' + field + f'": {value}}}'
+        for field in ("path", "type", "name", "kernel", "notebook", "id")
+        for value in ("[]", "{}", "1", "true", "null", "NaN", "-Infinity", "1e999", r'"\ud800"', r'"\u0000"', '""')
+    },
+    **{
+        f"kernel-{field}-{value}": '{"path": "a", "type": "b", "kernel": {"' + field + f'": {value}}}}}'
+        for field in ("name", "id")
+        for value in ("[]", "{}", "1", "false", "NaN", r'"\udfff"', r'"\u0000"', '"../x"', '"%"')
+    },
+    "notebook-path": '{"notebook": {"path": {}}, "type": "b"}',
+    "huge-path": '{"path": "' + "a/" * 500_000 + '", "type": "b"}',
+    "huge-name": '{"path": "a", "type": "b", "name": "' + "n" * 1_000_000 + '"}',
+    "huge-kernel-name": '{"path": "a", "type": "b", "kernel": {"name": "' + "k" * 1_000_000 + '"}}',
+    "huge-kernel-id": '{"path": "a", "type": "b", "kernel": {"id": "' + "k" * 1_000_000 + '"}}',
+    "huge-key": '{"path": "a", "type": "b", "' + "k" * 1_000_000 + '": 1}',
+    "many-digits": '{"path": "a", "type": "b", "name": ' + "9" * 10_000 + "}",
+    "many-digits-elsewhere": '{"path": "a", "type": "b", "other": ' + "9" * 10_000 + "}",
+    "many-digits-of-a-float": '{"path": "a", "type": "b", "other": 0.' + "9" * 10_000 + "}",
+    "duplicate-keys": '{"path": 1, "path": "a", "type": "b", "type": {}}',
+    "duplicate-keys-of-which-the-last-is-right": '{"path": 1, "path": "a", "type": [], "type": "b"}',
+    "a-list": "[1]",
+    "a-number": "5",
+    "a-string": '"path"',
+    "null": "null",
+    "nan": "NaN",
+    "not-utf-8": b'{"path": "\xff\xfe", "type": "b"}',
+    "utf-16": '{"path": "a", "type": "b"}'.encode("utf-16"),
+    "byte-order-mark": b'\xef\xbb\xbf{"path": "a", "type": "b"}',
+    "half": '{"path": "a", "type":',
+    "two": '{"path": "a", "type": "b"}{}',
+}
 
 
 async def test_a_session_of_the_legacy_form_lives_and_ends() -> None:
@@ -73,3 +114,116 @@ async def test_a_session_whose_kernel_is_gone_is_forgotten() -> None:
         session = await gateway.call("/api/sessions", "POST", LEGACY, status=201)
         await gateway.call(f"/api/kernels/{session['kernel']['id']}", "DELETE", status=204)
         assert await gateway.call("/api/sessions") == []
+
+
+async def test_any_body_is_used_or_refused_with_a_sentence() -> None:
+    """Whatever is posted gets 201 and one kernel, or 4xx (501 for unknown kernelspecs), a sentence and no kernel."""
+    write_kernelspec("cheap", argv=["sleep", "1000"])
+    cheap = {"RemoteMappingKernelManager": {"default_kernel_name": "cheap"}}
+    quick = {"RemoteKernelManager": {"shutdown_wait_time": 0.2}}
+    async with running_gateway(config={**CONFIG, **cheap, **quick}) as gateway:
+        for name, body in ANYTHING.items():
+            answer = await gateway.fetch("/api/sessions", "POST", body)
+            said = json.loads(answer.body)
+            assert answer.code == 201 or (answer.code in {400, 501} and said["message"]), (name, answer.body)
+            assert len(answer.body) < 2000, name
+            sessions = await gateway.call("/api/sessions")
+            kernels = await gateway.call("/api/kernels")
+            assert [s["kernel"]["id"] for s in sessions] == [k["id"] for k in kernels], name
+            assert len(sessions) == (answer.code == 201), name
+            for session in sessions:
+                unread = await gateway.fetch(f"/api/sessions/{session['id']}", "PATCH", body)
+                assert unread.code in {200, 400, 404}, (name, unread.body)
+                await gateway.call(f"/api/sessions/{session['id']}", "DELETE", status=204)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "b", "name": 5},
+        {"path": "b", "type": []},
+        {"path": "b", "notebook": {"path": 1}},
+        {"path": "b", "kernel": {"name": 1}},
+        {"path": "b", "kernel": {"name": "python3", "id": 1}},
+        {"path": "b" * 5000, "kernel": {"name": "python3"}},
+        {"name": 5, "kernel": {"name": "python3"}},
+        {"path": "b", "kernel": {"id": "no-such-kernel"}},
+        {"path": "b", "kernel": {"name": "no-such-spec"}},
+    ],
+)
+async def test_a_change_that_cannot_be_made_changes_nothing(change: Any) -> None:
+    """A PATCH with one bad entry leaves path and kernel as they are, and starts nothing."""
+    async with running_gateway(config=CONFIG) as gateway:
+        session = await gateway.call("/api/sessions", "POST", BODY, status=201)
+        answer = await gateway.fetch(f"/api/sessions/{session['id']}", "PATCH", change)
+        assert answer.code in {400, 404}, answer.body
+        sessions = await gateway.call("/api/sessions")
+        assert [(s["notebook"], s["kernel"]["id"]) for s in sessions] == [
+            (session["notebook"], session["kernel"]["id"])
+        ]
+        assert len(await gateway.call("/api/kernels")) == 1
+
+
+def slow_session(kernel: str, seconds: float, proxy: str = "SlowProxy") -> dict[str, Any]:
+    """Write a kernelspec whose kernels take that long to be launched; return the body for a session with it."""
+    stanza = {"class_name": f"tests.support.proxies.{proxy}", "config": {"seconds": seconds}}
+    write_kernelspec(kernel, metadata={"process_proxy": stanza})
+    return {**BODY, "kernel": {"name": kernel}}
+
+
+async def test_requests_for_one_path_at_a_time_share_one_session() -> None:
+    """Three simultaneous POSTs are answered with one session and its one kernel; another path has its own."""
+    body = slow_session("slow", 0.3)
+    async with running_gateway(config=CONFIG) as gateway:
+        bodies = [body, body, {**body, "name": "other"}, {**BODY, "path": "b.ipynb"}]
+        answers = await asyncio.gather(*(gateway.call("/api/sessions", "POST", each, status=201) for each in bodies))
+        assert answers[0]["id"] == answers[1]["id"] == answers[2]["id"] != answers[3]["id"]
+        assert len(await gateway.call("/api/sessions")) == len(await gateway.call("/api/kernels")) == 2
+
+
+async def test_requests_that_share_a_start_share_its_failure() -> None:
+    """All are told why the kernel did not start; the next request tries again."""
+    body = slow_session("failing", 0, proxy="FailingProxy")
+    async with running_gateway(config=CONFIG) as gateway:
+        posts = (gateway.call("/api/sessions", "POST", body, status=503) for _ in range(3))
+        assert all("The cluster is on holiday" in str(answer) for answer in await asyncio.gather(*posts))
+        unknown = {**BODY, "kernel": {"name": "nope"}}
+        posts = (gateway.call("/api/sessions", "POST", unknown, status=501) for _ in range(3))
+        assert all("'nope'" in answer["message"] for answer in await asyncio.gather(*posts))
+        assert await gateway.call("/api/kernels") == []
+        await gateway.call("/api/sessions", "POST", BODY, status=201)
+
+
+async def test_a_client_that_goes_away_leaves_the_start_to_the_others() -> None:
+    """The one that began the start gives up, the other one gets its session; when all give up, nothing is left."""
+    body = slow_session("slow", 1.5)
+    async with running_gateway(config=CONFIG) as gateway:
+        starts = gateway.app.kernel_manager._launching
+        leaving = asyncio.create_task(gateway.fetch("/api/sessions", "POST", body, request_timeout=0.5))
+        await asyncio.sleep(0.2)
+        session = await gateway.call("/api/sessions", "POST", body, status=201)
+        with pytest.raises(HTTPTimeoutError):
+            await leaving
+        assert [kernel["id"] for kernel in await gateway.call("/api/kernels")] == [session["kernel"]["id"]]
+
+        other = {**body, "path": "b.ipynb"}
+        posts = (gateway.fetch("/api/sessions", "POST", other, request_timeout=0.4) for _ in range(2))
+        gone = await asyncio.gather(*posts, return_exceptions=True)
+        assert [type(error) for error in gone] == [HTTPTimeoutError] * 2
+        await asyncio.sleep(0.2)
+        assert not starts
+        assert (await gateway.call("/api/sessions", "POST", other, status=201))["id"] != session["id"]
+        assert len(await gateway.call("/api/kernels")) == 2
+
+
+async def test_a_kernel_started_for_a_session_that_has_ended_is_stopped() -> None:
+    """DELETE of a session while PATCH starts its next kernel: 404 for the PATCH, and no kernel remains."""
+    body = slow_session("slow", 0.7)
+    async with running_gateway(config=CONFIG) as gateway:
+        session = await gateway.call("/api/sessions", "POST", BODY, status=201)
+        path = f"/api/sessions/{session['id']}"
+        change = asyncio.create_task(gateway.call(path, "PATCH", {"kernel": body["kernel"]}, status=404))
+        await asyncio.sleep(0.2)
+        await gateway.call(path, "DELETE", status=204)
+        await change
+        assert await gateway.call("/api/kernels") == []

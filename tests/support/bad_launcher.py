@@ -63,6 +63,27 @@ def start_kernel() -> tuple[dict[str, Any], subprocess.Popen[bytes]]:
     return {**info, "pid": kernel.pid, "pgid": os.getpgrp()}, kernel
 
 
+def listen(listener: socket.socket, kernel: subprocess.Popen[bytes]) -> None:
+    """Serve a communication port of version 1 until told to stop, also when the kernel has long ended."""
+    while True:
+        with listener.accept()[0] as connection:
+            text = connection.makefile().read()
+        command = json.loads(text) if text else {}
+        if command.get("shutdown"):
+            return
+        if kernel.poll() is None:
+            kernel.send_signal(command.get("signum", 0))
+
+
+def do_not_report(mode: str) -> None:
+    """End without a response, at once or after a long time."""
+    if mode == "silent":
+        time.sleep(60)
+        sys.exit()
+    print("Traceback (most recent call last):\nModuleNotFoundError: No module named 'ipykernel'", file=sys.stderr)
+    sys.exit(3)
+
+
 def main() -> None:
     """Do what the mode says."""
     parser = argparse.ArgumentParser()
@@ -71,15 +92,16 @@ def main() -> None:
     parser.add_argument("--public-key", "--RemoteProcessProxy.public-key")
     parser.add_argument("--response-address", "--RemoteProcessProxy.response-address")
     options, _ = parser.parse_known_args()
-    if options.mode == "crash":
-        print("Traceback (most recent call last):\nModuleNotFoundError: No module named 'ipykernel'", file=sys.stderr)
-        sys.exit(3)
-    if options.mode == "silent":
-        time.sleep(60)
-        return
+    if options.mode in ("crash", "silent"):
+        do_not_report(options.mode)
     public_key = serialization.load_der_public_key(base64.b64decode(options.public_key))
     info, kernel = start_kernel()
     info["kernel_id"] = options.kernel_id
+    if options.mode == "outliving":
+        listener = socket.create_server(("127.0.0.1", 0))
+        send(options.response_address, payload(public_key, {**info, "comm_port": listener.getsockname()[1]}))
+        listen(listener, kernel)
+        return
     wire = payload(public_key, info)
     if options.mode == "late":
         time.sleep(1.5)

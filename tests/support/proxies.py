@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
-from enterprise_gateway.services.processproxies.processproxy import BaseProcessProxyABC, LocalProcessProxy
+from enterprise_gateway.services.processproxies.processproxy import (
+    BaseProcessProxyABC,
+    LocalProcessProxy,
+    RemoteProcessProxy,
+)
 
 
 class SlowProxy(LocalProcessProxy):
@@ -142,3 +146,62 @@ class OldStyleProxy(ThirdPartyProxy):
         kwargs["env"]["SEEN"] = json.dumps(self.seen)
         kwargs["env"]["HEADERS"] = json.dumps(kwargs["kernel_headers"])
         await super().launch_process(kernel_cmd, **kwargs)
+
+
+class ThirdPartyRemoteProxy(RemoteProcessProxy):
+    """Written against version 3: a launcher that stays a child of the gateway, and a confirmation loop of its own."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Start the launcher on this machine, as if it were another."""
+        await super().launch_process(kernel_cmd, **kwargs)
+        self.local_proc = self.launch_kernel(kernel_cmd, **kwargs)
+        self.pid = self.local_proc.pid
+        self.ip = self.assigned_ip = self.assigned_host = "127.0.0.1"
+        await self.confirm_remote_startup()
+
+    async def confirm_remote_startup(self) -> None:
+        """Poll until the launcher has reported, has ended badly or is out of time."""
+        ready_to_connect = False
+        while not ready_to_connect:
+            await self.handle_timeout()
+            self.detect_launch_failure()
+            ready_to_connect = await self.receive_connection_info()
+
+
+class ScriptProxy(RemoteProcessProxy):
+    """Starts a script on this machine, which starts the launcher; written with nothing but the base's means."""
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Start the script and wait for the launcher's response."""
+        await super().launch_process(kernel_cmd, **kwargs)
+        self.assigned_ip = "127.0.0.1"
+        self.local_proc = await asyncio.to_thread(self.launch_kernel, kernel_cmd, **kwargs)
+        await self.confirm_remote_startup()
+
+
+class UnsureProxy(ThirdPartyProxy):
+    """Fails at its verbs: ``poll`` the first ``failures`` times, the others when ``helpless`` is set."""
+
+    def poll(self) -> Any:
+        """Raise as a client library does whose service does not answer."""
+        failures = self.proxy_config.get("failures", 0)
+        if failures > 0:
+            self.proxy_config["failures"] = failures - 1
+            raise RuntimeError("The cluster does not answer.")
+        return super().poll()
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Raise, or signal the process."""
+        if self.proxy_config.get("helpless"):
+            raise RuntimeError("The cluster takes no signals.")
+        return super().send_signal(signum)
+
+    def terminate(self) -> bool | None:
+        """Raise, or ask the process to end."""
+        return self.send_signal(15)
+
+    def cleanup(self) -> None:
+        """Clean up, and raise."""
+        super().cleanup()
+        if self.proxy_config.get("helpless"):
+            raise RuntimeError("The cluster cannot be tidied up.")

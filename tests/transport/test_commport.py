@@ -57,7 +57,7 @@ def test_version_1_sends_one_object_per_connection():
         comm = caller(port, None)
         assert comm.signal(2)
         assert comm.shutdown()
-        assert comm.fileno() == -1
+        assert comm.duplicate() is None
     assert [json.loads(text) for text in received] == [{"signum": 2}, {"shutdown": 1}]
 
 
@@ -66,10 +66,11 @@ def test_version_2_keeps_its_connection():
     with listener(GREETING, b'{"seq": 1, "ok": true}\n', b'{"seq": 2, "ok": true}\n') as (port, received):
         comm = caller(port)
         assert comm.probe()
-        assert comm.fileno() >= 0
-        assert comm.signal(2)
-        comm.close()
-        assert comm.fileno() == -1
+        with comm.duplicate() as watched:
+            assert comm.signal(2)
+            comm.close()
+            assert watched.recv(1) == b""  # the end, for those who watch; the handle is their own
+        assert comm.duplicate() is None
     lines = [json.loads(text) for text in received if text]
     assert [(line["seq"], json.loads(line["command"])) for line in lines] == [(1, {"signum": 0}), (2, {"signum": 2})]
     assert len({line["mac"] for line in lines}) == 2

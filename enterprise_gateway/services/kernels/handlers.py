@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from tornado import web
@@ -22,7 +23,11 @@ class StartsKernels(GatewayHandler):
 
     async def start_kernel(self, **arguments: Any) -> str:
         """Start a kernel and return its id; given up when the client goes away meanwhile."""
-        self._start = asyncio.create_task(self.kernel_manager.start_kernel(**arguments))
+        return await self.while_wanted(self.kernel_manager.start_kernel(**arguments))
+
+    async def while_wanted(self, start: Coroutine[Any, Any, str]) -> str:
+        """Await a start and return the id it gives; cancelled when the client goes away meanwhile."""
+        self._start = asyncio.create_task(start)
         try:
             return await self._start
         except asyncio.CancelledError as error:

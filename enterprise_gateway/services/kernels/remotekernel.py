@@ -6,8 +6,9 @@ import asyncio
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -23,7 +24,7 @@ from ...core import envvars, kernelenv
 from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError
-from ...core.offload import offload
+from ...core.offload import offload, uninterrupted
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ...transport.resumption import Memory
 from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy, gateway_user
@@ -155,7 +156,7 @@ class RemoteKernelManager(AsyncKernelManager):
             await self._async_post_start_kernel(**kwargs)
         except BaseException:
             self._ready.cancel()
-            await asyncio.shield(self.abandon())
+            await uninterrupted(self.abandon())
             raise
         self._ready.set_result(None)
 
@@ -245,11 +246,22 @@ class RemoteKernelManager(AsyncKernelManager):
         steps: list[Callable[[], Awaitable[None]]] = [self._async_kill_kernel, self._async_cleanup_resources]
         if not self.restarting:  # else its clients are still to hear what became of it
             steps.append(self.close)
+        await self._take_steps(steps)
+
+    async def release(self) -> None:
+        """Give back what a kernel that is dead for good holds - ports, tunnels, files; called by the restarter.
+
+        It can still be restarted, with other ports.
+        """
+        await self._take_steps([self._async_cleanup_resources])
+
+    async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        """End what there is of a kernel: one step that fails does not keep the others."""
         for step in steps:
             try:
                 await step()
             except Exception as error:  # noqa: BLE001
-                # A back end may be unable to undo what it did not do; the reason of the failure is told already.
+                # A back end may be unable to undo what it did not do; the reason of a failure is told already.
                 self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
 
     def provide_curve_keys(self) -> None:
@@ -368,11 +380,28 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Stop the kernel; after it nothing of it is left, unless it is about to be restarted."""
-        await super()._async_shutdown_kernel(now=now, restart=restart)
-        if not restart:
-            await self.close()
+        self.shutting_down = True
+        steps: list[Callable[[], Awaitable[None]]] = [self._async_interrupt_kernel] if self.has_kernel else []
+        if now:
+            steps.append(self._async_kill_kernel)
+        else:
+            steps.append(partial(self._async_request_shutdown, restart=restart))
+            steps.append(partial(self._async_finish_shutdown, restart=restart))
+        steps.append(partial(self._async_cleanup_resources, restart=restart))
+        try:
+            await self._take_steps(steps)
+        finally:
+            if not restart:
+                await self.close()
 
     shutdown_kernel = _async_shutdown_kernel
+
+    async def _async_send_kernel_sigterm(self, restart: bool = False) -> None:
+        """Ask the process to end; a back end that cannot do so is asked to kill it next."""
+        try:
+            await super()._async_send_kernel_sigterm(restart=restart)
+        except Exception as error:  # noqa: BLE001  # of a third party
+            self.log.warning("Kernel %s could not be asked to end: %r", self.kernel_id, error)
 
     async def _async_restart_kernel(self, now: bool = False, newports: bool = False, **kwargs: Any) -> None:
         """Restart the kernel; a second request waits for the one under way and is done with it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from traitlets import Bool, Float, Integer
 from traitlets.config import LoggingConfigurable
 
+from ...core import envvars
 from ...core.death import describe_exit
 from ...core.errors import ConflictError, LeaseLostError
 from ...transport.memorykills import MemoryKills
@@ -75,7 +76,7 @@ class KernelRestarter(LoggingConfigurable):
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
         alive_since = self.clock()
         while True:
-            exit_code = await kernel.wait_for_exit()
+            exit_code = await self._end_of(kernel)
             if not await self.parent.in_charge_of_dead(kernel):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time
@@ -83,6 +84,7 @@ class KernelRestarter(LoggingConfigurable):
             reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
             refusal = self._refusal(kernel)
             if refusal:
+                await kernel.release()
                 self.parent.lose(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
                 return
             self._announce(kernel, reason)
@@ -98,6 +100,15 @@ class KernelRestarter(LoggingConfigurable):
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return
             alive_since = self.clock()
+
+    async def _end_of(self, kernel: RemoteKernelManager) -> int | None:
+        """Wait until the kernel has ended; a back end that fails to tell is asked again."""
+        while True:
+            try:
+                return await kernel.wait_for_exit()
+            except Exception as error:  # noqa: BLE001  # of a third party's provisioner
+                self.log.warning("Whether kernel %s lives is not known: %r", kernel.kernel_id, error)
+                await asyncio.sleep(envvars.EG_POLL_INTERVAL())
 
     def _announce(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Say in the log and to the kernel's clients that it has died and will be restarted."""

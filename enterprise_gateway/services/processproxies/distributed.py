@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ from ...core.offload import offload
 from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
 from .hostchoice import TrackKernelOnHost
-from .processproxy import NEVER_ENDING, RemoteProcessProxy
+from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy
 from .remnants import Remnant, remote_processes
 from .remotehosts import RemoteHost, address_of, is_local_address, resolve
 from .shared import SharedResources, gateway_environment
@@ -34,7 +35,7 @@ __all__ = ["DistributedProcessProxy", "TrackKernelOnHost"]
 
 _GATEWAYS_OWN = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR")  # of the login on a host, not of the gateway's
 _LAST_LINES = 20
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
+_SUDO_SECONDS = 10.0
 
 
 class DistributedProcessProxy(RemoteProcessProxy):
@@ -130,12 +131,13 @@ class DistributedProcessProxy(RemoteProcessProxy):
         self.assigned_host, self.assigned_ip, self.ip = host, address, address
         if is_local_address(address):
             self._host = None
-            self._start_here(kernel_cmd, **kwargs)
+            await offload(self._start_here, kernel_cmd, kwargs)
         else:
             self._host = self.kernel_manager.resources.hosts.host(host)
             await offload(self._start_there, self._host, kernel_cmd, kwargs["env"])
 
-    def _start_here(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+    def _start_here(self, kernel_cmd: list[str], kwargs: dict[str, Any]) -> None:
+        """Start the kernel as a child process; in a thread, like :meth:`_start_there`."""
         sudo = ["sudo", "-n", "-H", "-E", "-u", self.sudo_user, "--"] if self.sudo_user else []
         Path(self.kernel_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.local_proc = self.launch_kernel([*sudo, *kernel_cmd], **kwargs)
@@ -235,8 +237,9 @@ class DistributedProcessProxy(RemoteProcessProxy):
                     break
             except HostUnreachableError as error:
                 self.log.debug("%s", error)
-            if self.comm is not None and self.comm.fileno() >= 0:
-                await connection_ended(self.comm.fileno())
+            connection = self.comm.duplicate() if self.comm is not None else None
+            if connection is not None:
+                await connection_ended(connection)
             else:
                 await host.process_ended(self.started_pid or self.pid)
                 break
@@ -246,7 +249,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         """Signal the kernel through its launcher; to end it, its whole process group."""
         if signum == 0:
             return None if self.poll() is None else False
-        if self.comm is not None and signum not in _ENDING_SIGNALS:
+        if self.comm is not None and signum not in ENDING_SIGNALS:
             try:
                 return None if self.comm.signal(signum) else False
             except (OSError, CommPortError) as error:
@@ -257,7 +260,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         if self.local_proc is not None and not self.sudo_user:
             return None if self.local_proc.send_signal(signum) is not False else False
         if self._host is None:
-            return super().send_signal(signum)
+            return self._signal_by_sudo(signum) if self.local_proc is not None else super().send_signal(signum)
         pid = self.started_pid or self.pid
         if pid <= 1:
             return False
@@ -267,6 +270,28 @@ class DistributedProcessProxy(RemoteProcessProxy):
             self.log.warning("Kernel %s could not be sent signal %d: %s", self.kernel_id, signum, error)
             return super().send_signal(signum) if self.comm is not None else False
         return None if sent else False
+
+    def _signal_by_sudo(self, signum: int) -> bool | None:
+        """Signal a kernel of another user on the gateway's host: as that user, for we may not."""
+        groups = {group for group in (self.started_pgid, self.pgid) if group > 1}
+        command = ["sudo", "-n", "-u", self.sudo_user, "--", "kill", "-s", str(int(signum)), "--"]
+        command += [f"-{group}" for group in sorted(groups)]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SUDO_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            self.log.warning("Kernel %s could not be sent signal %d: %s", self.kernel_id, signum, error)
+            return super().send_signal(signum)
+        if done.returncode == 0:
+            return None
+        complaint = done.stderr.decode(errors="replace").strip()
+        self.log.warning("Kernel %s could not be sent signal %d by sudo: %s", self.kernel_id, signum, complaint)
+        return super().send_signal(signum)
+
+    def shutdown_listener(self) -> None:
+        """Tell the launcher to stop listening: signals that end the kernel go to its process here."""
+        self._stop_listener()
 
     def remove_leftovers(self) -> None:
         """End what carries the kernel's id, wherever it may be.

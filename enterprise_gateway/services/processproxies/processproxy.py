@@ -16,6 +16,7 @@ import os
 import pwd
 import secrets
 import signal
+import socket
 import time
 from abc import ABCMeta, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -63,6 +64,9 @@ __all__ = [
 
 NEVER_ENDING = 3600.0
 LIVENESS_SECONDS = 3.0
+ENDING_SECONDS = 0.1
+LAUNCHER_GRACE_SECONDS = 1.0
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 
 
 class KernelChannel(Enum):
@@ -332,6 +336,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.comm_ip: str | None = None
         self.comm_port = 0
         self.comm: CommPort | None = None
+        self._is_ending = False
         self.tunneled_connect_info: dict[str, Any] | None = None
         self._tunnels: KernelTunnels | None = None
         self.launch_secret = secrets.token_urlsafe(32)
@@ -359,6 +364,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         env["EG_LAUNCH_SECRET"] = self.launch_secret
         env["EG_MIN_PORT_RANGE_SIZE"] = str(envvars.EG_MIN_PORT_RANGE_SIZE())
         env["EG_MAX_PORT_RANGE_RETRIES"] = str(envvars.EG_MAX_PORT_RANGE_RETRIES())
+        env.setdefault("EG_LOG_LEVEL", str(envvars.EG_LOG_LEVEL()))
         await super().launch_process(kernel_cmd, **kwargs)
         self.deadline = Deadline(self.kernel_launch_timeout)
         self.start_time = time.time()
@@ -450,6 +456,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
 
     def send_signal(self, signum: int) -> bool | None:
         """Have the launcher signal its kernel; where it cannot be asked, signal the process by other means."""
+        self._is_ending = self._is_ending or signum in ENDING_SIGNALS
         if self.comm is not None:
             try:
                 return None if self.comm.signal(signum) else False
@@ -468,14 +475,40 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         if self.comm is None:
             return super().poll()
         try:
-            return None if self.comm.probe() else False
+            is_there = self.comm.probe()
         except (OSError, CommPortError) as error:
             raise HostUnreachableError(
                 f"Whether kernel {self.kernel_id} lives is not known: {self.comm_ip} does not answer ({error})."
             ) from error
+        if is_there and self._is_ending and not self.comm.is_authenticated and not self._kernel_answers():
+            self._stop_listener()
+            return False
+        return None if is_there else False
+
+    def _kernel_answers(self) -> bool:
+        """Return whether the kernel itself is there: ZeroMQ greets those who connect.
+
+        Listeners of version 1 may outlive their kernel, until they are told to stop.
+        """
+        kernel = self.connection or self.kernel_manager.connection()
+        address = (kernel.ip, kernel.shell_port)
+        try:
+            with socket.create_connection(address, envvars.EG_SOCKET_TIMEOUT()) as connection:
+                return bool(connection.recv(1))
+        except ConnectionError:
+            return False
+        except OSError:
+            return True  # it did not answer in time: that is not its end
 
     def shutdown_listener(self) -> None:
-        """Tell the launcher to stop listening: the kernel has been asked to shut down."""
+        """Note that the kernel has been asked to shut down; the provisioner tells.
+
+        The launcher goes on listening until its kernel is gone: one that does not obey has yet to be signalled.
+        """
+        self._is_ending = True
+
+    def _stop_listener(self) -> None:
+        """Tell the launcher to stop listening."""
         if self.comm is not None:
             try:
                 self.comm.shutdown()
@@ -494,10 +527,11 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
                     return 0
             except HostUnreachableError as error:
                 self.log.debug("%s", error)
-            if self.comm is None or self.comm.fileno() < 0:
-                await asyncio.sleep(LIVENESS_SECONDS)
+            connection = self.comm.duplicate() if self.comm is not None else None
+            if connection is not None:
+                await connection_ended(connection)
             else:
-                await connection_ended(self.comm.fileno())
+                await asyncio.sleep(ENDING_SECONDS if self._is_ending else LIVENESS_SECONDS)
 
     def let_go(self) -> None:
         """Close what leads to a kernel that lives on: this gateway ends, or another one has restarted it."""
@@ -508,12 +542,24 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             self._tunnels = None
 
     def cleanup(self) -> None:
-        """Forget the expected response and where the kernel was."""
+        """Forget the expected response and where the kernel was, and end what is left of its launch here."""
         if self.expectation is not None:
             self.expectation.close()
+        if self.comm is not None and not self.comm.is_authenticated:
+            self._stop_listener()
         self.let_go()
         self.assigned_ip = None
+        self._end_local_process()
         super().cleanup()
+
+    def _end_local_process(self) -> None:
+        """End the launch script, the ``spark-submit`` … that has not ended with the kernel."""
+        process = self.local_proc
+        if not isinstance(process, LocalProcess) or not process.send_signal(signal.SIGTERM):
+            return
+        if process.wait(LAUNCHER_GRACE_SECONDS) is None:
+            process.kill()
+            process.wait(LAUNCHER_GRACE_SECONDS)
 
     def get_process_info(self) -> dict[str, Any]:
         """Add where the kernel runs and how its launcher is reached."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from tornado import web
@@ -47,15 +48,15 @@ class SessionRootHandler(SessionRequests):
         if not body:
             raise InvalidRequestError("No JSON data provided")
         path, kind = self._path_and_type(body)
-        session = await self.session_manager.find_by_path(path)
-        if session is None:
-            kernel_name, _ = self.kernel_entries(body)
-            try:
-                kernel_id = await self.start_kernel(kernel_name=kernel_name, path=path)
-            except UnknownKernelSpecError as error:
-                self._finish_unavailable(kernel_name, error)
-                return
-            session = await self.session_manager.create_session(path, kernel_id, text_entry(body, "name"), kind)
+        name = text_entry(body, "name")
+        kernel_name, _ = self.kernel_entries(body)
+        opened = self.session_manager.open_session(path, name, kind, kernel_name)
+        try:
+            session_id = await self.while_wanted(opened)
+        except UnknownKernelSpecError as error:
+            self._finish_unavailable(kernel_name or "default", error)
+            return
+        session = await self.session_manager.get_session(session_id)
         self.set_header("Location", f"{self.base_url}api/sessions/{session.session_id}")
         self.finish_json(await self.session_manager.model(session), 201)
 
@@ -68,13 +69,13 @@ class SessionRootHandler(SessionRequests):
                 raise InvalidRequestError(f"Missing field in JSON data: {field}")
         return text_entry(body, "path") or "", text_entry(body, "type") or ""
 
-    def _finish_unavailable(self, kernel_name: str | None, error: UnknownKernelSpecError) -> None:
+    def _finish_unavailable(self, kernel_name: str, error: UnknownKernelSpecError) -> None:
         """Answer 501, which notebook clients show as a kernel to be chosen anew."""
         self.finish_json(
             {
                 "reason": "Not Implemented",
-                "message": f"The '{kernel_name}' kernel is not available. {error}",
-                "short_message": f"{kernel_name} not found",
+                "message": f"The '{kernel_name:.100}' kernel is not available. {error}",
+                "short_message": f"{kernel_name:.100} not found",
             },
             501,
         )
@@ -92,32 +93,31 @@ class SessionHandler(SessionRequests):
         """Change ``path``, ``name``, ``type``, ``kernel.id`` or ``kernel.name``; the replaced kernel is stopped."""
         await self.authorize("write", "sessions")
         body = self.get_json_body()
-        session = await self.session_manager.get_session(session_id)
-        changes = {field: value for field in ("path", "name", "type") if (value := text_entry(body, field)) is not None}
-        notebook = body.get("notebook")
-        if isinstance(notebook, dict) and notebook.get("path") is not None:
-            changes["path"] = text_entry(notebook, "path") or ""
-        kernel_id = await self._replacement_kernel(body, changes.get("path", session.path))
-        for field, value in changes.items():
-            setattr(session, field, value)
-        replaced = session.kernel_id
-        if kernel_id is not None and kernel_id != replaced:
-            session.kernel_id = kernel_id
-        await self.session_manager.save_session(session)
-        if session.kernel_id != replaced:
-            with suppress(NotFoundError):  # somebody else has stopped it
-                await self.kernel_manager.shutdown_kernel(replaced)
-        self.finish_json(await self.session_manager.model(session))
-
-    async def _replacement_kernel(self, body: dict[str, Any], path: str) -> str | None:
-        """Return the kernel that the request names or asks to be started; None to keep the present one."""
+        changes = {field: value for field in ("name", "type") if (value := text_entry(body, field)) is not None}
+        for source in (body, body.get("notebook")):
+            if isinstance(source, dict) and (path := text_entry(source, "path")) is not None:
+                changes["path"] = path
         kernel_name, kernel_id = self.kernel_entries(body)
+        session = await self.session_manager.get_session(session_id)
+        started = None
         if kernel_id is not None:
             await self.kernel_manager.find_kernel(kernel_id)
-            return kernel_id
-        if kernel_name is not None:
-            return await self.start_kernel(kernel_name=kernel_name, path=path)
-        return None
+        elif kernel_name is not None:
+            path = changes.get("path", session.path)
+            kernel_id = started = await self.start_kernel(kernel_name=kernel_name, path=path)
+        try:
+            session = await self.session_manager.get_session(session_id)  # it may have changed or ended meanwhile
+            changed = replace(session, **changes, kernel_id=kernel_id or session.kernel_id)
+            await self.session_manager.save_session(changed)
+        except BaseException:
+            if started is not None:
+                with suppress(NotFoundError):
+                    await self.kernel_manager.shutdown_kernel(started)
+            raise
+        if changed.kernel_id != session.kernel_id:
+            with suppress(NotFoundError):  # somebody else has stopped it
+                await self.kernel_manager.shutdown_kernel(session.kernel_id)
+        self.finish_json(await self.session_manager.model(changed))
 
     async def delete(self, session_id: str) -> None:
         """End the session and its kernel."""

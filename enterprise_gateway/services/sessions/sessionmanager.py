@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +27,14 @@ class Session:
     name: str | None
     type: str | None
     kernel_id: str
+
+
+@dataclass
+class _Opening:
+    """The start of a session's kernel, and how many requests wait for it."""
+
+    task: asyncio.Task[str]
+    waiting: int = 0
 
 
 class SessionTable(Protocol):
@@ -96,6 +106,7 @@ class SessionManager(LoggingConfigurable):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._own = MemoryTable(self.kernel_manager)
+        self._openings: dict[str, _Opening] = {}
 
     @property
     def _table(self) -> SessionTable:
@@ -110,6 +121,48 @@ class SessionManager(LoggingConfigurable):
     async def find_by_path(self, path: str) -> Session | None:
         """Return the session of a path whose kernel exists."""
         return next((session for session in await self._table.load() if session.path == path), None)
+
+    async def open_session(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
+        """Return the id of the session of a path, starting its kernel if there is none; called for POST.
+
+        Requests for a path that come while its kernel is being started wait for that start, and share its failure.
+        Cancelling one of them leaves it to the others; the last one that is cancelled gives the start up.
+
+        Raises
+        ------
+        GatewayError
+            The kernel could not be started.
+        """
+        opening = self._openings.get(path)
+        if opening is None:
+            opening = _Opening(asyncio.create_task(self._open(path, name, type, kernel_name)))
+            self._openings[path] = opening
+            opening.task.add_done_callback(lambda task: self._close_opening(path, task))
+        opening.waiting += 1
+        try:
+            return await asyncio.shield(opening.task)
+        finally:
+            opening.waiting -= 1
+            if not opening.waiting:
+                self._close_opening(path, opening.task)
+                opening.task.cancel()
+
+    async def _open(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
+        session = await self.find_by_path(path)
+        if session is None:
+            kernel_id = await self.kernel_manager.start_kernel(kernel_name=kernel_name, path=path)
+            try:
+                session = await self.create_session(path, kernel_id, name, type)
+            except BaseException:
+                with suppress(NotFoundError):
+                    await self.kernel_manager.shutdown_kernel(kernel_id)
+                raise
+        return session.session_id
+
+    def _close_opening(self, path: str, task: asyncio.Task[str]) -> None:
+        """Let the next request for a path open it anew."""
+        if path in self._openings and self._openings[path].task is task:
+            del self._openings[path]
 
     async def create_session(
         self, path: str, kernel_id: str, name: str | None = None, type: str | None = None
