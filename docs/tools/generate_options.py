@@ -36,6 +36,7 @@ List values are comma lists in the environment (`EG_REMOTE_HOSTS=a,b`) and Pytho
 
 def page() -> str:
     """Return the text of the page."""
+    EnterpriseGatewayConfigMixin()  # an instance resolves the classes that defaults name: they read alike ever after
     return "\n".join([HEADER, *gateway_options(), *class_options(), *variables()]).rstrip() + "\n"
 
 
