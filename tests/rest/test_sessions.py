@@ -90,11 +90,11 @@ async def test_a_session_is_shown_changed_and_found_again_by_its_path() -> None:
         ({"path": "a"}, 400, "Missing field in JSON data: type"),
         ({"path": 1, "type": "notebook"}, 400, "'path' must be a string"),
         ({"path": "a", "type": "b", "kernel": 5}, 400, "'kernel' must be a JSON object"),
-        ({"path": "a", "type": "b", "kernel": {"name": "nope"}}, 501, "The 'nope' kernel is not available"),
+        ({"path": "a", "type": "b", "kernel": {"name": "nope"}}, 404, "The 'nope' kernel is not available"),
     ],
 )
 async def test_a_session_request_that_cannot_be_used_says_why(body: Any, status: int, words: str) -> None:
-    """Bad bodies are 4xx, an unknown kernelspec is 501, as clients of version 3 know it."""
+    """Bad bodies are 4xx, an unknown kernelspec is 404 with what clients show."""
     async with running_gateway(config=CONFIG) as gateway:
         answer = await gateway.call("/api/sessions", "POST", body, status=status)
         assert words in answer["message"]
@@ -117,7 +117,7 @@ async def test_a_session_whose_kernel_is_gone_is_forgotten() -> None:
 
 
 async def test_any_body_is_used_or_refused_with_a_sentence() -> None:
-    """Whatever is posted gets 201 and one kernel, or 4xx (501 for unknown kernelspecs), a sentence and no kernel."""
+    """Whatever is posted gets 201 and one kernel, or 4xx, a sentence and no kernel."""
     write_kernelspec("cheap", argv=["sleep", "1000"])
     cheap = {"RemoteMappingKernelManager": {"default_kernel_name": "cheap"}}
     quick = {"RemoteKernelManager": {"shutdown_wait_time": 0.2}}
@@ -125,7 +125,7 @@ async def test_any_body_is_used_or_refused_with_a_sentence() -> None:
         for name, body in ANYTHING.items():
             answer = await gateway.fetch("/api/sessions", "POST", body)
             said = json.loads(answer.body)
-            assert answer.code == 201 or (answer.code in {400, 501} and said["message"]), (name, answer.body)
+            assert answer.code == 201 or (answer.code in {400, 404} and said["message"]), (name, answer.body)
             assert len(answer.body) < 2000, name
             sessions = await gateway.call("/api/sessions")
             kernels = await gateway.call("/api/kernels")
@@ -188,7 +188,7 @@ async def test_requests_that_share_a_start_share_its_failure() -> None:
         posts = (gateway.call("/api/sessions", "POST", body, status=503) for _ in range(3))
         assert all("The cluster is on holiday" in str(answer) for answer in await asyncio.gather(*posts))
         unknown = {**BODY, "kernel": {"name": "nope"}}
-        posts = (gateway.call("/api/sessions", "POST", unknown, status=501) for _ in range(3))
+        posts = (gateway.call("/api/sessions", "POST", unknown, status=404) for _ in range(3))
         assert all("'nope'" in answer["message"] for answer in await asyncio.gather(*posts))
         assert await gateway.call("/api/kernels") == []
         await gateway.call("/api/sessions", "POST", BODY, status=201)

@@ -70,14 +70,14 @@ class SessionRootHandler(SessionRequests):
         return text_entry(body, "path") or "", text_entry(body, "type") or ""
 
     def _finish_unavailable(self, kernel_name: str, error: UnknownKernelSpecError) -> None:
-        """Answer 501, which notebook clients show as a kernel to be chosen anew."""
+        """Answer 404 with a short message, which notebook clients show when they ask for another kernel."""
         self.finish_json(
             {
-                "reason": "Not Implemented",
+                "reason": "Not Found",
                 "message": f"The '{kernel_name:.100}' kernel is not available. {error}",
                 "short_message": f"{kernel_name:.100} not found",
             },
-            501,
+            404,
         )
 
 
