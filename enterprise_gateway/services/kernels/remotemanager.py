@@ -25,7 +25,7 @@ from ...core.deadline import Deadline
 from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError, UnknownKernelSpecError
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
-from ...core.offload import offload
+from ...core.offload import offload, uninterrupted
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
@@ -246,7 +246,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self.resources.turns.come()
             self.enter(kernel)
         except BaseException:
-            await asyncio.shield(self._give_up(kernel))
+            await uninterrupted(self._give_up(kernel))
             raise
 
     async def _give_up(self, kernel: RemoteKernelManager) -> None:

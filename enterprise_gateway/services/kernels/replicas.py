@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from ...core.deadline import Deadline
 from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError
+from ...core.offload import uninterrupted
 from ...core.sessionrecords import Activity, Beat, StoredKernel, as_stored
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ class Replicas:
             succeeded = True
         finally:
             with contextlib.suppress(StoreUnavailableError):  # it expires
-                await asyncio.shield(self._store.commit(place) if succeeded else self._store.cancel(place))
+                await uninterrupted(self._store.commit(place) if succeeded else self._store.cancel(place))
 
     # -- attachments --------------------------------------------------------------------------------------------------
 
