@@ -119,14 +119,22 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives, or while its proxy cannot tell: then it is not known to be gone."""
-        if not self._launched:
-            return 0
         try:
-            result = await self._call("poll")
+            result = await self.ask()
         except Exception as error:  # noqa: BLE001  # of a third party
             self._tell_unknown(error)
             return None
         self._told_error = ""
+        return result
+
+    async def ask(self) -> int | None:
+        """Return None while the kernel lives; raises what the proxy raises when it cannot tell.
+
+        For those who judge a kernel on record: one that cannot be asked is neither taken over nor removed.
+        """
+        if not self._launched:
+            return 0
+        result = await self._call("poll")
         return None if result is None else int(result) if isinstance(result, int) else 0
 
     async def wait(self) -> int | None:

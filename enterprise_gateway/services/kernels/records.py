@@ -201,7 +201,7 @@ class KernelRecords:
         if self._replicas is not None:
             return await self._replicas.attach(record)
         kernel = await self.load(record)
-        if not await kernel.is_alive():
+        if await kernel.adapter.ask() is not None:
             raise NotFoundError("its process is gone")
         self._manager.enter(kernel)
         return True
