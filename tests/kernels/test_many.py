@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.contract.backends import DISTRIBUTED_HERE
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.loops import crowded_machine
 from tests.support.tinyfarm import tiny_kernels
@@ -70,22 +69,13 @@ async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launche
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("where", ["local", "with launchers"])
-async def test_a_hundred_python_kernels_started_at_once_are_all_usable(
-    where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None:
     """Each is its own process, on ports of its own, and answers for itself."""
-    name = "python3"
-    if where != "local":
-        monkeypatch.setenv("EG_RESPONSE_IP", "127.0.0.1")
-        name = DISTRIBUTED_HERE.kernelspec(launch_timeout=200)
     async with running_gateway(config=CONFIG) as gateway:
         code = "import os; print('I am', os.environ['KERNEL_ID'], os.getpid())"
         with crowded_machine(0.5, "two processors, and a hundred interpreters that start"):
             began = time.monotonic()
-            start = {"path": "/api/kernels", "method": "POST", "body": {"name": name}, "request_timeout": 250}
-            models = await asyncio.gather(*(gateway.call(**start, status=201) for _ in range(100)))
-            ids = [model["id"] for model in models]
+            ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
             texts = await asyncio.gather(*(use(gateway, i, code) for i in ids))
             print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
             assert_no_port_is_used_twice(gateway, ids)
