@@ -126,7 +126,6 @@ async def test_ports_files_and_restarts_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.ssh
-@pytest.mark.xfail(strict=False, reason="is not taken up again by itself when its host is back: a defect of now")
 async def test_a_kernel_whose_host_cannot_be_asked_is_not_unknown(
     tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,8 +200,10 @@ class KernelRecords:
         """
         if self._replicas is not None:
             return await self._replicas.attach(record)
+        if record["kernel_id"] in self._manager:
+            return True
         kernel = await self.load(record)
-        if await kernel.adapter.ask() is not None:
+        if not await kernel.ask_whether_alive():
             raise NotFoundError("its process is gone")
         self._manager.enter(kernel)
         return True

@@ -315,6 +315,12 @@ class RemoteKernelManager(AsyncKernelManager):
         if isinstance(self.provisioner, ProcessProxyProvisioner):
             self.provisioner.claim_ports()
 
+    async def ask_whether_alive(self) -> bool:
+        """Return whether the kernel lives; raises when that is not known, where polling takes it for alive."""
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            return await self.provisioner.ask() is None
+        return await self.is_alive()
+
     async def remove_leftovers(self) -> None:
         """Remove what an interrupted start, restart or stop has left of the kernel."""
         if isinstance(self.provisioner, ProcessProxyProvisioner):

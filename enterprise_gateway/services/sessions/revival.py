@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from enterprise_gateway.core.errors import NotFoundError, StoreUnavailableError
 from enterprise_gateway.core.sessionrecords import Record, Session, phase_of
@@ -41,7 +42,8 @@ class Revival:
     manager
         Where the records are.
     revive_one
-        Connects to the kernel of a record (``running`` or ``restarting``) and returns whether it is of use. Raises
+        Connects to the kernel of a record (``running`` or ``restarting``), unless it is connected to already, and
+        returns whether it is of use. Raises
         ``NotFoundError`` for a dead one when it knows the reason, and anything else when it could not find out.
     remove_one
         Removes what is left of a kernel that is not of use, or whose start or stop was cut short: processes,
@@ -78,6 +80,7 @@ class Revival:
         self._settled_after_seconds = settled_after_seconds
         self._slots = asyncio.Semaphore(concurrency)
         self._under_way: dict[str, asyncio.Task[Record | None]] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unsettled: dict[str, str] = {}  # kernels on record that could not be judged so far, and why
 
     async def run(self, kernel_ids: Iterable[str] | None = None, *, store_patience_seconds: float = 0) -> RevivalReport:
@@ -152,6 +155,10 @@ class Revival:
             raise StoreUnavailableError(f"Kernel {kernel_id} cannot be reached now: {report.kept[kernel_id]}.")
         return record if report.revived else None
 
+    def _lock(self, kernel_id: str) -> asyncio.Lock:
+        """Return what keeps a request and :meth:`settle` from taking the same kernel up twice."""
+        return self._locks.setdefault(kernel_id, asyncio.Lock())
+
     async def _claim_at_start(self, record: Record) -> bool:
         return self._claim is None or await self._claim(record["kernel_id"])
 
@@ -171,10 +178,10 @@ class Revival:
 
     async def _judge(self, record: Record, report: RevivalReport, claim: _Claim) -> None:
         kernel_id = record["kernel_id"]
-        async with self._slots:
-            self.unsettled.pop(kernel_id, None)
+        async with self._slots, self._lock(kernel_id):
             try:
                 await asyncio.wait_for(self._settle(record, report, claim), self._timeout_seconds)
+                self.unsettled.pop(kernel_id, None)
             except (asyncio.TimeoutError, TimeoutError):
                 self._keep(kernel_id, f"it could not be judged within {self._timeout_seconds:g} seconds", report)
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether the kernel lives
