@@ -71,8 +71,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             process=gateway_environment(),
             client=kwargs.pop("env", None) or {},
             spec=self.kernel_spec.env,
-            client_envs=manager.client_envs,
-            inherited_envs=manager.inherited_envs,
+            client_envs=manager.options.client_envs,
+            inherited_envs=manager.options.inherited_envs,
         )
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await self.process_proxy.prepare()

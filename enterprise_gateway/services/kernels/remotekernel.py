@@ -90,11 +90,18 @@ class RemoteKernelManager(AsyncKernelManager):
             return config
         return Config({name: value for name, value in config.items() if name not in OPTIONS})
 
-    def __getattr__(self, name: str) -> Any:
-        """Return an option of the gateway; called for attributes that the manager itself does not have."""
-        if name in OPTIONS:
-            return getattr(self.resources.options, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # else mypy would take any attribute for an option
+
+        def __getattr__(self, name: str) -> Any:
+            """Return an option of the gateway, for process proxies of third parties, which look for it here."""
+            if name in OPTIONS:
+                return getattr(self.options, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def options(self) -> Any:
+        """The options in force, one attribute each."""
+        return self.resources.options
 
     @property
     def spec(self) -> KernelSpec:
@@ -201,20 +208,20 @@ class RemoteKernelManager(AsyncKernelManager):
         client = kwargs.get("env") or {}
         username = client.get("KERNEL_USERNAME") or gateway_user()
         config = spec.metadata["kernel_provisioner"].get("config") or {}
-        rules = UserRules.for_spec(config, self.authorized_users, self.unauthorized_users)
+        rules = UserRules.for_spec(config, self.options.authorized_users, self.options.unauthorized_users)
         rules.check_launch(username, spec.display_name)
         env = kernelenv.build(
             process=gateway_environment(),
             client=client,
             spec=spec.env,
-            client_envs=self.client_envs,
-            inherited_envs=self.inherited_envs,
+            client_envs=self.options.client_envs,
+            inherited_envs=self.options.inherited_envs,
         )
         kernelenv.finish(
             env,
             kernel_id=self.kernel_id,
             language=spec.language,
-            impersonation_enabled=self.impersonation_enabled,
+            impersonation_enabled=self.options.impersonation_enabled,
             username=username,
         )
         others = {name: value for name, value in kwargs.items() if name != "kernel_headers"}

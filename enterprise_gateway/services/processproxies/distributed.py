@@ -54,7 +54,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
-        configured = self.proxy_config.get("remote_hosts") or kernel_manager.remote_hosts
+        configured = self.proxy_config.get("remote_hosts") or kernel_manager.options.remote_hosts
         self.hosts = list(envvars.comma_list(configured if isinstance(configured, str) else ",".join(configured)))
         self.kernel_log = log_path(self.kernel_id)
         self.started_pid = self.started_pgid = 0  # by us, on whose word a signal is sent
@@ -85,7 +85,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         from ...drivers.shell_scripts import is_user_name
 
         user = env["KERNEL_USERNAME"]
-        if not self.kernel_manager.impersonation_enabled or user == self.remote_user:
+        if not self.kernel_manager.options.impersonation_enabled or user == self.remote_user:
             return ""
         if not is_user_name(user):
             raise LaunchRefusedError(f"KERNEL_USERNAME {user[:64]!r} is no user name that a kernel can be started as.")
@@ -104,7 +104,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         choice = self.kernel_manager.resources.hosts.choice
         hosts = self._allowed_hosts(kwargs["env"].get("KERNEL_REMOTE_HOST") or "")
         failures: list[KernelLaunchError] = []
-        for host in choice.order(hosts, self.kernel_manager.load_balancing_algorithm):
+        for host in choice.order(hosts, self.kernel_manager.options.load_balancing_algorithm):
             choice.load.add_kernel_id(host, self.kernel_id)
             try:
                 await self._start_on(host, kernel_cmd, **kwargs)
@@ -160,7 +160,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
     def _remote_environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """Leave out what describes the gateway's own login: the login on the host has its own."""
         own = gateway_environment()
-        named = {*self.kernel_manager.spec.env, *self.kernel_manager.inherited_envs}
+        named = {*self.kernel_manager.spec.env, *self.kernel_manager.options.inherited_envs}
         foreign = {name for name in _GATEWAYS_OWN if name not in named and env.get(name) == own.get(name)}
         return {name: value for name, value in env.items() if name not in foreign}
 

@@ -111,11 +111,12 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             self.proxy_config.get("launch_timeout") or envvars.EG_KERNEL_LAUNCH_TIMEOUT()
         )
         self.port_range = PortRange.parse(
-            str(self.proxy_config.get("port_range") or kernel_manager.port_range), envvars.EG_MIN_PORT_RANGE_SIZE()
+            str(self.proxy_config.get("port_range") or kernel_manager.options.port_range),
+            envvars.EG_MIN_PORT_RANGE_SIZE(),
         )
         self.lower_port, self.upper_port = self.port_range.lower, self.port_range.upper
         self.user_rules = UserRules.for_spec(
-            self.proxy_config, kernel_manager.authorized_users, kernel_manager.unauthorized_users
+            self.proxy_config, kernel_manager.options.authorized_users, kernel_manager.options.unauthorized_users
         )
         self.authorized_users = self.user_rules.authorized
         self.unauthorized_users = self.user_rules.unauthorized
@@ -150,7 +151,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             env,
             kernel_id=self.kernel_id,
             language=spec.language,
-            impersonation_enabled=self.kernel_manager.impersonation_enabled,
+            impersonation_enabled=self.kernel_manager.options.impersonation_enabled,
             username=username,
             deployment_id=self.kernel_manager.resources.deployment.label,
         )
