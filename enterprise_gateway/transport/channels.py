@@ -463,17 +463,20 @@ class KernelChannels:
             self._set_state("idle")
 
     def _look_for_proof(self, message: KernelMessage) -> None:
-        """Find out what a kernel that was taken over does: a cell, or nothing when it has answered the gateway."""
-        if message.parent.get("msg_type") == "execute_request":
+        """Find out what a kernel that was taken over does: it takes requests in turn, so an answer to ours tells.
+
+        What it says to a request that this gateway has not sent, it says of a cell that was running meanwhile.
+        """
+        if message.parent.get("msg_type") == "execute_request" and not self._requests.has(message.parent.get("msg_id")):
             self._last_cell = message.parts[1]
-            self._take_for_busy()
-            self._tell_gap()
+            self._has_gap = True
             self._end_proof()
-        elif (
+            self._tell_gap()
+            self._set_state("busy")
+        elif message.parent.get("msg_type") == "execute_request" or (
             message.parent.get("msg_type") == "kernel_info_request"
             and message.parent.get("session") == self._connection.factory.session
         ):
-            # The kernel takes requests in turn: all that it was sent before ours is done.
             self._end_proof()
             self._tell_gap()
             for request in self._inherited.take_all():
@@ -482,8 +485,7 @@ class KernelChannels:
             self._set_state("idle")
 
     def _take_for_busy(self) -> None:
-        if self._is_unproven and self.execution_state != "busy":
-            self._has_gap = True
+        if self._is_unproven:
             self._set_state("busy")
 
     def _tell_gap(self) -> None:

@@ -83,6 +83,10 @@ class OpenRequests:
             if len(self._headers) > MAX_REQUESTS:
                 del self._headers[next(iter(self._headers))]
 
+    def has(self, msg_id: object) -> bool:
+        """Whether a request is noted."""
+        return msg_id in self._headers
+
     def answered(self, msg_id: object) -> None:
         """Forget a request."""
         self._headers.pop(msg_id, None)  # type: ignore[call-overload]

@@ -6,6 +6,9 @@ import asyncio
 
 import pytest
 
+from enterprise_gateway.core.offload import offload
+from enterprise_gateway.transport.resumption import GAP_NOTICE, PROOF_SECONDS, Memory
+from tests.support.tinykernel import TinyKernel
 from tests.support.wsclient import texts, types
 
 
@@ -74,3 +77,36 @@ async def test_end(relay):
     assert client.closed == (1001, "the kernel was shut down")
     assert channels.connections == 0
     client.cut()
+
+
+async def test_a_kernel_that_is_slow_to_answer_has_lost_nothing(relay):
+    """One that was taken over and says nothing for long is held for busy; nobody is told that output is lost."""
+    kernel_id, channels = await relay.add(kernel := TinyKernel(), ready=False)
+    channels.resume(Memory())
+    async with await relay.open(kernel_id) as client:
+        request = client.execute("hello")
+        await asyncio.sleep(PROOF_SECONDS + 0.2)
+        assert channels.execution_state == "busy"
+        kernel.start()
+        try:
+            await client.finish(request)
+            await client.pending()
+        finally:
+            await offload(kernel.stop)
+    assert "execute_result" in types(client.history)
+    assert texts(client.history, "stderr") == ""
+
+
+async def test_a_cell_of_an_earlier_gateway_has_a_gap(relay):
+    """What a taken over kernel says of a request that this gateway has not sent is preceded by a notice."""
+    kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), ready=False)
+    await channels.ready(5)
+    await asyncio.sleep(0.1)  # for what answers the gateway itself
+    channels.resume(Memory(last_cell='{"msg_id": "before", "msg_type": "execute_request"}'))
+    async with await relay.open(kernel_id) as client:
+        parent = {"msg_id": "now", "msg_type": "execute_request", "session": "s"}
+        kernel.publish("stream", {"name": "stdout", "text": "more\n"}, parent)
+        messages = await client.until("stream") + await client.pending()
+    assert channels.execution_state == "busy"
+    assert (texts(messages, "stderr"), texts(messages)) == (GAP_NOTICE, "more\n")
+    assert {message["parent_header"]["msg_id"] for message in messages if "text" in message["content"]} == {"now"}
