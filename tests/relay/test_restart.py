@@ -20,7 +20,7 @@ async def test_restart_on_other_ports(relay):
         await client.run("hello")
         channels.announce_state("restarting")
         assert channels.execution_state == "restarting"
-        assert types(await client.until("status"))[-1] == "restarting"
+        await client.until_state("restarting")
         queued = client.execute("input", allow_stdin=True)
         second = relay.tiny_kernel()
         channels.connect(second.info)
@@ -40,7 +40,7 @@ async def test_restart_while_nobody_is_attached(relay):
     channels.connect(relay.tiny_kernel().info)
     await channels.ready(5)
     async with await relay.open(kernel_id, "s") as client:
-        assert "restarting" in types(await client.until("status"))
+        await client.until_state("restarting")
         assert "execute_result" in types(await client.run("hello"))
 
 
@@ -61,7 +61,7 @@ async def test_death(relay):
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
         channels.announce_state("dead", "it exited with code 1")
-        message = (await client.until("status"))[-1]
+        message = await client.until_state("dead")
         assert message["content"] == {"execution_state": "dead", "reason": "it exited with code 1"}
         client.execute("hello")
         assert await client.pending() == []

@@ -164,6 +164,13 @@ class WebSocketClient:
             if message["header"]["msg_type"] == msg_type and msg_id in {None, parent}:
                 return messages
 
+    async def until_state(self, state: str) -> dict[str, Any]:
+        """Return the first status message of an execution state; those of others before it are passed over."""
+        while True:
+            message = (await self.until("status"))[-1]
+            if message["content"]["execution_state"] == state:
+                return message
+
     async def run(self, code: str, timeout: float = 5.0, **header: Any) -> list[dict[str, Any]]:
         """Execute and return the messages that answer it."""
         return await self.finish(self.execute(code, **header), timeout)
