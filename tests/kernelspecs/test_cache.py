@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import time
@@ -69,6 +70,15 @@ async def test_unknown_names_raise(cache, enabled):
     with pytest.raises(NoSuchKernel):
         await cache.get_kernel_spec("nothing")
     assert cache.cache_misses == (1 if enabled else 0)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "%", "é", "x\n[E 2026-01-01 EnterpriseGatewayApp] forged"])
+async def test_names_that_no_kernelspec_can_have_are_not_logged(cache, manager, name, caplog):
+    """Anybody may send them: they raise like unknown names and leave nothing in the log."""
+    manager.log = logging.getLogger("enterprise_gateway.specs")
+    with pytest.raises(NoSuchKernel):
+        await cache.get_kernel_spec(name)
+    assert caplog.messages == []
 
 
 async def test_a_new_place_is_one_miss(cache, manager, enabled, tmp_path):
