@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from enterprise_gateway.core.connection import ConnectionInfo
+from enterprise_gateway.services.kernels.remotemanager import RemoteKernelManager, new_kernel_id
 from tests.conftest import ExpectLog
 from tests.contract.test_contract import nothing_left
 from tests.support.gateway import Gateway, running_gateway
@@ -159,3 +162,30 @@ async def test_a_kernelspec_whose_provisioner_is_not_installed_cannot_be_started
         with expect_log("kernel provisioner \\('no-such-provisioner'\\) that is not available"):
             answer = await gateway.call("/api/kernels", "POST", {"name": "provisioned"}, status=404)
         assert "No kernelspec named 'provisioned'" in answer["message"]
+
+
+class KernelWhoseClientLeaves(RemoteKernelManager):
+    """Calls ``leave`` right after its start is complete, and before whoever waits for that goes on."""
+
+    leave: Callable[[], object]
+
+    def connection(self) -> ConnectionInfo:
+        """Return how to connect; the last step of a start asks for it."""
+        asyncio.get_running_loop().call_soon(type(self).leave)
+        return super().connection()
+
+
+async def test_a_start_that_is_complete_when_its_client_leaves_is_given_up_too(witness: Path) -> None:
+    """The kernel is ended, its place is free again, and nothing of it is left."""
+    manager_class = {"kernel_manager_class": f"{__name__}.KernelWhoseClientLeaves"}
+    config = {"EnterpriseGatewayApp": {"max_kernels": 1}, "RemoteMappingKernelManager": manager_class}
+    async with running_gateway(config={**CONFIG, **config}) as gateway:
+        manager = gateway.app.kernel_manager
+        kernel_id = new_kernel_id()
+        for _ in range(2):
+            start = asyncio.create_task(manager.start_kernel(kernel_name="witness", kernel_id=kernel_id))
+            KernelWhoseClientLeaves.leave = start.cancel
+            with pytest.raises(asyncio.CancelledError):
+                await start
+            assert manager.list_kernels() == []
+            await nothing_left(kernel_id)

@@ -226,6 +226,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self._launching[kernel_id] = launch
             try:
                 await launch  # when our caller is cancelled, because the client has gone away, so is the launch
+            except asyncio.CancelledError:
+                if kernel_id in self:  # too late: it was complete, but nobody will hear of it
+                    await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
+                raise
             finally:
                 del self._launching[kernel_id]
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
