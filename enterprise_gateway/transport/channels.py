@@ -232,6 +232,11 @@ class KernelChannels:
         """Whether the kernel was started just now and has not answered yet: not after restarts and take-overs."""
         return self._connection.awaits_first_answer
 
+    @property
+    def has_clients(self) -> bool:
+        """Whether a client is attached, or waits for the kernel's first answer to be."""
+        return bool(self._clients) or self._connection.is_waited_for
+
     async def first_answer(self) -> None:
         """Wait until a new kernel has answered for the first time, is restarted or gone, or takes too long."""
         await self._connection.first_answer()

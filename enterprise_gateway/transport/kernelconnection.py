@@ -170,6 +170,11 @@ class KernelConnection:
         """Whether a kernel that was started just now has not answered yet, and has time left for it."""
         return self._is_first and self.kernel_info is None and time.monotonic() < self._nudge_end
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for the kernel's answer."""
+        return bool(self._waiters)
+
     async def first_answer(self) -> None:
         """Wait as long as :attr:`awaits_first_answer`, and until output arrives."""
         with contextlib.suppress(TimeoutError, ConnectionError):
