@@ -83,6 +83,21 @@ async def test_the_life_of_a_session_on_all_replicas(replicas):
     assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
 
 
+async def test_a_path_has_one_session_when_all_replicas_are_asked_at_once(replicas):
+    """Requests for the same new path on both replicas at the same instant are answered with one session and kernel."""
+    one, two = await replicas.start()
+    for path in ("a.ipynb", "b.ipynb", "c.ipynb"):
+        body = {"path": path, "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+        opened = await asyncio.gather(
+            *(client.call("/api/sessions", "POST", body, status=201) for client in (one, two) * 2)
+        )
+        assert len({(session["id"], session["kernel"]["id"]) for session in opened}) == 1
+    assert len(await one.call("/api/kernels")) == len(await two.call("/api/sessions")) == 3
+    failing = {"path": "d.ipynb", "type": "notebook", "name": "", "kernel": {"name": "unknown"}}
+    answers = await asyncio.gather(*(client.fetch("/api/sessions", "POST", failing) for client in (one, two)))
+    assert [answer.code for answer in answers] == [404, 404]
+
+
 async def test_limits_hold_for_all_replicas_together(replicas):
     """Of eight starts at once on two replicas as many succeed as the limit allows; a deleted kernel makes room."""
     one, two = await replicas.start(2, "--EnterpriseGatewayApp.max_kernels=3")

@@ -264,6 +264,36 @@ class Replicas:
             with contextlib.suppress(StoreUnavailableError):  # it expires
                 await uninterrupted(self._store.commit(place) if succeeded else self._store.cancel(place))
 
+    @contextlib.asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[None]:
+        """Let no other replica run a block of this name until ours ends; a replica that dies in it is passed over.
+
+        Parameters
+        ----------
+        name
+            Stands among the kernels' leases; no kernel's id.
+
+        Raises
+        ------
+        ConflictError
+            Another replica does not get done with it.
+        """
+        deadline = Deadline(PATIENCE_SECONDS)
+        async with self._lock(name):  # the lease does not keep our own requests apart
+            try:
+                # Else a caller who is gone could leave a lease, which our heartbeat would prolong for ever.
+                while await uninterrupted(self._take(name)) is None:
+                    if deadline.expired:
+                        raise ConflictError("Another replica of the gateway is doing the same; please try again.")
+                    await self._next_beat()
+                yield
+            finally:
+                with contextlib.suppress(StoreUnavailableError):  # it expires
+                    await uninterrupted(self._store.release_lease(name, self.owner))
+
+    async def _take(self, name: str) -> int | None:
+        return await self._store.acquire_lease(name, self.owner, self._store.lease_seconds)
+
     # -- attachments --------------------------------------------------------------------------------------------------
 
     async def refresh(self, kernel_id: str) -> StoredKernel | None:
