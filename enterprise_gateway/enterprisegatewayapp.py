@@ -573,7 +573,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
         SIGTERM ends the program with exit code 0 also before ``serve`` deals with it, and is ignored after that.
         """
-        signal.signal(signal.SIGTERM, _exit_early)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         app = cls.instance(**kwargs)
         try:
             app.initialize(argv)
@@ -581,10 +581,6 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         except NoStart:
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _exit_early(signum: int, frame: object) -> None:
-    raise SystemExit(0)
 
 
 def candidate_ports(port: int, count: int) -> Iterator[int]:
