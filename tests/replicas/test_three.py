@@ -33,7 +33,9 @@ async def test_three_replicas_are_one_gateway(replicas):
     sockets = [await client.websocket(used) for client in replicas.clients]
     for number, socket in enumerate(sockets):
         assert (await socket.execute(f"x = globals().get('x', 0) + 1; x - {number}"))[0] == "1"
-    running = asyncio.create_task(sockets[0].execute("import time; time.sleep(60)"))
+    code = "import time; print('go', flush=True); time.sleep(60)"
+    request = await sockets[0].send("execute_request", {"code": code, "silent": False, "allow_stdin": False})
+    await sockets[0].receive_until("stream", parent=request)
 
     async def all_say_busy():
         models = await asyncio.gather(*(client.call(f"/api/kernels/{used}") for client in replicas.clients))
@@ -41,7 +43,8 @@ async def test_three_replicas_are_one_gateway(replicas):
 
     await eventually(all_say_busy)
     await two.call(f"/api/kernels/{used}/interrupt", "POST", status=204)
-    assert (await running)[1]["ename"] == "KeyboardInterrupt"
+    replies = await sockets[0].receive_until("execute_reply", parent=request)
+    assert replies[-1]["content"]["ename"] == "KeyboardInterrupt"
     before = (await sockets[0].execute(PID))[0]
     await three.call(f"/api/kernels/{used}/restart", "POST")
     pids = [(await socket.execute(PID))[0] for socket in sockets]

@@ -239,6 +239,15 @@ class Replicas:
         stored = self._stored.get(kernel_id)
         return stored.connections if stored is not None else 0
 
+    def is_used_elsewhere(self, kernel_id: str) -> bool:
+        """Whether another replica looks after a kernel, or has websockets for it, as far as we know."""
+        stored = self._stored.get(kernel_id)
+        return stored is not None and (stored.connections > 0 or stored.owner not in {None, self.owner})
+
+    async def let_others_notice(self) -> None:
+        """Wait for the heartbeat of the others: what their clients send is kept then for a kernel's new process."""
+        await asyncio.sleep(self._store.lease_seconds / BEATS_PER_LEASE)
+
     def is_dead_elsewhere(self, kernel_id: str) -> bool:
         """Whether the replica that looks after a kernel has given it up, but keeps it as dead."""
         stored = self._stored.get(kernel_id)
