@@ -58,7 +58,6 @@ def processes_of(kernel_id: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("load_balancer", ["haproxy", "nginx"])
 async def _closed(socket: KernelSocket) -> None:
     socket.close()
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
