@@ -25,7 +25,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -130,13 +130,17 @@ class Host(_Server):
             _ip("-n", self._namespace, *command.split())
         self.start_sshd()
 
-    def start_sshd(self) -> None:
+    def start_sshd(self, *options: str, env: Mapping[str, str] | None = None) -> None:
         """Start sshd as the first process of the host: when it ends, everything on the host ends."""
         binds = _own_users(self.folder)
-        sshd = " ".join([SSHD, "-D", *_options(self.folder, self.log_file, self.address, self.port, _LAB_OPTIONS)])
+        settings = _options(self.folder, self.log_file, self.address, self.port, (*_LAB_OPTIONS, *options))
+        sshd = " ".join([SSHD, "-D", *settings])
         namespaces = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
         script = f"hostname {self.name} && {binds} && exec {sshd}"
-        self._process = subprocess.Popen(["ip", "netns", "exec", self._namespace, *namespaces, "sh", "-ec", script])
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", self._namespace, *namespaces, "sh", "-ec", script],
+            env={**os.environ, **(env or {})},
+        )
         self.wait_until_up()
 
     def power_off(self) -> None:
