@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +110,45 @@ async def test_a_dead_kernel_stays_until_it_is_restarted(expect_log: ExpectLog) 
         assert "reason" not in model
         assert (await socket.execute("print(6 * 7)"))[0] == "42\n"
         await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """Yield a control group whose processes together have 200 MB of memory."""
+    version_1, version_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    root, limit = (version_1, "memory.limit_in_bytes") if version_1.is_dir() else (version_2, "memory.max")
+    group = root / f"test-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(200_000_000))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"not applicable: no control group for memory can be made on this machine ({error})")
+    yield group
+    while (group / "cgroup.procs").read_text():
+        time.sleep(0.05)
+    group.rmdir()
+
+
+async def test_a_kernel_that_ran_out_of_memory_is_said_to_have(small_group: Path, expect_log: ExpectLog) -> None:
+    """The system ends it for lack of memory: log, model and notebook say so."""
+    reason = "its process was killed by signal SIGKILL: the system ran out of memory"
+    async with running_gateway(config={**LISTED, "RemoteKernelManager": {"autorestart": False}}) as gateway:
+        kernel_id = await gateway.start_kernel()
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("1")
+        proxy = gateway.app.kernel_manager.get_kernel(kernel_id).process_proxy
+        assert proxy is not None
+        (small_group / "cgroup.procs").write_text(str(proxy.pid))
+        with expect_log(f"is dead: {reason}"):
+            await socket.send("execute_request", {"code": "everything = b'x' * 1_000_000_000", "silent": False})
+            messages = await socket.receive_until("status", timeout=30)
+            while messages[-1]["content"]["execution_state"] != "dead":
+                messages = await socket.receive_until("status", timeout=30)
+        assert messages[-1]["content"]["reason"] == reason
+        (model,) = await gateway.call("/api/kernels")
+        assert (model["execution_state"], model["reason"]) == ("dead", reason)
 
 
 async def test_a_dead_kernel_can_be_deleted(expect_log: ExpectLog) -> None:

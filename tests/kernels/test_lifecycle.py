@@ -117,7 +117,8 @@ async def test_what_is_asked_for_during_a_restart_is_refused_or_ends_it(expect_l
         assert refused["message"] == f"Kernel {kernel_id} cannot be interrupted: it is being restarted."
         await asyncio.sleep(0.5)
         deletes = await asyncio.gather(*(gateway.fetch(f"/api/kernels/{kernel_id}", "DELETE") for _ in range(2)))
-        assert [delete.code for delete in deletes] == [204, 204]
+        codes = sorted(delete.code for delete in deletes)
+        assert codes in ([204, 204], [204, 404])  # 404 if the second one came when all was over
         assert (await restart).code == 409
         assert await gateway.call("/api/kernels") == []
         await nothing_left(kernel_id)

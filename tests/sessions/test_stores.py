@@ -101,12 +101,14 @@ async def test_without_persistence_only_the_table_knows(kind, make, request):
     assert manager.active_sessions("alice") == 0
 
 
-async def test_a_read_does_not_undo_a_later_change(kind, make):
-    """What is recorded while the store is being read wins over what was read."""
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_read_does_not_undo_a_later_change(kind, make, ticks):
+    """What is recorded before or while the store is being read wins over what was read."""
     manager, kernel_id = make(kind), a_kernel_id()
     await manager.record_phase(kernel_id, "running", **a_start())
     reading = asyncio.create_task(manager.fetch_sessions())
-    await asyncio.sleep(0)
+    for _ in range(ticks):
+        await asyncio.sleep(0)
     await manager.record_phase(kernel_id, "stopping")
     assert (await reading)[kernel_id]["state"] in ("running", "stopping")
     assert manager._sessions[kernel_id]["state"] == "stopping"

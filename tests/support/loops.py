@@ -21,6 +21,12 @@ T = TypeVar("T")
 HELD_LIMIT_SECONDS = 0.05
 _SAMPLE_SECONDS = 0.02
 _GRACE_SECONDS = 2.0
+_MAKING_THREADS_AND_PROCESSES = (
+    "_started.wait()",
+    "_start_new_thread(",
+    "_start_joinable_thread(",
+    "in _execute_child",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class HeldTurn:
         system call that this thread waited for, but a machine that stood still. And waiting for a thread or child,
         just made, to get a processor is a busy machine, too.
         """
-        waiting_for_others = self.stack is None or "_started.wait()" in self.stack or "in _execute_child" in self.stack
+        waiting_for_others = self.stack is None or any(place in self.stack for place in _MAKING_THREADS_AND_PROCESSES)
         return (self.computing if waiting_for_others else self.seconds) > limit_seconds
 
     def __str__(self) -> str:

@@ -15,6 +15,7 @@ from ...core.errors import (
     StoreUnavailableError,
     UnknownKernelSpecError,
 )
+from ...core.offload import uninterrupted
 from ..sessions.kernelsessionmanager import KernelSessionManager
 from ..sessions.revival import Revival, RevivalReport
 from .replicas import reached_as
@@ -203,10 +204,19 @@ class KernelRecords:
         if record["kernel_id"] in self._manager:
             return True
         kernel = await self.load(record)
-        if not await kernel.ask_whether_alive():
+        if not await self.ask_whether_alive(kernel):
+            await kernel.give_up_process()
             raise NotFoundError("its process is gone")
         self._manager.enter(kernel)
         return True
+
+    async def ask_whether_alive(self, kernel: RemoteKernelManager) -> bool:
+        """Return whether a kernel that was just loaded lives; when that is not known nothing of it stays open here."""
+        try:
+            return await kernel.ask_whether_alive()
+        except BaseException:
+            await uninterrupted(kernel.give_up_process())
+            raise
 
     async def load(self, record: Mapping[str, Any]) -> RemoteKernelManager:
         """Return a manager for the kernel of a record, not connected yet.

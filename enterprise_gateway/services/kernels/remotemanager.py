@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import uuid
 from collections import Counter
@@ -321,11 +322,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         kernel._kernel_spec = spec  # read in a thread already; the property would read it again on the loop
         return kernel
 
+    @functools.cached_property
+    def _relay_context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """The context for sockets that the relay reads by itself, not by asyncio futures."""
+        return zmq.Context.shadow(self.context)
+
     def _make_channels(self, kernel: RemoteKernelManager) -> KernelChannels:
         options = self.resources.options
         return KernelChannels(
             kernel.kernel_id,
-            context=zmq.Context.shadow(self.context),
+            context=self._relay_context,
             limits=ChannelLimits(
                 replay=options.replay_limit if self.buffer_offline_messages else 0,
                 max_message=options.ws_max_message_size,

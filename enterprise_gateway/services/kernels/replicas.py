@@ -318,7 +318,7 @@ class Replicas:
                     return True
                 raise NotFoundError("its process is gone")
             kernel = await self._records.load(record)
-            is_alive = await kernel.ask_whether_alive()
+            is_alive = await self._records.ask_whether_alive(kernel)
             if not is_alive and not self.is_dead_elsewhere(kernel_id):
                 await kernel.give_up_process()
                 raise NotFoundError("its process is gone")

@@ -432,10 +432,11 @@ class KernelSessionManager(LoggingConfigurable):
             return stored
 
     async def _fetch_all(self) -> Session:
-        before = dict(self._table)
+        before, unsaved = dict(self._table), set(self._unsaved)
         found = await self._call_verb({}, self.load_sessions)
+        unsaved |= self._unsaved  # what was, or is, on its way to the store may have been read as it was before
         for kernel_id in found.keys() | before.keys() | self._table.keys():
-            if kernel_id in self._unsaved or self._table.get(kernel_id) is not before.get(kernel_id):
+            if kernel_id in unsaved or self._table.get(kernel_id) is not before.get(kernel_id):
                 if kernel_id in self._table:
                     found[kernel_id] = self._table[kernel_id]
                 else:
