@@ -569,13 +569,18 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     @classmethod
     def launch_instance(cls, argv: list[str] | None = None, **kwargs: Any) -> None:
-        """Make the application, initialize and start it; the console script."""
+        """Make the application, initialize and start it; the console script.
+
+        SIGTERM ends the program with exit code 0 also before ``serve`` deals with it, and is ignored after that.
+        """
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         app = cls.instance(**kwargs)
         try:
             app.initialize(argv)
             app.start()
         except NoStart:
             return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def candidate_ports(port: int, count: int) -> Iterator[int]:

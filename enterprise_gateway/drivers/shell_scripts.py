@@ -83,13 +83,26 @@ def startup_text(argv: Sequence[str], env: Mapping[str, str], log_path: str, *, 
     output = f">> {shlex.quote(log_path)} 2>&1"
     if not as_user:
         return f"{export_lines(env)}{prefix} {shlex.join(argv)} {output} < /dev/null & echo $!\n"
+    end = f"EOF-{secrets.token_hex(16)}"
+    command, script = sudo_command(argv, env, as_user)
+    return f"{prefix} {shlex.join(command)} {output} <<'{end}' & echo $!\n{script}{end}\n"
+
+
+def sudo_command(argv: Sequence[str], env: Mapping[str, str], as_user: str) -> tuple[list[str], str]:
+    """Return the command that runs ``argv`` as another user, and what it has to find on its standard input.
+
+    The variables go that way because sudo drops some of those it is told to keep: its loader's, Python's search path.
+
+    Raises
+    ------
+    ValueError
+        ``as_user`` is no user name, or a variable cannot be given to a process.
+    """
     if not is_user_name(as_user):
         raise ValueError("not a user name that a kernel can be started as")
-    end = f"EOF-{secrets.token_hex(16)}"
     inside = 's=$(cat) && exec < /dev/null && eval "$s"'
-    sudo = shlex.join(["sudo", "-n", "-H", "-u", as_user, "--", "sh", "-c", inside])
     script = f"{export_lines(env, as_user=as_user)}exec {shlex.join(argv)}\n"
-    return f"{prefix} {sudo} {output} <<'{end}' & echo $!\n{script}{end}\n"
+    return ["sudo", "-n", "-H", "-u", as_user, "--", "sh", "-c", inside], script
 
 
 def start_script(

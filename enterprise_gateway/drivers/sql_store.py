@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import threading
 import time
 import uuid
@@ -359,14 +360,27 @@ class SqlStore:
     def _on_connect(self, connection: Any, _: Any) -> None:
         if self._is_sqlite:
             connection.isolation_level = None  # transactions begin where we say
-            for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-                connection.execute(f"PRAGMA {pragma}")
+            self._use_wal(connection)
+            connection.execute("PRAGMA synchronous=FULL")
             return
         milliseconds = round(self._timeout * 1000)
         with connection.cursor() as cursor:
             cursor.execute(f"SET statement_timeout = {milliseconds}")
             cursor.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
         connection.commit()
+
+    def _use_wal(self, connection: Any) -> None:
+        """Switch to the write-ahead log; SQLite does not wait by itself for another process that does the same."""
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() >= end:
+                    raise
+                time.sleep(0.02)
+            else:
+                return
 
     def _on_begin(self, connection: sa.Connection) -> None:
         if self._is_sqlite:

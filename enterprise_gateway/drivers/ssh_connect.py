@@ -194,7 +194,8 @@ def _gss_options(settings: SSHSettings) -> dict[str, Any]:
             f"EG_REMOTE_GSS_SSH is set, but paramiko {paramiko.__version__} has no GSS-API: "
             "install 'paramiko<5' and gssapi, or use keys"
         )
-    return {"gss_auth": True, "gss_deleg_creds": True}
+    # Whether the DNS is believed is for krb5.conf to say: paramiko would ask it, without a time limit.
+    return {"gss_auth": True, "gss_deleg_creds": True, "gss_trust_dns": False}
 
 
 def _translate(error: BaseException, client: paramiko.SSHClient, host: str, user: str) -> BaseException:
@@ -211,6 +212,8 @@ def _translate(error: BaseException, client: paramiko.SSHClient, host: str, user
         return HostAuthenticationError(f"{host}: key file {error.filename}: {(error.strerror or '').lower()}")
     if isinstance(error, ImportError):
         return HostAuthenticationError(f"{host}: Kerberos needs the Python package gssapi: {error}")
+    if isinstance(error, getattr(paramiko, "GSS_EXCEPTIONS", ())):  # no SSHExceptions; paramiko 5 has none
+        return HostAuthenticationError(f"{host}: Kerberos: {error}")
     if isinstance(error, paramiko.SSHException) and transport is not None and transport.is_active():
         return HostAuthenticationError(f"{host}: user {user} was refused ({error})")
     if isinstance(error, paramiko.AuthenticationException):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ class LocalProcess:
         cwd: str | None = None,
         output: Path | None = None,
         independent: bool = False,
+        stdin: bytes = b"",
     ) -> LocalProcess:
         """Start ``argv`` in a session of its own; may block for some milliseconds.
 
@@ -58,6 +60,8 @@ class LocalProcess:
             refused: another user may have put it there.
         independent
             False tells kernels (by ``JPY_PARENT_PID``) to end when the gateway has died.
+        stdin
+            What it finds on its standard input.
 
         Raises
         ------
@@ -70,19 +74,21 @@ class LocalProcess:
         sink: int = subprocess.DEVNULL
         if output is not None:
             sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        source = _unnamed_file(stdin) if stdin else subprocess.DEVNULL
         try:
             child = subprocess.Popen(
                 list(argv),
                 env=environment,
                 cwd=cwd,
-                stdin=subprocess.DEVNULL,
+                stdin=source,
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,
             )
         finally:
-            if output is not None:
-                os.close(sink)
+            for descriptor in (sink, source):
+                if descriptor >= 0:
+                    os.close(descriptor)
         # The process is reaped here, not by the Popen object: it may outlive the gateway, which Popen warns of.
         child.returncode = 0
         return cls(child.pid, start_time_of(child.pid) or 0, is_child=True)
@@ -247,6 +253,19 @@ def environments() -> Iterator[tuple[int, dict[str, str]]]:
             continue  # gone, or another user's
         variables = (entry.decode(errors="replace").partition("=") for entry in entries if entry)
         yield pid, {name: value for name, _, value in variables}
+
+
+def _unnamed_file(content: bytes) -> int:
+    """Return the descriptor of a file that only its holders can read; a pipe would keep a writer waiting."""
+    if sys.platform == "linux":
+        file = os.memfd_create("stdin")
+    else:
+        file, name = tempfile.mkstemp()
+        os.unlink(name)
+    with os.fdopen(os.dup(file), "wb") as writer:
+        writer.write(content)
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
 
 
 def _group_of(pid: int) -> int:

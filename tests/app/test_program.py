@@ -161,6 +161,39 @@ def test_signals_stop_it_in_order(tmp_path, signum):
         assert f"Received {signum.name}, stopping." in gateway.output
 
 
+@pytest.mark.parametrize(
+    "moment", ["touch()", "import atexit; atexit.register(touch)"], ids=["while it is built", "when it has stopped"]
+)
+def test_sigterm_outside_of_serving_ends_it_with_0(tmp_path, moment):
+    """A SIGTERM before the gateway serves, or another one after it has stopped, does not make its end a failure."""
+    marker, config = tmp_path / "marker", tmp_path / "config.py"
+    touch = f"def touch():\n    pathlib.Path({str(marker)!r}).touch()\n    time.sleep(3)"
+    config.write_text(f"import pathlib, time\n{touch}\n{moment}\n")
+    with (tmp_path / "log").open("wb") as log:
+        argv = [sys.executable, "-m", "enterprise_gateway", "--port=0", f"--config={config}"]
+        process = subprocess.Popen(argv, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        if "atexit" in moment:
+            wait_until(lambda: b"is available at" in (tmp_path / "log").read_bytes())
+            process.send_signal(signal.SIGTERM)
+        wait_until(marker.exists)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def wait_until(condition):
+    """Wait until ``condition`` is true, 20 seconds at most."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_it_answers_within_two_seconds(tmp_path):
     """From process start to an answer of /api take less than two seconds."""
     started = time.monotonic()

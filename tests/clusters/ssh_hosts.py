@@ -25,7 +25,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ MAX_LABS = 16
 PASSWORD = "correct horse battery staple"
 
 # Users of the hosts besides root: ted logs in with PASSWORD or the key and his shell is talkative; bob cannot log in.
+# By sudo, ted may become bob, and root anybody.
 _USERS = {"ted": 52001, "bob": 52002}
 
 
@@ -129,15 +130,17 @@ class Host(_Server):
             _ip("-n", self._namespace, *command.split())
         self.start_sshd()
 
-    def start_sshd(self) -> None:
+    def start_sshd(self, *options: str, env: Mapping[str, str] | None = None) -> None:
         """Start sshd as the first process of the host: when it ends, everything on the host ends."""
-        binds = " && ".join(
-            f"mount --bind {self.folder / name} /etc/{name}" for name in ("passwd", "shadow", "sudoers")
-        )
-        sshd = " ".join([SSHD, "-D", *_options(self.folder, self.log_file, self.address, self.port, _LAB_OPTIONS)])
+        binds = _own_users(self.folder)
+        settings = _options(self.folder, self.log_file, self.address, self.port, (*_LAB_OPTIONS, *options))
+        sshd = " ".join([SSHD, "-D", *settings])
         namespaces = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
         script = f"hostname {self.name} && {binds} && exec {sshd}"
-        self._process = subprocess.Popen(["ip", "netns", "exec", self._namespace, *namespaces, "sh", "-ec", script])
+        self._process = subprocess.Popen(
+            ["ip", "netns", "exec", self._namespace, *namespaces, "sh", "-ec", script],
+            env={**os.environ, **(env or {})},
+        )
         self.wait_until_up()
 
     def power_off(self) -> None:
@@ -247,6 +250,24 @@ class HostLab:
             "EG_RESPONSE_IP": self.gateway_address,
         }
 
+    def as_user(self, name: str, readable: Sequence[Path]) -> list[str]:
+        """Return what is put before a command, to run it on this machine as ``name`` and among the hosts' users.
+
+        To all of them ``readable`` can be read, also where it lies in a directory that only root may enter.
+        """
+        uid, staging = _USERS.get(name, 0), self.folder / "staging"
+        staged = {path: staging / str(number) for number, path in enumerate(readable)}
+        script = [_own_users(self.folder), f"mkdir -p {staging}", f"mount -t tmpfs none {staging}"]
+        script += [f"mkdir {place} && mount --bind {path} {place}" for path, place in staged.items()]
+        script += [f"mount -t tmpfs -o mode=755 none {path}" for path in _closed_to_users(readable)]
+        script += [f"mkdir -p {path} && mount --bind {place} {path}" for path, place in staged.items()]
+        script.append(f'cd / && exec setpriv --reuid={uid} --regid=100 --clear-groups "$@"')
+        return ["unshare", "--mount", "sh", "-ec", " && ".join(script), "sh"]
+
+    def home(self, name: str) -> Path:
+        """Return a user's home, which everybody can read."""
+        return self.folder / f"home-{name}"
+
     def _start(self) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
         _make_keys(self.folder)
@@ -328,6 +349,17 @@ def _note_host_key(folder: Path, names: Sequence[str]) -> None:
     (folder / "known_hosts").write_text("".join(f"{name} {key}\n" for name in names))
 
 
+def _own_users(folder: Path) -> str:
+    """Return the shell command that gives a mount namespace the hosts' users."""
+    return " && ".join(f"mount --bind {folder / name} /etc/{name}" for name in ("passwd", "shadow", "sudoers"))
+
+
+def _closed_to_users(paths: Sequence[Path]) -> set[Path]:
+    """Return the topmost directories on the way to ``paths`` that others may not enter."""
+    closed = ([parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o001] for path in paths)
+    return {directories[0] for directories in closed if directories}
+
+
 def _make_users(folder: Path) -> None:
     crypt = ["openssl", "passwd", "-6", "-stdin"]
     secret = subprocess.run(crypt, input=PASSWORD, text=True, check=True, capture_output=True).stdout.strip()
@@ -342,7 +374,7 @@ def _make_users(folder: Path) -> None:
     for file, text, mode in (
         ("passwd", passwd, 0o644),
         ("shadow", shadow, 0o600),
-        ("sudoers", "root ALL=(ALL) NOPASSWD: ALL\nted ALL=(bob) NOPASSWD: ALL\n", 0o440),
+        ("sudoers", "root ALL=(ALL) NOPASSWD: ALL\nted ALL=(bob) NOPASSWD: /usr/bin/sh, /usr/bin/kill\n", 0o440),
     ):
         (folder / file).write_text(text)
         (folder / file).chmod(mode)

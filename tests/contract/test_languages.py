@@ -54,9 +54,8 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         __TOREE_SPARK_OPTS__=SPARK_OPTIONS,
     )
     (folder / "lib").symlink_to(lab.lib)
-    # Toree's interrupt asks for the Spark context, and cannot make one: so it is used once before.
     loop = 'println("looping"); while (true) Thread.sleep(50)'
-    return {"name": "scala_distributed", "set": "var x = 41; sc.version", "get": "x + 1", "loop": loop}
+    return {"name": "scala_distributed", "set": "var x = 41", "get": "x + 1", "loop": loop}
 
 
 async def begin(websocket: KernelSocket, code: str) -> str:

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.timeout(180)
 
 SCRIPT = LAUNCHERS / "python" / "scripts" / "launch_ipykernel.py"
 PYTHON = [sys.executable, str(SCRIPT)]
+DASK = Path(__file__).parent / "dask"
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 CAN_ENCRYPT = ipykernel.version_info[:2] >= (7, 3)
 
@@ -120,6 +121,22 @@ async def test_orderly_shutdown_leaves_nothing(log, tmp_path):
         kernel.shut_down()
         assert await kernel.wait_ended() == 0
         await eventually(lambda: not connection_files(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["--cluster-type", "--RemoteProcessProxy.cluster-type"])
+async def test_a_dask_cluster_is_the_users_until_the_kernel_ends(option, log, tmp_path):
+    """In a container of Dask's the variable ``cluster`` is its cluster, connected to once, and closed at the end."""
+    notes = tmp_path / "notes"
+    environment = {"PYTHONPATH": str(DASK), "SKEIN_APPLICATION_ID": "application_7", "DASK_NOTES": str(notes)}
+    async with launched([*PYTHON, option, "dask"], log=log, version=2, env=environment) as kernel:
+        await kernel.connect(60)
+        code = "print(type(cluster).__module__, cluster.app_id, 'spark' in globals())"
+        assert await kernel.run(code) == ("ok", "dask_yarn application_7 False\n")
+        connected = f"connected application_7 in {kernel.info.pid}\n"
+        assert notes.read_text() == connected
+        kernel.shut_down()
+        assert await kernel.wait_ended() == 0
+    assert notes.read_text() == f"{connected}closed application_7 in {kernel.info.pid}\n"
 
 
 async def test_shutdown_command_ends_the_listener_only(log):
@@ -279,6 +296,7 @@ async def test_port_range_is_honoured(log):
         (("--kernel-id", "k", "--port-range", "many"), {}, "must be lower..upper, not 'many'"),
         (("--kernel-id", "k", "--cluster-type", "abacus"), {}, "must be one of spark, dask, none"),
         (("--kernel-id", "k", "--cluster-type", "dask"), {}, "dask-yarn"),
+        (("--kernel-id", "k", "--cluster-type", "dask"), {"PYTHONPATH": str(DASK)}, "Not running inside a container"),
         (("--kernel-id", "k", "--transport-encryption", "maybe"), {}, "disabled, auto, required"),
         (("--kernel-id", "k"), {"TRANSPORT_ENCRYPTION": "maybe"}, "disabled, auto, required"),
         (("--kernel-id", "k", "--kernel-class-name", "os.path"), {}, "kernel class os.path cannot be used"),

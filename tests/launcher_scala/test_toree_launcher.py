@@ -84,6 +84,9 @@ async def test_version_1_without_spark_and_killed(lab: toree.Toree, run_sh: list
             await offload(send_raw, kernel.info.comm_port, data)
         await kernel.connect(READY_SECONDS)
         assert await offload(kernel.comm.probe)
+        loop = 'println("looping"); while (true) Thread.sleep(100)'
+        assert await kernel.interrupt_when_printed(loop, "looping") != "ok"
+        await kernel.result("0")  # the first result after an error shows "lastException"
         assert await kernel.result("6 * 7") == "42"
         assert await offload(kernel.comm.signal, signal.SIGKILL)
         await kernel.wait_ended(30)

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from tornado.httpclient import HTTPClientError
 
-from tests.clusters.haproxy import free_ports, haproxy
+from tests.clusters.load_balancers import LOAD_BALANCERS, free_ports
 from tests.clusters.postgres import PostgresServer, running_postgres
 from tests.support.gateway import Client, KernelSocket
 from tests.support.processes import ServerProcess, gateway_process
@@ -44,6 +44,20 @@ async def reconnected(client: Client, kernel_id: str, session_id: str) -> Kernel
             await asyncio.sleep(0.05)
 
 
+def processes_of(kernel_id: str) -> list[int]:
+    """Return the processes of a kernel on this machine."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/environ", "rb") as environ:
+                    if f"KERNEL_ID={kernel_id}".encode() in environ.read():
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
+
+
 async def _closed(socket: KernelSocket) -> None:
     socket.close()
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
@@ -52,7 +66,10 @@ async def _closed(socket: KernelSocket) -> None:
 
 
 class Replicas:
-    """Some replicas; ``options`` are command-line arguments of all of them."""
+    """Some replicas; ``options`` are command-line arguments of all of them.
+
+    In front of them is HAProxy, unless ``load_balancer`` is set to another one before they are started.
+    """
 
     def __init__(self, directory: Path, database_url: str) -> None:
         self.directory = directory
@@ -62,6 +79,7 @@ class Replicas:
         self.ports: list[int] = []
         self.processes: list[ServerProcess] = []
         self.clients: list[Client] = []
+        self.load_balancer = "haproxy"
         self.proxy: ServerProcess | None = None
         self.through_proxy: Client = None  # type: ignore[assignment]
         self._runs = 0
@@ -72,7 +90,7 @@ class Replicas:
         self.ports = free_ports(count)
         self.processes = [self._process(number) for number in range(count)]
         await asyncio.gather(*(asyncio.to_thread(process.start) for process in self.processes))
-        self.proxy = haproxy(self.directory, self.ports)
+        self.proxy = LOAD_BALANCERS[self.load_balancer](self.directory, self.ports)
         url = self.proxy.url
         await asyncio.to_thread(self.proxy.start)
         self.proxy.url = url

@@ -10,7 +10,7 @@ import time
 import pytest
 from tornado.websocket import WebSocketClosedError
 
-from .conftest import eventually, reconnected
+from .conftest import eventually, processes_of, reconnected
 
 pytestmark = [pytest.mark.slow]
 
@@ -83,6 +83,21 @@ async def test_the_life_of_a_session_on_all_replicas(replicas):
     assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
 
 
+async def test_a_path_has_one_session_when_all_replicas_are_asked_at_once(replicas):
+    """Requests for the same new path on both replicas at the same instant are answered with one session and kernel."""
+    one, two = await replicas.start()
+    for path in ("a.ipynb", "b.ipynb", "c.ipynb"):
+        body = {"path": path, "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+        opened = await asyncio.gather(
+            *(client.call("/api/sessions", "POST", body, status=201) for client in (one, two) * 2)
+        )
+        assert len({(session["id"], session["kernel"]["id"]) for session in opened}) == 1
+    assert len(await one.call("/api/kernels")) == len(await two.call("/api/sessions")) == 3
+    failing = {"path": "d.ipynb", "type": "notebook", "name": "", "kernel": {"name": "unknown"}}
+    answers = await asyncio.gather(*(client.fetch("/api/sessions", "POST", failing) for client in (one, two)))
+    assert [answer.code for answer in answers] == [404, 404]
+
+
 async def test_limits_hold_for_all_replicas_together(replicas):
     """Of eight starts at once on two replicas as many succeed as the limit allows; a deleted kernel makes room."""
     one, two = await replicas.start(2, "--EnterpriseGatewayApp.max_kernels=3")
@@ -140,27 +155,16 @@ async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
     for _ in range(3):
         await asyncio.gather(restart(one, kernel_id), restart(two, kernel_id), one.call(f"/api/kernels/{kernel_id}"))
     pid = (await socket.execute("import os; os.getpid()"))[0]
-    assert _processes_of(kernel_id) == [int(pid)]
+    assert processes_of(kernel_id) == [int(pid)]
     answers = await asyncio.gather(*(client.fetch(f"/api/kernels/{kernel_id}", "DELETE") for client in (one, two)))
     assert {answer.code for answer in answers} <= {204, 404}
-    assert _processes_of(kernel_id) == []
+    assert processes_of(kernel_id) == []
 
 
-def _processes_of(kernel_id):
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/environ", "rb") as environ:
-                    if f"KERNEL_ID={kernel_id}".encode() in environ.read():
-                        found.append(int(entry))
-            except OSError:
-                continue
-    return found
-
-
-async def test_kill_one_replica_and_the_other_goes_on(replicas):
+@pytest.mark.parametrize("load_balancer", ["haproxy", "nginx"])
+async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
     """Clients of a replica that was killed go on through the other one within 5 s, and it looks after the kernels."""
+    replicas.load_balancer = load_balancer
     await replicas.start()
     client = replicas.through_proxy
     kernels = [await client.start_kernel() for _ in range(4)]
@@ -188,6 +192,6 @@ async def test_kill_one_replica_and_the_other_goes_on(replicas):
     os.kill(pid, signal.SIGKILL)
 
     async def has_new_process():
-        return _processes_of(kernels[0]) not in ([], [pid])
+        return processes_of(kernels[0]) not in ([], [pid])
 
     await eventually(has_new_process)

@@ -75,8 +75,9 @@ class ServerProcess:
         end = time.monotonic() + self._timeout
         while not ((match := self._ready.search(self.output)) and _accepts(match.groupdict().get("url"))):
             if self.process.poll() is not None or time.monotonic() > end:
+                code = self.process.poll()  # of its own accord, before it is asked to end
                 self.stop()
-                raise AssertionError(f"{self.command} did not get ready, exit {self.process.poll()}:\n{self.output}")
+                raise AssertionError(f"{self.command} did not get ready, exit {code}:\n{self.output}")
             time.sleep(0.02)
         self.url = match.groupdict().get("url", "").rstrip("/")
         return self

@@ -62,6 +62,16 @@ def test_output_is_not_written_through_a_symbolic_link(tmp_path: Path) -> None:
     assert precious.read_text() == "mine"
 
 
+def test_what_it_can_read_is_handed_over_whole_and_at_once(tmp_path: Path) -> None:
+    """More than a pipe holds, to a program that is in no hurry to read; then the input is at its end."""
+    output, text = tmp_path / "output", b"0123456789abcdef" * 20_000
+    program = ("sh", "-c", "sleep 0.2; exec cat")
+    process = LocalProcess.spawn(program, env=dict(os.environ), output=output, stdin=text)
+    assert process.poll() is None
+    assert process.wait(10) == 0
+    assert output.read_bytes() == text
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="not applicable: needs processes of two users")
 def test_another_users_process_is_not_signalled() -> None:
     """That it may not be is an answer, no error: sudo's own process, for one, is root's."""

@@ -480,8 +480,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.log.info("Kernel restarted: %s", kernel_id)
 
     async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
+        is_used_elsewhere = self.replicas is not None and self.replicas.is_used_elsewhere(str(kernel.kernel_id))
         kernel = await self._begin(kernel, KernelRecords.restarting)
         self.restarter.forget(kernel)
+        if self.replicas is not None and is_used_elsewhere:
+            await self.replicas.let_others_notice()
         kernel.restarts = 0
         await self._replace(kernel, now=now or bool(kernel.died_because))
         self.restarter.watch(kernel)

@@ -239,6 +239,15 @@ class Replicas:
         stored = self._stored.get(kernel_id)
         return stored.connections if stored is not None else 0
 
+    def is_used_elsewhere(self, kernel_id: str) -> bool:
+        """Whether another replica looks after a kernel, or has websockets for it, as far as we know."""
+        stored = self._stored.get(kernel_id)
+        return stored is not None and (stored.connections > 0 or stored.owner not in {None, self.owner})
+
+    async def let_others_notice(self) -> None:
+        """Wait for the heartbeat of the others: what their clients send is kept then for a kernel's new process."""
+        await asyncio.sleep(self._store.lease_seconds / BEATS_PER_LEASE)
+
     def is_dead_elsewhere(self, kernel_id: str) -> bool:
         """Whether the replica that looks after a kernel has given it up, but keeps it as dead."""
         stored = self._stored.get(kernel_id)
@@ -263,6 +272,36 @@ class Replicas:
         finally:
             with contextlib.suppress(StoreUnavailableError):  # it expires
                 await uninterrupted(self._store.commit(place) if succeeded else self._store.cancel(place))
+
+    @contextlib.asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[None]:
+        """Let no other replica run a block of this name until ours ends; a replica that dies in it is passed over.
+
+        Parameters
+        ----------
+        name
+            Stands among the kernels' leases; no kernel's id.
+
+        Raises
+        ------
+        ConflictError
+            Another replica does not get done with it.
+        """
+        deadline = Deadline(PATIENCE_SECONDS)
+        async with self._lock(name):  # the lease does not keep our own requests apart
+            try:
+                # Else a caller who is gone could leave a lease, which our heartbeat would prolong for ever.
+                while await uninterrupted(self._take(name)) is None:
+                    if deadline.expired:
+                        raise ConflictError("Another replica of the gateway is doing the same; please try again.")
+                    await self._next_beat()
+                yield
+            finally:
+                with contextlib.suppress(StoreUnavailableError):  # it expires
+                    await uninterrupted(self._store.release_lease(name, self.owner))
+
+    async def _take(self, name: str) -> int | None:
+        return await self._store.acquire_lease(name, self.owner, self._store.lease_seconds)
 
     # -- attachments --------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from ...core.offload import offload
 from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
 from .hostchoice import TrackKernelOnHost
-from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy
+from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy, gateway_user
 from .remnants import Remnant, remote_processes
 from .remotehosts import RemoteHost, address_of, is_local_address, resolve
 from .shared import SharedResources, gateway_environment
@@ -58,7 +58,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         self.hosts = list(envvars.comma_list(configured if isinstance(configured, str) else ",".join(configured)))
         self.kernel_log = log_path(self.kernel_id)
         self.started_pid = self.started_pgid = 0  # by us, on whose word a signal is sent
-        self.sudo_user = ""
+        self.sudo_user = self._wanted_user = ""
         self._host: RemoteHost | None = None  # None: the gateway's own, or not known yet
 
     @property
@@ -76,18 +76,18 @@ class DistributedProcessProxy(RemoteProcessProxy):
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Start the kernel on the first host that can be reached, and wait for its response."""
         await super().launch_process(kernel_cmd, **kwargs)
-        self.sudo_user = self._other_user(kwargs["env"])
+        self._wanted_user = self._impersonated(kwargs["env"])
         await self._start(kernel_cmd, **kwargs)
         await self.confirm_remote_startup()
 
-    def _other_user(self, env: Mapping[str, str]) -> str:
-        """Return the user whom the kernel is to run as by sudo; empty: the one we log in as."""
+    def _impersonated(self, env: Mapping[str, str]) -> str:
+        """Return the user whom the kernel is to run as; empty: the one that starts it."""
         from ...drivers.shell_scripts import is_user_name
 
         user = env["KERNEL_USERNAME"]
-        if not self.kernel_manager.options.impersonation_enabled or user == self.remote_user:
+        if not self.kernel_manager.options.impersonation_enabled:
             return ""
-        if not is_user_name(user):
+        if user not in (self.remote_user, gateway_user()) and not is_user_name(user):
             raise LaunchRefusedError(f"KERNEL_USERNAME {user[:64]!r} is no user name that a kernel can be started as.")
         return user
 
@@ -129,7 +129,10 @@ class DistributedProcessProxy(RemoteProcessProxy):
     async def _start_on(self, host: str, kernel_cmd: list[str], **kwargs: Any) -> None:
         address = await address_of(host)
         self.assigned_host, self.assigned_ip, self.ip = host, address, address
-        if is_local_address(address):
+        is_here = is_local_address(address)
+        login = gateway_user() if is_here else self.remote_user
+        self.sudo_user = self._wanted_user if self._wanted_user != login else ""
+        if is_here:
             self._host = None
             await offload(self._start_here, kernel_cmd, kwargs)
         else:
@@ -138,9 +141,16 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     def _start_here(self, kernel_cmd: list[str], kwargs: dict[str, Any]) -> None:
         """Start the kernel as a child process; in a thread, like :meth:`_start_there`."""
-        sudo = ["sudo", "-n", "-H", "-E", "-u", self.sudo_user, "--"] if self.sudo_user else []
+        from ...drivers.shell_scripts import sudo_command
+
+        if self.sudo_user:
+            try:
+                kernel_cmd, script = sudo_command(kernel_cmd, self._remote_environment(kwargs["env"]), self.sudo_user)
+            except ValueError as error:
+                raise KernelLaunchError(f"Kernel {self.kernel_id} cannot be started: {error}.") from error
+            kwargs = {**kwargs, "stdin": script.encode(errors="surrogateescape")}
         Path(self.kernel_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.local_proc = self.launch_kernel([*sudo, *kernel_cmd], **kwargs)
+        self.local_proc = self.launch_kernel(kernel_cmd, **kwargs)
         self.started_pid, self.started_pgid = self.local_proc.pid, self.local_proc.pgid
 
     def _start_there(self, host: RemoteHost, kernel_cmd: list[str], env: Mapping[str, str]) -> None:
@@ -260,7 +270,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         if self.local_proc is not None and not self.sudo_user:
             return None if self.local_proc.send_signal(signum) is not False else False
         if self._host is None:
-            return self._signal_by_sudo(signum) if self.local_proc is not None else super().send_signal(signum)
+            return self._signal_here(signum)
         pid = self.started_pid or self.pid
         if pid <= 1:
             return False
@@ -270,6 +280,15 @@ class DistributedProcessProxy(RemoteProcessProxy):
             self.log.warning("Kernel %s could not be sent signal %d: %s", self.kernel_id, signum, error)
             return super().send_signal(signum) if self.comm is not None else False
         return None if sent else False
+
+    def _signal_here(self, signum: int) -> bool | None:
+        if self.local_proc is None:
+            return super().send_signal(signum)
+        sent = self._signal_by_sudo(signum)
+        if signum == signal.SIGKILL:
+            # sudo stops when its kernel does, and then does not see it end; it may be signalled by root only.
+            self.local_proc.send_signal(signum)
+        return sent
 
     def _signal_by_sudo(self, signum: int) -> bool | None:
         """Signal a kernel of another user on the gateway's host: as that user, for we may not."""

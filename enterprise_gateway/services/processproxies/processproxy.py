@@ -165,7 +165,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
     def launch_kernel(self, cmd: list[str], **kwargs: Any) -> LocalProcess:
         """Start ``cmd`` as a child of the gateway; back ends use it for kernels and for launch scripts.
 
-        Its output goes to :attr:`output_file`, whose last lines explain an early end.
+        Its output goes to :attr:`output_file`, whose last lines explain an early end; ``stdin`` is what it can read.
 
         Raises
         ------
@@ -179,6 +179,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
                 cwd=kwargs.get("cwd"),
                 output=self.output_file,
                 independent=self.kernel_manager.outlives_gateway,
+                stdin=kwargs.get("stdin", b""),
             )
         except OSError as error:
             raise LauncherFailedError(f"The command of kernel {self.kernel_id} cannot be run: {error}") from error

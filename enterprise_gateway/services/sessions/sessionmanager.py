@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -125,7 +126,8 @@ class SessionManager(LoggingConfigurable):
     async def open_session(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
         """Return the id of the session of a path, starting its kernel if there is none; called for POST.
 
-        Requests for a path that come while its kernel is being started wait for that start, and share its failure.
+        Requests for a path that come while its kernel is being started wait for that start, and share its failure;
+        when another replica is starting it, they wait for that one to be done.
         Cancelling one of them leaves it to the others; the last one that is cancelled gives the start up.
 
         Raises
@@ -149,15 +151,22 @@ class SessionManager(LoggingConfigurable):
 
     async def _open(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
         session = await self.find_by_path(path)
-        if session is None:
-            kernel_id = await self.kernel_manager.start_kernel(kernel_name=kernel_name, path=path)
-            try:
-                session = await self.create_session(path, kernel_id, name, type)
-            except BaseException:
-                with suppress(NotFoundError):
-                    await self.kernel_manager.shutdown_kernel(kernel_id)
-                raise
+        replicas = self.kernel_manager.replicas
+        if session is None and replicas is not None:
+            async with replicas.alone(f"path:{hashlib.sha256(path.encode()).hexdigest()}"):
+                session = await self.find_by_path(path) or await self._start(path, name, type, kernel_name)
+        session = session or await self._start(path, name, type, kernel_name)
         return session.session_id
+
+    async def _start(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> Session:
+        """Start a kernel and enter a session for it."""
+        kernel_id = await self.kernel_manager.start_kernel(kernel_name=kernel_name, path=path)
+        try:
+            return await self.create_session(path, kernel_id, name, type)
+        except BaseException:
+            with suppress(NotFoundError):
+                await self.kernel_manager.shutdown_kernel(kernel_id)
+            raise
 
     def _close_opening(self, path: str, task: asyncio.Task[str]) -> None:
         """Let the next request for a path open it anew."""

@@ -769,7 +769,12 @@ def cluster_variables(options: argparse.Namespace) -> tuple[dict[str, Any], Spar
             from dask_yarn import YarnCluster
         except ImportError as error:
             raise LaunchError(f"cluster type dask needs package dask-yarn: {error}") from error
-        return {"cluster": YarnCluster.from_current()}, None
+        try:
+            cluster = YarnCluster.from_current()
+        except Exception as error:
+            raise LaunchError(f"there is no Dask cluster to connect to: {error}") from error
+        atexit.register(cluster.close)
+        return {"cluster": cluster}, None
     if options.cluster_type == "none":
         return {}, None
     try:

@@ -3,6 +3,7 @@ package launcher;
 import java.util.Map;
 import java.util.Set;
 import sun.misc.Signal;
+import sun.misc.SignalHandler;
 
 /** Turns the signal numbers that the gateway sends into signals this JVM can take. */
 final class KernelSignals {
@@ -16,6 +17,9 @@ final class KernelSignals {
     private final String interrupt;
     private final Set<Integer> allowed;
     private final Runnable cleanUp;
+    private final ClassLoader classLoader = Thread.currentThread().getContextClassLoader();
+    private final SignalHandler lender = this::handleWithClassLoader;
+    private volatile SignalHandler handler;
 
     /**
      * Knows one kernel's signals.
@@ -50,8 +54,34 @@ final class KernelSignals {
         if (number == KILL) {
             haltLater();
         }
-        Signal.raise(new Signal(number == KILL || number == TERMINATE ? "TERM" : interrupt));
+        if (number == KILL || number == TERMINATE) {
+            Signal.raise(new Signal("TERM"));
+        } else {
+            Signal signal = new Signal(interrupt);
+            lendClassLoader(signal);
+            Signal.raise(signal);
+        }
         return true;
+    }
+
+    /**
+     * Has whoever handles {@code signal} by now do so with the class loader of this launcher.
+     *
+     * <p>Toree's handler asks for the Spark context, and makes it where no cell has yet; the JVM's threads for signals
+     * have a class loader that does not know Spark.
+     */
+    private synchronized void lendClassLoader(Signal signal) {
+        SignalHandler current = Signal.handle(signal, lender);
+        if (current == SignalHandler.SIG_DFL || current == SignalHandler.SIG_IGN) {
+            Signal.handle(signal, current); // the system's, which cannot be called
+        } else if (current != lender) {
+            handler = current;
+        }
+    }
+
+    private void handleWithClassLoader(Signal signal) {
+        Thread.currentThread().setContextClassLoader(classLoader);
+        handler.handle(signal);
     }
 
     /** TERM lets Spark stop its executors; a JVM that does not end by it is halted. */
