@@ -134,11 +134,8 @@ def _stable_environment() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _log_watch(clean_environment: Path, request: pytest.FixtureRequest) -> Iterator[LogWatch]:
     watch = LogWatch()
-    logging.getLogger().addHandler(watch)
-    try:
+    with watch.listening():
         yield watch
-    finally:
-        logging.getLogger().removeHandler(watch)
     _fail_if(watch.sentences(), request)
 
 

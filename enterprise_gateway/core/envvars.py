@@ -18,6 +18,8 @@ NumberT = TypeVar("NumberT", int, float)
 
 TABLE: dict[str, EnvVar] = {}  # type: ignore[type-arg]
 
+NOT_READ = "This version does not read it: the back end that it is for is still to come."
+
 
 @dataclass(frozen=True)
 class Number(Generic[NumberT]):
@@ -47,7 +49,8 @@ class EnvVar(Generic[T]):
     ``names`` are tried in order: the first one set wins. ``parse`` turns text into the value and raises ValueError
     for text it cannot use. A blank text for a number counts as not set: templates (Helm, Compose) render unset
     values so. ``group`` is the heading under which the documentation lists the variable, ``option`` the
-    application's option whose default it is, if any.
+    application's option whose default it is, if any. ``is_read`` is False as long as the back end that it is for does
+    not exist; then :data:`NOT_READ` is said wherever it is documented.
     """
 
     names: tuple[str, ...]
@@ -56,6 +59,7 @@ class EnvVar(Generic[T]):
     help: str
     group: str = ""
     option: str = ""
+    is_read: bool = True
 
     @property
     def name(self) -> str:
@@ -82,20 +86,31 @@ class EnvVar(Generic[T]):
 
 
 def declare(
-    name: str, parse: Callable[[str], T], default: D, help: str, *legacy: str, group: str = "", option: str = ""
+    name: str,
+    parse: Callable[[str], T],
+    default: D,
+    help: str,
+    *legacy: str,
+    group: str = "",
+    option: str = "",
+    is_read: bool = True,
 ) -> EnvVar[T | D]:
     """Add a variable to the table, which must not have it yet, and return it."""
     if name in TABLE:
         raise KeyError(f"{name} is declared twice")
-    variable: EnvVar[T | D] = EnvVar((name, *legacy), parse, default, help, group, option)
+    text = help if is_read else f"{help} {NOT_READ}"
+    variable: EnvVar[T | D] = EnvVar((name, *legacy), parse, default, text, group, option, is_read)
     TABLE[name] = variable
     return variable
 
 
-def for_option(option: str, parse: Callable[[str], T], default: D, *legacy: str, name: str = "") -> EnvVar[T | D]:
+def for_option(
+    option: str, parse: Callable[[str], T], default: D, *legacy: str, name: str = "", is_read: bool = True
+) -> EnvVar[T | D]:
     """Declare the variable that sets an option's default; it is called EG_<OPTION> unless ``name`` says otherwise."""
     name = name or f"EG_{option.upper()}"
-    return declare(name, parse, default, f"Sets the default of the option {option}.", *legacy, option=option)
+    text = f"Sets the default of the option {option}."
+    return declare(name, parse, default, text, *legacy, option=option, is_read=is_read)
 
 
 def check() -> None:
@@ -278,10 +293,10 @@ EG_REMOTE_HOSTS = for_option("remote_hosts", comma_list, ("localhost",))
 EG_LOAD_BALANCING_ALGORITHM = for_option("load_balancing_algorithm", str, "round-robin")
 EG_PORT_RANGE = for_option("port_range", str, "0..0")
 EG_TRANSPORT_ENCRYPTION = for_option("transport_encryption", str, "disabled")
-EG_YARN_ENDPOINT = for_option("yarn_endpoint", optional_text, None)
-EG_ALT_YARN_ENDPOINT = for_option("alt_yarn_endpoint", optional_text, None)
-EG_YARN_ENDPOINT_SECURITY_ENABLED = for_option("yarn_endpoint_security_enabled", boolean, False)
-EG_CONDUCTOR_ENDPOINT = for_option("conductor_endpoint", optional_text, None)
+EG_YARN_ENDPOINT = for_option("yarn_endpoint", optional_text, None, is_read=False)
+EG_ALT_YARN_ENDPOINT = for_option("alt_yarn_endpoint", optional_text, None, is_read=False)
+EG_YARN_ENDPOINT_SECURITY_ENABLED = for_option("yarn_endpoint_security_enabled", boolean, False, is_read=False)
+EG_CONDUCTOR_ENDPOINT = for_option("conductor_endpoint", optional_text, None, is_read=False)
 
 EG_DYNAMIC_CONFIG_INTERVAL = for_option("dynamic_config_interval", _count, 0)
 EG_AVAILABILITY_MODE = for_option("availability_mode", optional_text, None)
@@ -351,6 +366,7 @@ EG_PROHIBITED_UIDS = declare(
     (0,),
     "User ids (comma list) under which no container kernel is started; such a start is refused with 403.",
     group=_LAUNCH,
+    is_read=False,
 )
 EG_PROHIBITED_GIDS = declare(
     "EG_PROHIBITED_GIDS",
@@ -358,6 +374,7 @@ EG_PROHIBITED_GIDS = declare(
     (0,),
     "Group ids (comma list) under which no container kernel is started; such a start is refused with 403.",
     group=_LAUNCH,
+    is_read=False,
 )
 EG_MIRROR_WORKING_DIRS = declare(
     "EG_MIRROR_WORKING_DIRS",
@@ -531,6 +548,7 @@ EG_KERNEL_IMAGE = declare(
     None,
     "Image of kernels for which neither request nor kernelspec names one.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_KERNEL_EXECUTOR_IMAGE = declare(
     "EG_KERNEL_EXECUTOR_IMAGE",
@@ -538,9 +556,15 @@ EG_KERNEL_EXECUTOR_IMAGE = declare(
     None,
     "Image of Spark executors for which neither request nor kernelspec names one; when unset, the kernel's image.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_NAMESPACE = declare(
-    "EG_NAMESPACE", str, "default", "Kubernetes namespace in which the gateway itself runs.", group=_CONTAINERS
+    "EG_NAMESPACE",
+    str,
+    "default",
+    "Kubernetes namespace in which the gateway itself runs.",
+    group=_CONTAINERS,
+    is_read=False,
 )
 EG_SHARED_NAMESPACE = declare(
     "EG_SHARED_NAMESPACE",
@@ -548,6 +572,7 @@ EG_SHARED_NAMESPACE = declare(
     False,
     "Whether kernels run in EG_NAMESPACE in place of one namespace each.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_DEFAULT_KERNEL_SERVICE_ACCOUNT_NAME = declare(
     "EG_DEFAULT_KERNEL_SERVICE_ACCOUNT_NAME",
@@ -555,6 +580,7 @@ EG_DEFAULT_KERNEL_SERVICE_ACCOUNT_NAME = declare(
     "default",
     "Service account of kernels whose request does not name one.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_KERNEL_CLUSTER_ROLE = declare(
     "EG_KERNEL_CLUSTER_ROLE",
@@ -563,6 +589,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
     "ClusterRole that the kernel's service account gets in a namespace made for it; set it to a role with few rights, "
     "as the Helm chart does.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
@@ -570,9 +597,10 @@ EG_POD_TEMPLATE_DIR = declare(
     "/tmp",
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_DOCKER_NETWORK = declare(
-    "EG_DOCKER_NETWORK", str, "bridge", "Docker network that kernel containers join.", group=_CONTAINERS
+    "EG_DOCKER_NETWORK", str, "bridge", "Docker network that kernel containers join.", group=_CONTAINERS, is_read=False
 )
 EG_DOCKER_MODE = declare(
     "EG_DOCKER_MODE",
@@ -580,6 +608,7 @@ EG_DOCKER_MODE = declare(
     None,
     "Told to the Docker launch script by the gateway: swarm or docker. Setting it for the gateway has no effect.",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_REMOVE_CONTAINER = declare(
     "EG_REMOVE_CONTAINER",
@@ -588,17 +617,23 @@ EG_REMOVE_CONTAINER = declare(
     "Whether Docker removes a kernel's container when the kernel ends; switch off to read its log.",
     "REMOVE_CONTAINER",
     group=_CONTAINERS,
+    is_read=False,
 )
 EG_KUBERNETES_LOG_LEVEL = declare(
-    "EG_KUBERNETES_LOG_LEVEL", log_level, 30, "Log level of the Kubernetes library.", group=_CONTAINERS
+    "EG_KUBERNETES_LOG_LEVEL", log_level, 30, "Log level of the Kubernetes library.", group=_CONTAINERS, is_read=False
 )
 EG_DOCKER_LOG_LEVEL = declare(
-    "EG_DOCKER_LOG_LEVEL", log_level, 30, "Log level of the Docker library.", group=_CONTAINERS
+    "EG_DOCKER_LOG_LEVEL", log_level, 30, "Log level of the Docker library.", group=_CONTAINERS, is_read=False
 )
 
 _YARN = "Hadoop YARN and IBM Spectrum Conductor"
 EG_YARN_SHUTDOWN_WAIT_TIME = declare(
-    "EG_YARN_SHUTDOWN_WAIT_TIME", _seconds, 15.0, "Seconds that a YARN kernel may take to shut down.", group=_YARN
+    "EG_YARN_SHUTDOWN_WAIT_TIME",
+    _seconds,
+    15.0,
+    "Seconds that a YARN kernel may take to shut down.",
+    group=_YARN,
+    is_read=False,
 )
 EG_YARN_CERT_BUNDLE = declare(
     "EG_YARN_CERT_BUNDLE",
@@ -606,6 +641,7 @@ EG_YARN_CERT_BUNDLE = declare(
     True,
     "File of the authorities that certify the resource manager; true verifies with the system's, false not at all.",
     group=_YARN,
+    is_read=False,
 )
 EG_YARN_MUTUAL_AUTHENTICATION = declare(
     "EG_YARN_MUTUAL_AUTHENTICATION",
@@ -613,8 +649,11 @@ EG_YARN_MUTUAL_AUTHENTICATION = declare(
     "REQUIRED",
     "Whether the resource manager must prove its identity by Kerberos too: REQUIRED, OPTIONAL or DISABLED.",
     group=_YARN,
+    is_read=False,
 )
-EG_YARN_LOG_LEVEL = declare("EG_YARN_LOG_LEVEL", log_level, 30, "Log level of the YARN client library.", group=_YARN)
+EG_YARN_LOG_LEVEL = declare(
+    "EG_YARN_LOG_LEVEL", log_level, 30, "Log level of the YARN client library.", group=_YARN, is_read=False
+)
 YARN_PARTITION_THRESHOLD = declare(
     "YARN_PARTITION_THRESHOLD",
     Number(float, 0.0, 100.0),
@@ -622,6 +661,7 @@ YARN_PARTITION_THRESHOLD = declare(
     "Percentage of a partition's capacity above which no kernel is started in it. It is read from the kernel's "
     "environment: kernelspec or request.",
     group=_YARN,
+    is_read=False,
 )
 EGO_SERVICE_CREDENTIAL = declare(
     "EGO_SERVICE_CREDENTIAL",
@@ -629,6 +669,7 @@ EGO_SERVICE_CREDENTIAL = declare(
     None,
     "Credential with which the gateway logs in to Conductor when the request carries no JWT.",
     group=_YARN,
+    is_read=False,
 )
 
 _ZMQ = "Kernel messages"

@@ -8,7 +8,7 @@ from typing import Any
 from traitlets import Set, TraitType
 from traitlets.config import Configurable
 
-from .envvars import EnvVar
+from .envvars import NOT_READ, EnvVar
 
 
 class EnvironmentDefaults(Configurable):
@@ -26,7 +26,8 @@ class EnvironmentDefaults(Configurable):
             if isinstance(trait, TraitType) and "env" in trait.metadata:
                 variable: EnvVar[Any] = trait.metadata["env"]
                 names = " or, for compatibility, ".join(filter(None, [variable.name, ", ".join(variable.names[1:])]))
-                trait.help = trait.__doc__ = f"{trait.help}\n\nEnvironment: {names}."
+                text = trait.help if variable.is_read else f"{trait.help} {NOT_READ}"
+                trait.help = trait.__doc__ = f"{text}\n\nEnvironment: {names}."
                 setattr(cls, f"{name}_env", variable.name)
                 setattr(cls, f"{name}_default_value", _container(trait, variable.default))
                 setattr(cls, f"_{name}_default", _default_reader(trait, variable))

@@ -196,6 +196,7 @@ class KernelChannels:
         Clients of a kernel that was busy meanwhile are told that its output has a gap, and requests that it finished
         meanwhile are replied to with an error: the reply itself is lost.
         """
+        self._connection.resume()
         self._activity = memory.last_activity or self._activity
         self._last_cell = memory.last_cell.encode()
         self._inherited.restore(memory.requests)
@@ -225,6 +226,20 @@ class KernelChannels:
             The kernel was restarted or shut down meanwhile.
         """
         return await self._connection.ready(timeout)
+
+    @property
+    def awaits_first_answer(self) -> bool:
+        """Whether the kernel was started just now and has not answered yet: not after restarts and take-overs."""
+        return self._connection.awaits_first_answer
+
+    @property
+    def has_clients(self) -> bool:
+        """Whether a client is attached, or waits for the kernel's first answer to be."""
+        return bool(self._clients) or self._connection.is_waited_for
+
+    async def first_answer(self) -> None:
+        """Wait until a new kernel has answered for the first time, is restarted or gone, or takes too long."""
+        await self._connection.first_answer()
 
     async def request(
         self, msg_type: str, content: dict[str, Any], channel: str = "control", timeout: float = 5.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import zmq
@@ -41,6 +42,7 @@ class KernelConnection:
     __slots__ = (
         "_context",
         "_identity",
+        "_is_first",
         "_is_holding_stdin",
         "_is_live",
         "_is_up",
@@ -83,6 +85,7 @@ class KernelConnection:
         self._log = log
         self._warnings = warnings
         self._sockets: KernelSockets | None = None
+        self._is_first = False  # connected for the first time to a kernel that was started just now
         self._is_up = False  # connected, and no restart under way
         self._is_live = False  # output is known to arrive
         self._is_holding_stdin = False  # a shell request waits for the stdin socket
@@ -99,7 +102,9 @@ class KernelConnection:
 
     def connect(self, info: ConnectionInfo) -> None:
         """Connect to the kernel, in place of an earlier connection; returns at once."""
+        is_first = self._nudge_end == 0.0
         self.disconnect("the kernel was restarted")
+        self._is_first = is_first
         self._sockets = KernelSockets(
             info,
             context=self._context,
@@ -119,22 +124,28 @@ class KernelConnection:
 
     def disconnect(self, reason: str) -> None:
         """Close the sockets after taking in what has arrived; requests of the gateway fail with ``reason``."""
-        self.suspend()
+        self.suspend(reason)
         self._cancel_stdin_timer()
         self._is_holding_stdin = False
         if self._sockets is not None:
             self._sockets.close()
             self._sockets = None
-        for future in (*self._requests.values(), *self._waiters):
-            if not future.done():
-                future.set_exception(ConnectionError(reason))
+        _fail(self._requests.values(), reason)
 
-    def suspend(self) -> None:
-        """Take in what has arrived; from now on keep what clients send until the next :meth:`connect`."""
+    def suspend(self, reason: str = "the kernel is restarted or dead") -> None:
+        """Take in what has arrived; from now on keep what clients send until the next :meth:`connect`.
+
+        Nobody waits for the kernel any longer: that fails with ``reason``.
+        """
         if self._sockets is not None:
             self._sockets.drain()
-        self._is_up = self._is_live = False
+        self._is_up = self._is_live = self._is_first = False
         self._cancel_nudge()
+        _fail(self._waiters, reason)
+
+    def resume(self) -> None:
+        """Note that the kernel ran already when it was connected to."""
+        self._is_first = False
 
     def drop_pending(self) -> None:
         """Give up what clients have sent and the kernel has not got."""
@@ -153,6 +164,21 @@ class KernelConnection:
             return await _within(future, timeout, "the kernel did not answer a kernel_info_request")
         finally:
             self._waiters.remove(future)
+
+    @property
+    def awaits_first_answer(self) -> bool:
+        """Whether a kernel that was started just now has not answered yet, and has time left for it."""
+        return self._is_first and self.kernel_info is None and time.monotonic() < self._nudge_end
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for the kernel's answer."""
+        return bool(self._waiters)
+
+    async def first_answer(self) -> None:
+        """Wait as long as :attr:`awaits_first_answer`, and until output arrives."""
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            await self.ready(self._nudge_end - time.monotonic())
 
     async def request(self, msg_type: str, content: dict[str, Any], channel: str, timeout: float) -> dict[str, Any]:
         """Send a request of the gateway and return the reply's content; see :meth:`KernelChannels.request`."""
@@ -299,6 +325,12 @@ class KernelConnection:
         future = self._requests.get(message.parent.get("msg_id", ""))
         if future is not None and not future.done():
             future.set_result(content)
+
+
+def _fail(futures: Iterable[asyncio.Future[dict[str, Any]]], reason: str) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(ConnectionError(reason))
 
 
 async def _within(future: asyncio.Future[dict[str, Any]], timeout: float, failure: str) -> dict[str, Any]:

@@ -78,29 +78,25 @@ def test_the_command_line_keeps_priority(config_file):
     assert (app.max_kernels, app.max_age) == (5, "1")
 
 
-def test_a_broken_file_changes_nothing(config_file, caplog):
+def test_a_broken_file_changes_nothing(config_file, expect_log):
     """A file with an error is logged, and read again when it is repaired."""
     app = make_app()
     config_file.write_text("c.EnterpriseGatewayApp.max_kernels = (\n")
-    app.log.addHandler(caplog.handler)
-    app.update_dynamic_configurables()
+    with expect_log("Exception while loading config file"):
+        app.update_dynamic_configurables()
     assert app.max_kernels is None
-    assert "Exception while loading config file" in caplog.text
     config_file.write_text("c.EnterpriseGatewayApp.max_kernels = 4  # repaired\n")
     assert app.update_dynamic_configurables() is True
-    app.log.removeHandler(caplog.handler)
     assert app.max_kernels == 4
 
 
-def test_an_unusable_value_does_not_stop_the_others(config_file, caplog):
+def test_an_unusable_value_does_not_stop_the_others(config_file, expect_log):
     """A value of the wrong type is logged; what is meant for other objects applies."""
     app = make_app()
     config_file.write_text("c.EnterpriseGatewayApp.port = 'x'\nc.MappingKernelManager.cull_idle_timeout = 5\n")
-    app.log.addHandler(caplog.handler)
-    assert app.update_dynamic_configurables() is True
-    app.log.removeHandler(caplog.handler)
+    with expect_log("a value that EnterpriseGatewayApp cannot take"):
+        assert app.update_dynamic_configurables() is True
     assert app.kernel_manager.cull_idle_timeout == 5
-    assert "a value that EnterpriseGatewayApp cannot take" in caplog.text
 
 
 def test_other_objects_can_follow(config_file):

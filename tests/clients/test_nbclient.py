@@ -26,13 +26,9 @@ import nbformat
 from jupyter_server.gateway.managers import GatewayKernelManager
 from nbclient import NotebookClient
 
-class KernelManager(GatewayKernelManager):
-    # what jupyter_client asks when a kernel takes more than a second to answer; Jupyter Server gives it another name
-    _async_is_alive = GatewayKernelManager.is_alive
-
 book = nbformat.read(sys.argv[1], as_version=4)
 try:
-    NotebookClient(book, kernel_manager_class=KernelManager, timeout=60).execute()
+    NotebookClient(book, kernel_manager_class=GatewayKernelManager, timeout=60).execute()
 finally:
     nbformat.write(book, sys.argv[1])
 """

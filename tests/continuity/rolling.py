@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import socket
@@ -155,7 +156,7 @@ async def eventually(condition: Any, seconds: float = 10, what: str = "it") -> N
     """Wait until ``condition``, a function or a coroutine function, is true."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
-        result = await condition() if asyncio.iscoroutinefunction(condition) else await offload(condition)
+        result = await condition() if inspect.iscoroutinefunction(condition) else await offload(condition)
         if result:
             return
         assert asyncio.get_running_loop().time() < end, f"{what} did not happen within {seconds} s"

@@ -108,19 +108,20 @@ async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
             assert len({after[port] for port in ports} & {before[port] for port in ports}) <= 1
 
 
-async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend) -> None:
+async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend, expect_log: Any) -> None:
     """A crash is noticed by itself; the client is told and goes on with a fresh kernel."""
     name = backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name)
         websocket = await gateway.websocket(kernel_id)
         await websocket.execute("1")
-        await websocket.send("execute_request", {"code": "import os; os._exit(7)", "silent": False})
         states = []
-        while "restarting" not in states:
-            message = await websocket.receive()
-            if message["msg_type"] == "status":
-                states.append(message["content"]["execution_state"])
+        with expect_log("has died: its process .*; restart 1 of 5"):
+            await websocket.send("execute_request", {"code": "import os; os._exit(7)", "silent": False})
+            while "restarting" not in states:
+                message = await websocket.receive()
+                if message["msg_type"] == "status":
+                    states.append(message["content"]["execution_state"])
         assert (await websocket.execute("6 * 7"))[0] == "42"
 
 

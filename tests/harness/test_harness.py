@@ -18,7 +18,13 @@ def run_suite(directory: Path, body: str, **environment: str) -> subprocess.Comp
     directory.joinpath("test_it.py").write_text("from __future__ import annotations\n" + body)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-c", REPOSITORY / "pyproject.toml"]
     return subprocess.run(
-        [*command, f"--rootdir={REPOSITORY}", f"--basetemp={directory / 'tmp'}", directory / "test_it.py"],
+        [
+            *command,
+            f"--rootdir={REPOSITORY}",
+            f"--confcutdir={directory}",
+            f"--basetemp={directory / 'tmp'}",
+            directory / "test_it.py",
+        ],
         cwd=REPOSITORY,
         env={"PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
@@ -110,6 +116,14 @@ def test(tmp_path):
     "a warning in the log": (
         "import logging\ndef test(): logging.getLogger('enterprise_gateway.x').warning('oh %s', 'no')\n",
         "unexpected log message: WARNING enterprise_gateway.x: oh no",
+    ),
+    "a warning of the application": (
+        """
+import traitlets.config
+class EnterpriseGatewayApp(traitlets.config.Application): pass
+def test(): EnterpriseGatewayApp().log.warning('oh %s', 'no')
+""",
+        "unexpected log message: WARNING EnterpriseGatewayApp: oh no",
     ),
     "a warning that did not come": (
         "def test(expect_log):\n    with expect_log('never'): pass\n",

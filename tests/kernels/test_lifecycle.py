@@ -84,7 +84,7 @@ async def test_a_restart_keeps_ports_and_key_of_a_local_kernel(launches: Path) -
         assert (await websocket.execute("1"))[1]["status"] == "ok"
 
 
-async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Path) -> None:
+async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Path, expect_log: Any) -> None:
     """However many clients ask at once, all are answered 200 and the kernel is launched once more."""
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("tiny")
@@ -96,9 +96,11 @@ async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Pa
         assert (await websocket.execute("1"))[1]["status"] == "ok"
         assert len(launches.read_text().splitlines()) == 2
         kernel = gateway.app.kernel_manager.get_kernel(kernel_id)
-        psutil.Process(kernel.process_proxy.pid).kill()  # it is watched, and by one watch only
-        while len(launches.read_text().splitlines()) < 3:
-            await asyncio.sleep(0.05)
+        with expect_log("has died: its process was killed by signal SIGKILL; restart 1 of 5") as told:
+            psutil.Process(kernel.process_proxy.pid).kill()  # it is watched, and by one watch only
+            while len(launches.read_text().splitlines()) < 3:
+                await asyncio.sleep(0.05)
+        assert len(told) == 1
         await state_of(gateway, kernel_id, "idle")
         assert len(launches.read_text().splitlines()) == 3
         await websocket.receive_until("stream")  # that it has died, and why

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from enterprise_gateway.core.connection import ConnectionInfo
+from enterprise_gateway.services.kernels.remotemanager import RemoteKernelManager, new_kernel_id
+from tests.conftest import ExpectLog
 from tests.contract.test_contract import nothing_left
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import PYTHON_ARGV, write_kernelspec
@@ -85,15 +89,16 @@ async def test_captured_headers_reach_the_back_end(tmp_path: Path, witness: Path
         assert json.loads(environment["HEADERS"]) == {"X-Trace": "42"}
 
 
-async def test_a_back_end_of_version_3_finds_what_it_read_there(witness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_back_end_of_version_3_finds_what_it_read_there(witness: Path, expect_log: ExpectLog) -> None:
     """Options, addresses, ports and identity stand where version 3 had them, on the kernel manager and the base."""
     argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]
     config = {"port_range": "20000..30000", "launch_timeout": 17, "authorized_users": "alice,bob"}
     stanza = {"class_name": "tests.support.proxies.OldStyleProxy", "config": config}
     write_kernelspec("witness", argv=argv, metadata={"process_proxy": stanza}, display_name="Witness")
     options = {"impersonation_enabled": True, "port_range": "40000..50000", "max_kernels": 7}
-    async with running_gateway(config={**CONFIG, "EnterpriseGatewayApp": options}) as gateway:
-        _, environment = await witnessed(gateway, witness, env={"KERNEL_USERNAME": "bob"})
+    with expect_log("Impersonation is enabled and the gateway's user"):
+        async with running_gateway(config={**CONFIG, "EnterpriseGatewayApp": options}) as gateway:
+            _, environment = await witnessed(gateway, witness, env={"KERNEL_USERNAME": "bob"})
     seen = json.loads(environment["SEEN"])
     assert seen["port_range"] == "40000..50000"
     assert seen["ports"] == [20000, 30000]
@@ -106,7 +111,9 @@ async def test_a_back_end_of_version_3_finds_what_it_read_there(witness: Path, m
     assert seen["kernel_id"] == environment["KERNEL_ID"]
 
 
-async def test_a_provisioner_that_a_kernelspec_names_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_provisioner_that_a_kernelspec_names_is_used(
+    monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
     """jupyter_client's local-provisioner: start, run, interrupt, restart, notice a death and stop."""
     monkeypatch.setenv("CLOUD_CREDENTIAL", "secret")
     metadata = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
@@ -125,10 +132,11 @@ async def test_a_provisioner_that_a_kernelspec_names_is_used(monkeypatch: pytest
         await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST", {})
         assert (await websocket.execute("import os; 'json' in globals()"))[0] == "False"
         assert (await websocket.execute("os.environ['KERNEL_USERNAME']"))[0] == "'ada'"
-        await websocket.send("execute_request", {"code": "os._exit(7)", "silent": False})
-        states = []
-        while "restarting" not in states:
-            states.append((await websocket.receive_until("status"))[-1]["content"]["execution_state"])
+        with expect_log("has died: its process ended with exit code 7; restart 1 of 5"):
+            await websocket.send("execute_request", {"code": "os._exit(7)", "silent": False})
+            states = []
+            while "restarting" not in states:
+                states.append((await websocket.receive_until("status"))[-1]["content"]["execution_state"])
         assert (await websocket.execute("6 * 7"))[0] == "42"
         await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
         await nothing_left(kernel_id)
@@ -147,9 +155,37 @@ async def test_the_rules_for_users_hold_for_provisioners_too() -> None:
         assert await gateway.call("/api/kernels") == []
 
 
-async def test_a_kernelspec_whose_provisioner_is_not_installed_cannot_be_started() -> None:
+async def test_a_kernelspec_whose_provisioner_is_not_installed_cannot_be_started(expect_log: ExpectLog) -> None:
     """It is 404 like a kernelspec that is not there, as in jupyter_client; the log names the provisioner."""
     write_kernelspec("provisioned", metadata={"kernel_provisioner": {"provisioner_name": "no-such-provisioner"}})
     async with running_gateway(config=CONFIG) as gateway:
-        answer = await gateway.call("/api/kernels", "POST", {"name": "provisioned"}, status=404)
+        with expect_log("kernel provisioner \\('no-such-provisioner'\\) that is not available"):
+            answer = await gateway.call("/api/kernels", "POST", {"name": "provisioned"}, status=404)
         assert "No kernelspec named 'provisioned'" in answer["message"]
+
+
+class KernelWhoseClientLeaves(RemoteKernelManager):
+    """Calls ``leave`` right after its start is complete, and before whoever waits for that goes on."""
+
+    leave: Callable[[], object]
+
+    def connection(self) -> ConnectionInfo:
+        """Return how to connect; the last step of a start asks for it."""
+        asyncio.get_running_loop().call_soon(type(self).leave)
+        return super().connection()
+
+
+async def test_a_start_that_is_complete_when_its_client_leaves_is_given_up_too(witness: Path) -> None:
+    """The kernel is ended, its place is free again, and nothing of it is left."""
+    manager_class = {"kernel_manager_class": f"{__name__}.KernelWhoseClientLeaves"}
+    config = {"EnterpriseGatewayApp": {"max_kernels": 1}, "RemoteMappingKernelManager": manager_class}
+    async with running_gateway(config={**CONFIG, **config}) as gateway:
+        manager = gateway.app.kernel_manager
+        kernel_id = new_kernel_id()
+        for _ in range(2):
+            start = asyncio.create_task(manager.start_kernel(kernel_name="witness", kernel_id=kernel_id))
+            KernelWhoseClientLeaves.leave = start.cancel
+            with pytest.raises(asyncio.CancelledError):
+                await start
+            assert manager.list_kernels() == []
+            await nothing_left(kernel_id)

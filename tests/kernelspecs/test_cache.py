@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import time
@@ -71,6 +72,15 @@ async def test_unknown_names_raise(cache, enabled):
     assert cache.cache_misses == (1 if enabled else 0)
 
 
+@pytest.mark.parametrize("name", ["../x", "a b", "%", "é", "x\n[E 2026-01-01 EnterpriseGatewayApp] forged"])
+async def test_names_that_no_kernelspec_can_have_are_not_logged(cache, manager, name, caplog):
+    """Anybody may send them: they raise like unknown names and leave nothing in the log."""
+    manager.log = logging.getLogger("enterprise_gateway.specs")
+    with pytest.raises(NoSuchKernel):
+        await cache.get_kernel_spec(name)
+    assert caplog.messages == []
+
+
 async def test_a_new_place_is_one_miss(cache, manager, enabled, tmp_path):
     """A kernelspec in a directory that held none is a miss once; then that directory is observed."""
     assert cache.observed_dirs == ({str(tmp_path / "kernels")} if enabled else set())
@@ -132,18 +142,19 @@ class WithoutWatches(KernelSpecCache):
         raise OSError(24, "inotify instance limit reached")
 
 
-async def test_without_observer_every_answer_is_fresh(manager, tmp_path, caplog):
+async def test_without_observer_every_answer_is_fresh(manager, tmp_path, expect_log):
     """When the system has no watches left, that is said once, and files' times are compared before each answer."""
     cache = WithoutWatches(kernel_spec_manager=manager)
-    try:
-        await cache.get_all_specs()
-        assert (cache.observer, cache.observed_dirs) == (None, set())
-        for number in range(5):
-            write_kernelspec("test1", directory=tmp_path, display_name=f"Edit {number}")
-            assert (await cache.get_kernel_spec("test1")).display_name == f"Edit {number}"
-    finally:
-        cache.stop()
-    assert caplog.text.count("The system does not report changes") == 1
+    with expect_log("The system does not report changes") as told:
+        try:
+            await cache.get_all_specs()
+            assert (cache.observer, cache.observed_dirs) == (None, set())
+            for number in range(5):
+                write_kernelspec("test1", directory=tmp_path, display_name=f"Edit {number}")
+                assert (await cache.get_kernel_spec("test1")).display_name == f"Edit {number}"
+        finally:
+            cache.stop()
+    assert len(told) == 1
 
 
 async def test_the_same_specs_keep_their_generation(manager, tmp_path):
@@ -193,7 +204,8 @@ async def test_broken_specs_do_not_hide_others(tmp_path, expect_log):
     manager = make_manager(tmp_path)
     cache = KernelSpecCache(kernel_spec_manager=manager)
     try:
-        assert set(await cache.get_all_specs()) == {"good"}
+        with expect_log("Error loading kernelspec 'bad'"):
+            assert set(await cache.get_all_specs()) == {"good"}
     finally:
         cache.stop()
 

@@ -18,6 +18,7 @@ from traitlets.config import Config
 from enterprise_gateway.core.errors import HostUnreachableError
 from enterprise_gateway.services.kernels.remotemanager import RemoteKernelManager
 from tests.clusters.ssh_hosts import HostLab
+from tests.conftest import ExpectLog
 from tests.contract.backends import LAUNCHER, LAUNCHER_OPTIONS, PROXIES
 from tests.contract.test_contract import nothing_left
 from tests.support.kernelspecs import write_kernelspec
@@ -102,10 +103,11 @@ async def test_a_failing_cell_ends_the_run_and_its_kernel(distributed: str) -> N
     await nothing_left(text_of(book.cells[1]))
 
 
-async def test_a_start_that_fails_leaves_nothing(distributed: str) -> None:
+async def test_a_start_that_fails_leaves_nothing(distributed: str, expect_log: ExpectLog) -> None:
     """A host that cannot be reached is named in the error; the response server is closed."""
     book = notebook()
-    with pytest.raises(HostUnreachableError, match=r"192\.0\.2\.1|no-such-host"):
+    error = pytest.raises(HostUnreachableError, match=r"192\.0\.2\.1|no-such-host")
+    with expect_log("cannot be started on no-such-host.invalid"), error:
         await client(book, distributed, ["no-such-host.invalid"]).async_execute()
 
 

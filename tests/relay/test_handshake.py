@@ -1,14 +1,19 @@
-"""Who may open a websocket, and what the others are told."""
+"""Who may open a websocket and when, and what the others are told."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
+from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernels.keepalive import Keepalive
-from tests.support.wsclient import HandshakeError, random_id
+from enterprise_gateway.transport.channels import KernelChannels
+from tests.support.tinykernel import TinyKernel
+from tests.support.wsclient import HandshakeError, WebSocketClient, random_id, types
 
 
 async def refused(relay, kernel_id, session_id="s", **options):
@@ -92,3 +97,85 @@ async def test_pings(relay):
         assert dead.closed == (1001, "no answer to pings")
         assert "execute_result" in [m["header"]["msg_type"] for m in await lives.run("hello")]
     dead.cut()
+
+
+@pytest.fixture
+async def starting(relay) -> AsyncIterator[tuple[str, KernelChannels, TinyKernel, asyncio.Task[WebSocketClient]]]:
+    """A kernel that is connected to before it listens, and a websocket that is being opened to it."""
+    kernel = TinyKernel()
+    kernel_id, channels = await relay.add(kernel, ready=False)
+    opening = asyncio.create_task(relay.open(kernel_id))
+    done, _ = await asyncio.wait([opening], timeout=0.3)
+    assert not done
+    yield kernel_id, channels, kernel, opening
+    await asyncio.wait([opening])
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().close()
+    await offload(kernel.stop)
+
+
+async def test_it_opens_with_the_first_answer_of_a_new_kernel(starting):
+    """Clients that give an open websocket's kernel a second to answer do not give up one that takes longer to start."""
+    _, channels, kernel, opening = starting
+    kernel.start()
+    client = await opening
+    assert channels.kernel_info is not None
+    assert "execute_result" in types(await client.run("hello"))
+
+
+@pytest.mark.parametrize("state", ["restarting", "dead"])
+async def test_it_opens_when_a_new_kernel_is_restarted_or_dead(starting, state):
+    """Neither is a reason to wait: the client is to see it."""
+    _, channels, _, opening = starting
+    channels.announce_state(state)
+    await asyncio.wait_for(opening, 0.5)
+    assert channels.connections == 1
+
+
+async def test_it_is_refused_when_a_new_kernel_is_shut_down(starting, relay):
+    """The kernel that it was to be opened to does not exist any more."""
+    kernel_id, channels, _, opening = starting
+    del relay.kernels[kernel_id]
+    channels.close()
+    with pytest.raises(HandshakeError) as caught:
+        await opening
+    assert caught.value.status == 404
+
+
+async def test_a_client_that_goes_away_meanwhile_is_not_attached(starting):
+    """Nobody waits on for a client that is gone."""
+    _, channels, kernel, opening = starting
+    opening.cancel()
+    await asyncio.sleep(0.1)
+    kernel.start()
+    await channels.ready(5)
+    await asyncio.sleep(0.1)
+    assert channels.connections == 0
+
+
+async def test_a_page_of_another_origin_does_not_wait(starting, relay):
+    """It is refused at once, as it would be for a kernel that runs."""
+    kernel_id, *_, opening = starting
+    refusal = await asyncio.wait_for(refused(relay, kernel_id, headers={"Origin": "http://evil.example"}), 0.5)
+    assert refusal.status == 403
+    opening.cancel()
+
+
+async def test_it_opens_when_a_new_kernel_takes_too_long(relay, expect_log):
+    """After info_timeout messages are passed on to a kernel that has not answered, so its websocket opens."""
+    kernel = TinyKernel()
+    with expect_log("sent no kernel_info_reply"):
+        kernel_id, channels = await relay.add(kernel, ready=False, info_timeout=0.3)
+        async with await relay.open(kernel_id):
+            assert channels.kernel_info is None
+    await offload(kernel.stop)
+
+
+async def test_it_opens_at_once_when_a_kernel_was_restarted(relay):
+    """A websocket that is opened between a restart and the first answer does not wait."""
+    kernel_id, channels = await relay.add(relay.tiny_kernel())
+    restarted = TinyKernel()
+    channels.connect(restarted.info)
+    async with await asyncio.wait_for(relay.open(kernel_id), 0.5):
+        assert channels.kernel_info is None
+    await offload(restarted.stop)

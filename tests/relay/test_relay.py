@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from enterprise_gateway.transport.resumption import Memory
 from tests.support.loops import loop_may_be_held
 from tests.support.tinykernel import BUFFERS, TinyKernel
 from tests.support.wsclient import texts, types
@@ -92,9 +93,10 @@ async def test_input(relay, attempt):
 
 
 async def test_messages_before_the_kernel_listens(relay):
-    """A websocket opens at once although the kernel still starts; what it sends is executed in order when it is up."""
+    """A websocket to a kernel that was taken over opens at once; what it sends is executed in order when it is up."""
     kernel = TinyKernel()
     kernel_id, channels = await relay.add(kernel, ready=False)
+    channels.resume(Memory())
     async with await relay.open(kernel_id) as client:
         ids = [client.execute(f"print {number}") for number in range(4)]
         assert await client.pending(0.2) == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from enterprise_gateway.core.sessionrecords import as_loaded, as_stored, is_usable_id, phase_of
+from enterprise_gateway.services.processproxies.processproxy import gateway_user
 from enterprise_gateway.services.sessions.kernelsessionmanager import KernelSessionManager
 
 from .conftest import a_kernel_id, a_start
@@ -50,8 +50,14 @@ def test_records_without_a_phase_are_of_running_kernels():
     assert phase_of({"kernel_id": "k"}) == "running"
 
 
-def test_the_user_is_the_one_of_the_environment():
-    """KERNEL_USERNAME names the user; without it the kernel is the gateway's own user's."""
+def test_the_user_is_the_one_that_the_start_names():
+    """KERNEL_USERNAME of the kernel's environment names the user."""
     assert KernelSessionManager.get_kernel_username(env={"KERNEL_USERNAME": "bob"}) == "bob"
-    assert re.match(r"\w+", KernelSessionManager.get_kernel_username(env={}))
-    assert KernelSessionManager.get_kernel_username() == KernelSessionManager.get_kernel_username(env=None)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"env": None}, {"env": {}}, {"env": {"KERNEL_USERNAME": ""}}])
+def test_without_a_name_it_is_the_user_that_the_gateway_runs_as(kwargs, monkeypatch):
+    """As for limits and launches: the operating system tells, not variables that anybody may have set."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "mallory")
+    assert KernelSessionManager.get_kernel_username(**kwargs) == gateway_user() != "mallory"

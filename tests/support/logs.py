@@ -6,20 +6,47 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from typing import Any
 
-WATCHED_LOGGERS = ("enterprise_gateway", "EnterpriseGatewayApp", "asyncio", "tornado.application", "tornado.general")
+WATCHED_LOGGERS = (
+    "enterprise_gateway",
+    "EnterpriseGatewayApp",
+    "traitlets",  # what has options but was made before there was an application
+    "asyncio",
+    "tornado.application",
+    "tornado.general",
+)
 
 
-class LogWatch(logging.Handler):
-    """Collects what the watched loggers say at warning level and above."""
+class LogWatch:
+    """Collects what the watched loggers say at warning level and above.
+
+    It hears records where they are made: an application takes its logger out of reach of the root logger's handlers,
+    and replaces the handlers that it finds there.
+    """
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
         self.records: list[logging.LogRecord] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record if its logger is one of ours."""
-        if any(record.name == name or record.name.startswith(name + ".") for name in WATCHED_LOGGERS):
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear all records of this process in the block."""
+        make_record = logging.getLogRecordFactory()
+
+        def heard(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            record = make_record(*args, **kwargs)
+            self._hear(record)
+            return record
+
+        logging.setLogRecordFactory(heard)
+        try:
+            yield
+        finally:
+            logging.setLogRecordFactory(make_record)
+
+    def _hear(self, record: logging.LogRecord) -> None:
+        is_ours = any(record.name == name or record.name.startswith(name + ".") for name in WATCHED_LOGGERS)
+        if is_ours and record.levelno >= logging.WARNING:
             self.records.append(record)
 
     @contextlib.contextmanager

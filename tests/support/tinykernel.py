@@ -78,7 +78,9 @@ class TinyKernel:
         self._thread.start()
 
     def stop(self) -> None:
-        """End at once, as if killed."""
+        """End at once, as if killed; also before it has begun."""
+        if self._thread.ident is None:
+            self.start()  # the thread closes the sockets
         self._wake_end.send(b"")
         self._thread.join()
         self._wake_end.close()

@@ -50,7 +50,11 @@ class WebSocketClient:
         }
         request = f"GET {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items() if v) + "\r\n"
         writer.write(request.encode())
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        except BaseException:
+            writer.transport.abort()
+            raise
         status = int(head.split()[1])
         fields = (line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
         received = {name.lower(): value for name, value in fields}

@@ -71,7 +71,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     kernel_info_timeout = Float(
         envvars.EG_KERNEL_INFO_TIMEOUT.default,
         config=True,
-        help="Seconds a kernel may take to answer at first; then clients' messages are passed on to it anyway.",
+        help="""Seconds that a new kernel may take to answer for the first time. Its websockets wait for that before
+        they open; afterwards clients' messages are passed on to it anyway.""",
     ).tag(env=envvars.EG_KERNEL_INFO_TIMEOUT)
     buffer_offline_messages = Bool(
         True, config=True, help="Whether messages are kept for clients while their websocket is away."
@@ -226,6 +227,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self._launching[kernel_id] = launch
             try:
                 await launch  # when our caller is cancelled, because the client has gone away, so is the launch
+            except asyncio.CancelledError:
+                if kernel_id in self:  # too late: it was complete, but nobody will hear of it
+                    await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
+                raise
             finally:
                 del self._launching[kernel_id]
         self.log.info("Kernel started: %s (%s)", kernel_id, name)

@@ -125,7 +125,8 @@ class KernelRestarter(LoggingConfigurable):
             return NOT_WANTED
         if kernel.restarts > self.restart_limit:
             return f"it was restarted {self.restart_limit} times in a row, which is the limit"
-        has_clients = self.parent.connections(kernel)
+        is_awaited = kernel.channels is not None and kernel.channels.has_clients
+        has_clients = is_awaited or self.parent.connections(kernel)
         if isinstance(kernel.process_proxy, RemoteProcessProxy) and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id

@@ -49,6 +49,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     heard = 0.0
     _channels: KernelChannels
     _outbox: Outbox | None = None
+    _first_answer: asyncio.Task[None] | None = None
     _v1 = False
 
     def check_cross_site(self) -> None:
@@ -76,13 +77,33 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         return int(self.settings.get("websocket_max_message_size", DEFAULT_MAX_MESSAGE_SIZE))
 
     async def get(self, kernel_id: str) -> None:
-        """Open the websocket."""
+        """Open the websocket; that of a kernel which still starts when the kernel has answered for the first time.
+
+        Clients take an open websocket for a kernel that will answer within a second, as Jupyter Server has it.
+        """
         await self.authorize("execute", "kernels")
+        self._channels = await self._find_channels(kernel_id)
+        if self._channels.awaits_first_answer and self._may_upgrade():
+            self._first_answer = asyncio.create_task(self._channels.first_answer())
+            await asyncio.wait([self._first_answer])
+            if self._first_answer.cancelled():
+                self.set_status(499, "Client Closed Request")
+                return
+            self._first_answer = None
+            self._channels = await self._find_channels(kernel_id)
+        await super().get(kernel_id)
+
+    async def _find_channels(self, kernel_id: str) -> KernelChannels:
         kernel = await self.kernel_manager.find_kernel(kernel_id)
         if kernel.channels is None:
             raise web.HTTPError(404, "Kernel does not exist: %s", kernel_id)
-        self._channels = kernel.channels
-        await super().get(kernel_id)
+        return kernel.channels
+
+    def _may_upgrade(self) -> bool:
+        """Whether it is worth waiting: tornado, which decides, refuses others at once."""
+        headers = self.request.headers
+        is_websocket = headers.get("Upgrade", "").lower() == "websocket"
+        return is_websocket and ("Origin" not in headers or self.check_origin(headers["Origin"]))
 
     def open(self, kernel_id: str) -> None:
         """Attach to the kernel; called by tornado after the handshake."""
@@ -130,6 +151,8 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     def on_close(self) -> None:
         """Detach from the kernel; called by tornado when the connection is gone."""
         self.on_finish()
+        if self._first_answer is not None:
+            self._first_answer.cancel()
         if self._outbox is not None:
             self._keepalive.remove(self)
             self._outbox.stop()

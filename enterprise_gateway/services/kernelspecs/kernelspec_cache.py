@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from .snapshot import CacheItem, Snapshot, fingerprint, is_resource, resource_fi
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
     from watchdog.observers.api import BaseObserver
+
+_POSSIBLE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
@@ -82,6 +85,8 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
                 return self._kernel_spec(item)
             self.cache_misses += 1
             self.log.debug("Cache miss (%d) for kernelspec %s", self.cache_misses, kernel_name)
+        if not _POSSIBLE_NAME.fullmatch(kernel_name):  # jupyter_client would log it, line ends and all
+            raise NoSuchKernel(kernel_name)
         spec = await self._ask_manager(self.kernel_spec_manager.get_kernel_spec, kernel_name)
         if self._is_caching:
             await offload(self._add, kernel_name.lower(), spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +26,7 @@ from enterprise_gateway.core.sessionrecords import (
     phase_of,
 )
 
+from ..processproxies.processproxy import gateway_user
 from .secretfiles import read_secret_file
 from .storecalls import StoreCalls
 
@@ -174,11 +174,7 @@ class KernelSessionManager(LoggingConfigurable):
     @staticmethod
     def get_kernel_username(**kwargs: Any) -> str:
         """Return the user of a kernel started with ``kwargs``: ``KERNEL_USERNAME``, else the gateway's own user."""
-        username = (kwargs.get("env") or {}).get("KERNEL_USERNAME")
-        try:
-            return str(username or getpass.getuser())
-        except (KeyError, OSError):  # a container that runs under a uid without a name
-            return ""
+        return str((kwargs.get("env") or {}).get("KERNEL_USERNAME") or gateway_user())
 
     def active_sessions(self, username: str) -> int:
         """Return how many kernels of ``username`` this gateway knows, with persistence off, too."""
