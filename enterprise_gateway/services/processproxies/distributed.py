@@ -220,8 +220,8 @@ class DistributedProcessProxy(RemoteProcessProxy):
         """
         if self.local_proc is not None:
             return self.local_proc.poll()
-        if self._host is None:
-            return False
+        if self._host is None or not (self.started_pid or self.pid):
+            return False  # nothing was started
         gone = False
         if self.comm is not None:
             try:
