@@ -234,17 +234,18 @@ async def test_a_kernel_on_the_gateways_host_is_a_child(hosts: list[Host], monke
     assert log.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_kernel_is_known_to_be_dead_soon(hosts: list[Host]) -> None:
+async def test_a_kernel_is_known_to_be_dead_soon(hosts: list[Host], expect_log: Any) -> None:
     """A kernel killed on its host is restarted for its clients, on the next host."""
     async with running_gateway() as gateway:
         kernel_id = await gateway.start_kernel("distributed")
         socket = await gateway.websocket(kernel_id)
         assert (await socket.execute("import socket; print(socket.gethostname())"))[0] == "egssh1\n"
-        await socket.send("execute_request", {"code": "import os; os.kill(os.getpid(), 9)", "silent": False})
-        messages = await socket.receive_until("status", timeout=20)
-        while messages[-1]["content"].get("execution_state") != "restarting":
+        with expect_log("has died: its process .*; restart 1 of 5"):
+            await socket.send("execute_request", {"code": "import os; os.kill(os.getpid(), 9)", "silent": False})
             messages = await socket.receive_until("status", timeout=20)
-        await until(lambda: kernels_on(hosts[1]), 20)
+            while messages[-1]["content"].get("execution_state") != "restarting":
+                messages = await socket.receive_until("status", timeout=20)
+            await until(lambda: kernels_on(hosts[1]), 20)
         text, _ = await socket.execute("import socket; print(socket.gethostname())")
         assert text == "egssh2\n"
         await gateway.fetch(f"/api/kernels/{kernel_id}", "DELETE")
@@ -331,7 +332,8 @@ async def test_impersonated_kernels_run_as_their_user(
         argv=("sh", "-c", "echo I am $(id -un), $KERNEL_USERNAME, $SPEC_VARIABLE; exit 1"),
         env={"SPEC_VARIABLE": "x y"},
     )
-    async with running_gateway(config={"EnterpriseGatewayApp": {"impersonation_enabled": True}}) as gateway:
+    config = {"EnterpriseGatewayApp": {"impersonation_enabled": True, "unauthorized_users": {"root"}}}
+    async with running_gateway(config=config) as gateway:
         message = await failure(gateway, expect_log, "whoami", 500, env={"KERNEL_USERNAME": "bob"})
         assert "I am bob, bob, x y" in message
         message = await failure(gateway, expect_log, "whoami", 403, env={"KERNEL_USERNAME": "bob --"})
