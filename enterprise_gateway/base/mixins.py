@@ -25,6 +25,11 @@ def redacted_uri(request: HTTPServerRequest) -> str:
     return _TOKEN_ARGUMENT.sub(r"\1********", request.uri or "")
 
 
+def one_line(text: str) -> str:
+    """Return ``text`` with what is not printable escaped: a name in a URL must not write lines of the log."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class CORSMixin(web.RequestHandler):
     """Answers pre-flight requests and adds the configured CORS headers to every response."""
 
@@ -126,6 +131,6 @@ class JSONErrorsMixin(web.RequestHandler):
                 log.debug("caused by %s", "".join(traceback.format_exception(value.__cause__)))
         elif isinstance(value, web.HTTPError):
             if value.log_message:
-                log.info("%d %s: %s", value.status_code, where, value.log_message % value.args)
+                log.info("%d %s: %s", value.status_code, where, one_line(value.log_message % value.args))
         else:
             log.error("Unexpected failure of %s", where, exc_info=(typ, value, tb))

@@ -54,6 +54,17 @@ async def test_the_token_appears_in_no_log_line(caplog: pytest.LogCaptureFixture
     assert "s3cr3t" not in caplog.text
 
 
+async def test_a_name_in_a_url_writes_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Line ends in it are escaped where the log tells of it."""
+    with caplog.at_level(logging.DEBUG):
+        async with running_gateway() as gateway:
+            assert (await gateway.fetch("/api/kernelspecs/a%0aforged")).code == 404
+            assert (await gateway.fetch("/kernelspecs/a%0aforged/b%0dforged")).code == 404
+    messages = [record.getMessage() for record in caplog.records]
+    assert any(r"a\nforged" in message for message in messages)
+    assert not [message for message in messages if "\nforged" in message or "\rforged" in message]
+
+
 async def test_preflight_requests_and_descriptions_need_no_token() -> None:
     """OPTIONS and the OpenAPI documents are open; a path that does not exist is 404 and not 401."""
     async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": "right"}}) as gateway:
