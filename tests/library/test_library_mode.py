@@ -184,9 +184,10 @@ async def test_a_notebook_runs_on_an_ssh_host(distributed: str, lab: HostLab, mo
 
 @pytest.mark.ssh
 async def test_the_next_host_is_taken_when_one_does_not_answer(
-    distributed: str, lab: HostLab, monkeypatch: pytest.MonkeyPatch
+    distributed: str, lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     """A host that is off does not keep a notebook from running on another."""
     for name, value in lab.environment().items():
         monkeypatch.setenv(name, value)
-    await executed(client(notebook(), distributed, [lab.absent_address, lab.hosts[1].address]))
+    with expect_log(f"cannot be started on {lab.absent_address}"):
+        await executed(client(notebook(), distributed, [lab.absent_address, lab.hosts[1].address]))
