@@ -88,9 +88,7 @@ def make_targets(names: list[str], python: Path, eg_python: Path | None, checkou
         elif name == "eg":
             interpreter = eg_python or make_peer_environment()
             module = "enterprise_gateway.enterprisegatewayapp"
-            targets[name] = Target(
-                name, "Enterprise Gateway 3.3.0", interpreter, (*gateway, "--ip=127.0.0.1"), module, checkout
-            )
+            targets[name] = Target(name, "Enterprise Gateway 3.3.0", interpreter, (*gateway, "--ip=127.0.0.1"), module)
         else:
             module = "jupyter_server.serverapp"
             targets[name] = Target(name, "Jupyter Server 2", python, server, module)
