@@ -268,6 +268,7 @@ class SqlStore:
             return self._count(connection, username)
 
     def _count(self, connection: sa.Connection, username: str | None) -> int:
+        """Count in one statement: between two, a kernel could come on record and be in neither number."""
         kernels = sa.select(sa.func.count()).select_from(_sessions)
         recorded = sa.exists().where(_sessions.c.kernel_id == _reservations.c.kernel_id)
         places = (
@@ -278,8 +279,8 @@ class SqlStore:
         if username is not None:
             kernels = kernels.where(_sessions.c.username == username)
             places = places.where(_reservations.c.username == username)
-        total: int = connection.execute(kernels).scalar_one() + connection.execute(places).scalar_one()
-        return total
+        both = sa.select(kernels.scalar_subquery() + places.scalar_subquery())
+        return int(connection.execute(both).scalar_one())
 
     # -- the database -------------------------------------------------------------------------------------------------
 

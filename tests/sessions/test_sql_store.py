@@ -116,6 +116,21 @@ async def test_limits_count_kernels_and_reservations_of_all_replicas(kind, make)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_a_start_counts_at_every_moment(kind, make):
+    """Others who count while a place becomes a kernel on record always count one, never none or two."""
+    one, two = make(kind), make(kind)
+    for _ in range(60):
+        kernel_id = a_kernel_id()
+        await one.acquire_lease(kernel_id, "one", 60)
+        place = await one.reserve("one", "alice", 1, None, 60, kernel_id=kernel_id)
+        counts = [asyncio.create_task(two.count_kernels()) for _ in range(8)]
+        await one.record_phase(kernel_id, "running", **a_start())
+        assert await one.commit(place)
+        assert set(await asyncio.gather(*counts)) == {1}
+        await one.forget_session(kernel_id)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_places_of_a_dead_replica_fall_away(kind, make):
     """A reservation that nobody ended does not count after its time."""
     one, two = make(kind), make(kind)
