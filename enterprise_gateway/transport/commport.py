@@ -98,7 +98,11 @@ class CommPort:
         A handle of its own: a thread may close the connection at any moment, and its descriptor be reused.
         """
         with self._handle_lock:
-            return None if self._connection is None else self._connection.dup()
+            if self._connection is None:
+                return None
+            handle = self._connection.dup()
+        handle.setblocking(False)  # else it would wait as long as the original, also for what a thread has read before
+        return handle
 
     def close(self) -> None:
         """Close the connection kept open, if any; the next command makes a new one."""
@@ -219,7 +223,7 @@ async def connection_ended(connection: socket.socket) -> None:
             finally:
                 loop.remove_reader(connection)
             try:
-                if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                if not connection.recv(1, socket.MSG_PEEK):
                     return
             except BlockingIOError:
                 continue

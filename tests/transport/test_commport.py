@@ -67,6 +67,8 @@ def test_version_2_keeps_its_connection():
         comm = caller(port)
         assert comm.probe()
         with comm.duplicate() as watched:
+            with pytest.raises(BlockingIOError):
+                watched.recv(1)  # it is looked at on the loop
             assert comm.signal(2)
             comm.close()
             assert watched.recv(1) == b""  # the end, for those who watch; the handle is their own
