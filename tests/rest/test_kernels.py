@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.launchers import eventually
 
 OPEN: dict[str, Any] = {"list_kernels": True, "unauthorized_users": []}
 
@@ -256,6 +257,20 @@ async def test_the_client_that_goes_away_takes_its_start_with_it(slow_kernelspec
                 break
             await asyncio.sleep(0.02)
         assert kernel_id not in launching
+        assert await gateway.call("/api/kernels") == []
+
+
+async def test_clients_that_go_away_at_once_leave_nothing(slow_kernelspec: str) -> None:
+    """A request whose client is gone when it is read starts no kernel."""
+    body = json.dumps({"name": slow_kernelspec}).encode()
+    request = f"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with running_gateway(config=options()) as gateway:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
+            writer.write(request.encode() + body)
+            writer.close()
+        await asyncio.sleep(0.3)
+        await eventually(lambda: not gateway.app.kernel_manager._launching)
         assert await gateway.call("/api/kernels") == []
 
 

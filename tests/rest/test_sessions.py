@@ -11,6 +11,7 @@ from tornado.simple_httpclient import HTTPTimeoutError
 
 from tests.support.gateway import running_gateway
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.launchers import eventually
 
 CONFIG = {"EnterpriseGatewayApp": {"list_kernels": True, "unauthorized_users": []}}
 LEGACY = {"id": "any", "notebook": {"path": "anywhere"}, "kernel": {"name": "python"}}
@@ -210,8 +211,7 @@ async def test_a_client_that_goes_away_leaves_the_start_to_the_others() -> None:
         posts = (gateway.fetch("/api/sessions", "POST", other, request_timeout=0.4) for _ in range(2))
         gone = await asyncio.gather(*posts, return_exceptions=True)
         assert [type(error) for error in gone] == [HTTPTimeoutError] * 2
-        await asyncio.sleep(0.2)
-        assert not starts
+        await eventually(lambda: not starts)
         assert (await gateway.call("/api/sessions", "POST", other, status=201))["id"] != session["id"]
         assert len(await gateway.call("/api/kernels")) == 2
 

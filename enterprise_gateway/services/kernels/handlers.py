@@ -20,14 +20,17 @@ class StartsKernels(GatewayHandler):
     """What the two handlers that start kernels have in common."""
 
     _start: asyncio.Task[str] | None = None
+    _client_is_gone = False
 
     async def start_kernel(self, **arguments: Any) -> str:
         """Start a kernel and return its id; given up when the client goes away meanwhile."""
         return await self.while_wanted(self.kernel_manager.start_kernel(**arguments))
 
     async def while_wanted(self, start: Coroutine[Any, Any, str]) -> str:
-        """Await a start and return the id it gives; cancelled when the client goes away meanwhile."""
+        """Await a start and return the id it gives; cancelled when the client goes away meanwhile, or has before."""
         self._start = asyncio.create_task(start)
+        if self._client_is_gone:
+            self._start.cancel()
         try:
             return await self._start
         except asyncio.CancelledError as error:
@@ -39,6 +42,7 @@ class StartsKernels(GatewayHandler):
 
     def on_connection_close(self) -> None:
         """Give up the start that the client no longer waits for; called by tornado."""
+        self._client_is_gone = True
         if self._start is not None:
             self._start.cancel()
         super().on_connection_close()
