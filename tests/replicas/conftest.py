@@ -61,8 +61,8 @@ def processes_of(kernel_id: str) -> list[int]:
 async def _closed(socket: KernelSocket) -> None:
     socket.close()
     with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-        while await asyncio.wait_for(socket.connection.read_message(), 10) is not None:
-            pass
+        while not socket.has_ended:
+            await socket.receive(10)
 
 
 class Replicas:

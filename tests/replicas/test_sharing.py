@@ -10,6 +10,8 @@ import time
 import pytest
 from tornado.websocket import WebSocketClosedError
 
+from tests.support.kernelspecs import write_kernelspec
+
 from .conftest import eventually, processes_of, reconnected
 
 pytestmark = [pytest.mark.slow]
@@ -125,6 +127,30 @@ async def test_a_kernel_that_dies_is_restarted_once(replicas):
     pids = [int((await socket.execute("import os; os.getpid()"))[0]) for socket in sockets]
     assert pids[0] == pids[1] != pid
     assert replicas.output.count("has died") == 1
+
+
+async def test_a_replica_ends_while_it_forgets_a_kernel(replicas, tmp_path):
+    """One that is told to stop while it lets go of what another one has restarted, and then deleted, ends in order."""
+    hold = tmp_path / "hold-ended"
+    stanza = {"class_name": "tests.support.proxies.SteppingProxy", "config": {"steps": str(tmp_path)}}
+    write_kernelspec("stepping", metadata={"process_proxy": stanza})
+    one, two = await replicas.start()
+    kernel_id = await one.start_kernel("stepping")
+    socket = await two.websocket(kernel_id)
+    await one.call(f"/api/kernels/{kernel_id}/restart", "POST")
+    await socket.execute("pass")
+    await one.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+    hold.touch()
+
+    async def has_arrived():
+        return (tmp_path / "at-ended").exists()
+
+    await eventually(has_arrived)
+    assert await _closed(socket)
+    replicas.processes[1].process.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    hold.unlink()
+    assert await asyncio.to_thread(replicas.processes[1].stop) == 0
 
 
 async def test_idle_kernels_are_culled_once_and_not_while_in_use_elsewhere(replicas):

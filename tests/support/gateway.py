@@ -101,6 +101,8 @@ class KernelSocket:
 
     connection: WebSocketClientConnection
     session_id: str
+    has_ended: bool = False
+    """Whether :meth:`receive` has seen the end; nothing comes any more, not even the end once more."""
 
     async def send(self, msg_type: str, content: Any = None, *, channel: str = "shell", parent: Any = None) -> str:
         """Send a message and return its id."""
@@ -113,6 +115,7 @@ class KernelSocket:
     async def receive(self, timeout: float = 30) -> Any:
         """Return the next message; None when the gateway has closed the websocket."""
         data = await asyncio.wait_for(self.connection.read_message(), timeout)
+        self.has_ended = data is None
         return None if data is None else json.loads(data)
 
     async def receive_until(self, msg_type: str, *, parent: str | None = None, timeout: float = 30) -> list[Any]:

@@ -456,9 +456,7 @@ class RemoteKernelManager(AsyncKernelManager):
         """Release what this gateway has of a kernel that another one has removed."""
         self._close_control_socket()
         assert self.provisioner is not None
-        await self.provisioner.cleanup()
-        await offload(self.cleanup_connection_file)
-        await self.close()
+        await self._take_steps([self.close, self.provisioner.cleanup, partial(offload, self.cleanup_connection_file)])
 
     async def give_up_process(self) -> None:
         """Let another object of this gateway stand for the kernel, whose process lives on or was replaced."""

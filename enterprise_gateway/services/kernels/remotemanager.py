@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import threading
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -50,7 +51,6 @@ __all__ = [
 RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts under way
 
 CONTEXT_SECONDS = 5.0
-
 
 STORE_PATIENCE_SECONDS = 30.0
 
@@ -109,7 +109,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.culler = KernelCuller(self)
         self.transitions = Transitions()
         self._launching: dict[str, asyncio.Task[Any]] = {}
-        self._entered: WeakSet[RemoteKernelManager] = WeakSet()
+        self._channels: WeakSet[KernelChannels] = WeakSet()
 
     @observe("kernel_session_manager")
     def _session_manager_changed(self, change: Any) -> None:
@@ -276,7 +276,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if kernel.inherited is not None:
             kernel.channels.resume(kernel.inherited)
         self._kernels[kernel.kernel_id] = kernel
-        self._entered.add(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
         if self.records is not None and self.keeps_kernels and not self.revives_on_request:
@@ -334,7 +333,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def _make_channels(self, kernel: RemoteKernelManager) -> KernelChannels:
         options = self.resources.options
-        return KernelChannels(
+        channels = KernelChannels(
             kernel.kernel_id,
             context=self._relay_context,
             limits=ChannelLimits(
@@ -348,6 +347,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             log=self.log,
             identity=kernel.relay_identity,
         )
+        self._channels.add(channels)
+        return channels
 
     def cwd_for_path(self, path: str) -> str:
         """Return the directory for an API path: the nearest one that exists below ``root_dir``."""
@@ -585,7 +586,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.culler.stop()
         self._is_stopping = True
         if self.replicas is not None:
-            self.replicas.retire()
+            await self.replicas.retire()
         self.restarter.stop()
         if self.records is not None:
             await self.records.close()
@@ -609,12 +610,18 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _close_context(self) -> None:
         """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
-        for kernel in list(self._entered):
-            if kernel.channels is not None:
-                kernel.channels.close()
-        try:
-            await asyncio.wait_for(offload(self.context.destroy, 100), CONTEXT_SECONDS)
-        except asyncio.TimeoutError:
+        for channels in list(self._channels):
+            channels.close()
+        ended = asyncio.get_running_loop().create_future()
+
+        def end(loop: asyncio.AbstractEventLoop) -> None:
+            self.context.destroy(linger=100)
+            with contextlib.suppress(RuntimeError):  # nobody waited for so long, and the loop is closed
+                loop.call_soon_threadsafe(ended.set_result, None)
+
+        # A daemon, not one of the threads that Python waits for at its end.
+        threading.Thread(target=end, args=[asyncio.get_running_loop()], name="end of ZeroMQ", daemon=True).start()
+        if not (await asyncio.wait([ended], timeout=CONTEXT_SECONDS))[0]:
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
     async def _let_go(self, kernel: RemoteKernelManager) -> None:

@@ -78,17 +78,15 @@ class Replicas:
         self._store.leases_required = True
         self._heart = asyncio.create_task(self._beat_for_ever(), name="heartbeat of this replica")
 
-    def retire(self) -> None:
-        """Take over no more kernels; called when the gateway begins to stop."""
+    async def retire(self) -> None:
+        """Take over no more kernels, and follow others no longer; called when the gateway begins to stop."""
         self._is_retiring = True
+        await _cancelled(self._jobs.values())
 
     async def leave(self) -> None:
         """End the heartbeat and give everything up, for others to take at once; called when the gateway has stopped."""
-        tasks = [*self._jobs.values(), *([self._heart] if self._heart else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._heart is not None:
+            await _cancelled([self._heart])
         with contextlib.suppress(StoreUnavailableError):  # the leases expire
             await self._store.leave(self.owner)
 
@@ -314,8 +312,10 @@ class Replicas:
             else:
                 self._stored[kernel_id] = stored
             kernel = self._manager._kernels.get(kernel_id)
+            if self._is_retiring:
+                return stored  # it is let go of as it is
             if kernel is not None and stored is None:
-                await self._drop(kernel)
+                await uninterrupted(self._drop(kernel))
             elif kernel is not None and stored is not None and stored.owner != self.owner:
                 await self._follow(kernel, stored)
             return stored
@@ -336,7 +336,7 @@ class Replicas:
             if record is None:
                 return
             if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
-                await self._reattach(kernel, await self._records.load(record))
+                await uninterrupted(self._reattach(kernel, await self._records.load(record)))
         self._seen[stored.kernel_id] = stored.version
 
     async def _catch_up(self, kernel_id: str) -> None:
@@ -345,7 +345,7 @@ class Replicas:
             record = await self._store.fetch_session(kernel_id)
             kernel = self._manager._kernels.get(kernel_id)
             if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
-                await self._reattach(kernel, await self._records.load(record))
+                await uninterrupted(self._reattach(kernel, await self._records.load(record)))
 
     async def attach(self, record: Mapping[str, Any]) -> bool:
         """Enter the kernel of a record in the table, if it is not there already; errors as in ``take_over``."""
@@ -362,7 +362,7 @@ class Replicas:
                 await kernel.give_up_process()
                 raise NotFoundError("its process is gone")
             if attached is not None:
-                await self._reattach(attached, kernel)
+                await uninterrupted(self._reattach(attached, kernel))
                 return True
             self._manager.enter(kernel)
             if not is_alive:
@@ -470,7 +470,7 @@ class Replicas:
             if kernel_id not in self._held and self._has_changed(kernel, beat.kernels.get(kernel_id)):
                 self._do(kernel_id, self._refresh_in_background(kernel_id))
         orphans = [stored for stored in beat.kernels.values() if stored.owner is None]
-        if orphans and not self._is_retiring:
+        if orphans:
             self._do("", self._take_over(orphans))
 
     def _has_changed(self, kernel: RemoteKernelManager, stored: StoredKernel | None) -> bool:
@@ -480,7 +480,7 @@ class Replicas:
 
     def _do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something while the heart beats on, unless the same is being done already."""
-        if name in self._jobs:
+        if name in self._jobs or self._is_retiring:
             work.close()
             return
         task = asyncio.create_task(work)
@@ -516,12 +516,21 @@ class Replicas:
         for kernel_id in kernel_ids:
             kernel = self._manager._kernels.get(kernel_id)
             if kernel is not None and kernel_id in report.removed:
-                await self._drop(kernel)
+                await uninterrupted(self._drop(kernel))
             elif kernel is not None and kernel_id in report.revived:
                 with contextlib.suppress(LeaseLostError):
                     await self._records.running(kernel)
             elif kernel_id in report.removed:
                 self.forget(kernel_id)
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def reached_as(record: Mapping[str, Any]) -> str:
