@@ -62,7 +62,7 @@ async def test_an_endless_loop_is_interrupted(server: Client) -> None:
     await server.call(f"/api/kernels/{kernel_id}/interrupt", "POST", status=204)
     reply = (await socket.receive_until("execute_reply", parent=msg_id))[-1]["content"]
     assert reply["ename"] == "KeyboardInterrupt"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 async def test_a_restart_forgets_variables_and_keeps_the_websocket(server: Client) -> None:

@@ -90,13 +90,14 @@ async def test_a_kernel_that_ignores_all_requests_is_killed(version: int) -> Non
 async def test_a_listener_that_outlives_its_kernel_is_told_to_stop() -> None:
     """A kernel with such a launcher of version 1 is known to be gone when it does not answer any more: at once."""
     script_kernelspec("outliving", [sys.executable, str(BAD_LAUNCHER), "outliving", *LAUNCHER_OPTIONS])
-    async with running_gateway(config={"EnterpriseGatewayApp": {"list_kernels": True}}) as gateway:
+    patient = {"EnterpriseGatewayApp": {"list_kernels": True}, "RemoteKernelManager": {"shutdown_wait_time": 20}}
+    async with running_gateway(config=patient) as gateway:
         kernel_id = await gateway.start_kernel("outliving")
         websocket = await gateway.websocket(kernel_id)
         assert (await websocket.execute("1 + 1"))[0] == "2"
         began = time.monotonic()
         await delete(gateway, kernel_id)
-        assert time.monotonic() - began < 2.4  # half of the time that a kernel has until it is signalled
+        assert time.monotonic() - began < 10  # half of the time that a kernel has until it is signalled
 
 
 async def test_a_back_end_that_cannot_tell_for_a_while_is_asked_again(expect_log: Any) -> None:

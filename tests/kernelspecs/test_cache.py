@@ -117,7 +117,7 @@ async def test_changes_removals_and_renames_show(cache, tmp_path):
         await cache.get_kernel_spec("test2")
 
 
-async def test_what_no_event_reports_shows_within_a_second(manager, tmp_path):
+async def test_what_no_event_reports_shows_by_the_files_times(manager, tmp_path):
     """A change behind a symbolic link, which the observer cannot see, shows by the files' times."""
     outside = write_kernelspec("linked", directory=tmp_path / "outside")
     (tmp_path / "kernels" / "linked").symlink_to(outside)
@@ -130,7 +130,7 @@ async def test_what_no_event_reports_shows_within_a_second(manager, tmp_path):
         async def is_fresh():
             return (await cache.get_kernel_spec("linked")).display_name == "New"
 
-        await eventually(is_fresh, timeout=1.0)
+        await eventually(is_fresh, timeout=5)
     finally:
         cache.stop()
 

@@ -131,19 +131,19 @@ async def test_a_kernel_that_dies_is_restarted_once(replicas):
 
 async def test_a_replica_ends_while_it_forgets_a_kernel(replicas, tmp_path):
     """One that is told to stop while it lets go of what another one has restarted, and then deleted, ends in order."""
-    hold = tmp_path / "hold-ended"
-    stanza = {"class_name": "tests.support.proxies.SteppingProxy", "config": {"steps": str(tmp_path)}}
+    stanza = {"class_name": "tests.support.proxies.SteppingProxy", "config": {"steps": "$JUPYTER_RUNTIME_DIR"}}
     write_kernelspec("stepping", metadata={"process_proxy": stanza})
     one, two = await replicas.start()
+    hold = tmp_path / "runtime1" / "hold-ended"
     kernel_id = await one.start_kernel("stepping")
     socket = await two.websocket(kernel_id)
     await one.call(f"/api/kernels/{kernel_id}/restart", "POST")
     await socket.execute("pass")
-    await one.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
     hold.touch()
+    await one.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
 
     async def has_arrived():
-        return (tmp_path / "at-ended").exists()
+        return hold.with_name("at-ended").exists()
 
     await eventually(has_arrived)
     assert await _closed(socket)

@@ -134,10 +134,10 @@ async def test_a_start_counts_at_every_moment(kind, make):
 async def test_places_of_a_dead_replica_fall_away(kind, make):
     """A reservation that nobody ended does not count after its time."""
     one, two = make(kind), make(kind)
-    reservation = await one.reserve("one", "alice", 1, None, 0.2)
+    reservation = await one.reserve("one", "alice", 1, None, 1.0)
     with pytest.raises(LimitReachedError):
         await two.reserve("two", "alice", 1, None, 60)
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(1.05)
     assert await two.count_kernels() == 0
     await two.reserve("two", "alice", 1, None, 60)
     assert not await one.commit(reservation)
@@ -204,7 +204,7 @@ async def test_a_server_that_restarts_is_used_again(make, postgres, database_url
 @pytest.mark.postgres
 async def test_a_server_that_freezes_holds_nobody_up(make, postgres, database_url, expect_log):
     """With a server that never answers, callers get 503 in time and threads end; then it goes on."""
-    manager = make("postgresql", database_url=database_url, store_timeout=0.5, store_concurrency=2)
+    manager = make("postgresql", database_url=database_url, store_timeout=1.0, store_concurrency=2)
     kernel_id = a_kernel_id()
     await manager.record_phase(kernel_id, "running", **a_start())
     loop = asyncio.get_running_loop()
@@ -213,7 +213,7 @@ async def test_a_server_that_freezes_holds_nobody_up(make, postgres, database_ur
         reads = [manager.fetch_session(kernel_id) for _ in range(4)]
         results = await asyncio.gather(*reads, return_exceptions=True)
         assert {type(result) for result in results} == {StoreUnavailableError}
-        assert loop.time() - started < 1.0
+        assert loop.time() - started < 1.8  # not one after the other
         await manager.record_phase(kernel_id, "stopping", required=False)
         await asyncio.wait_for(manager._calls.drain(), 5)
     with expect_log("not available", required=False):

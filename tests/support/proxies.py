@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,15 @@ class ThirdPartyProxy(BaseProcessProxyABC):
 class Steps:
     """Stops at the steps of a kernel's life for which there is a file ``hold-<step>`` in ``steps`` of the config.
 
-    On arrival there is a file ``at-<step>``; it goes on when the hold is removed.
+    Environment variables in it differ between gateways. On arrival there is a file ``at-<step>``; it goes on when the
+    hold is removed.
     """
 
     proxy_config: dict[str, Any]
 
     async def pause(self, step: str) -> None:
         """Say that the step is reached, and stay as long as it is held."""
-        hold = Path(self.proxy_config["steps"]) / f"hold-{step}"
+        hold = Path(os.path.expandvars(self.proxy_config["steps"])) / f"hold-{step}"
         if hold.exists():
             hold.with_name(f"at-{step}").touch()
             while hold.exists():

@@ -6,7 +6,6 @@ import asyncio
 import runpy
 import secrets
 import socket
-import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -233,16 +232,12 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
         try:
             flooding = asyncio.ensure_future(offload(flood))
             await asyncio.sleep(0.1)
-            started = time.monotonic()
             await offload(_launcher["send_report"], (server.ip, server.port), wire)
-            await expectation.wait(Deadline(1))
-            assert time.monotonic() - started < 0.5
+            await expectation.wait(Deadline(response.CONNECTION_SECONDS / 2))  # before any of them is out of time
             opened = await flooding
             with server.expect("late", secret=SECRET) as late:
-                started = time.monotonic()
                 await send(server, message(server, "late"))
-                await late.wait(Deadline(1))
-                assert time.monotonic() - started < 0.5
+                await late.wait(Deadline(response.CONNECTION_SECONDS / 2))
             assert len(server._connections) <= response.MAX_CONNECTIONS
         finally:
             for connection in opened:
@@ -254,10 +249,8 @@ async def test_silent_connection_is_closed_in_time(server, monkeypatch):
     """A connection that is not complete in time is closed, whether it was silent or slow."""
     monkeypatch.setattr(response, "CONNECTION_SECONDS", 0.2)
     reader, writer = await asyncio.open_connection(server.ip, server.port)
-    started = time.monotonic()
     with pytest.raises(ConnectionError):
-        await reader.read()
-    assert time.monotonic() - started < 1
+        await asyncio.wait_for(reader.read(), 5)
     writer.close()
 
 
