@@ -6,8 +6,11 @@ import asyncio
 import os
 import signal
 import time
+import uuid
 
+import psycopg
 import pytest
+from tornado.simple_httpclient import HTTPTimeoutError
 from tornado.websocket import WebSocketClosedError
 
 from tests.support.kernelspecs import write_kernelspec
@@ -15,6 +18,8 @@ from tests.support.kernelspecs import write_kernelspec
 from .conftest import eventually, processes_of, reconnected
 
 pytestmark = [pytest.mark.slow]
+
+SLOW = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": 1.5}}
 
 
 async def restart(client, kernel_id):
@@ -112,6 +117,40 @@ async def test_limits_hold_for_all_replicas_together(replicas):
     await two.call(f"/api/kernels/{kernels[0]['id']}", "DELETE", status=204)
     await one.start_kernel()
     await two.call("/api/kernels", "POST", {"name": "python3"}, status=403)
+
+
+async def test_an_id_is_given_to_one_kernel(replicas):
+    """Of four starts with the same id at once, two on each replica, one succeeds."""
+    clients = await replicas.start()
+    kernel_id = str(uuid.uuid4())
+    body = {"name": "python3", "env": {"KERNEL_ID": kernel_id}}
+    answers = await asyncio.gather(*(client.fetch("/api/kernels", "POST", body) for client in clients * 2))
+    assert sorted(answer.code for answer in answers) == [201, 409, 409, 409]
+    for client in clients:
+        assert [kernel["id"] for kernel in await client.call("/api/kernels")] == [kernel_id]
+
+
+@pytest.mark.parametrize("database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
+async def test_a_client_that_goes_away_at_the_very_end_of_a_start_leaves_no_kernel(replicas, database_url):
+    """Its kernel runs, and only its place under the limits is still to be given back: the kernel is stopped again."""
+    write_kernelspec("slow", metadata={"process_proxy": SLOW})
+    one, two = await replicas.start()
+    await two.start_kernel()
+
+    async def is_listed():
+        return len(await two.call("/api/kernels")) == 2
+
+    async def is_gone():
+        return len(await two.call("/api/kernels")) == 1
+
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        start = asyncio.create_task(one.fetch("/api/kernels", "POST", {"name": "slow"}, request_timeout=4))
+        await asyncio.sleep(0.5)
+        await connection.execute("LOCK TABLE eg_reservations")
+        await eventually(is_listed)
+        with pytest.raises(HTTPTimeoutError):
+            await start
+    await eventually(is_gone)
 
 
 async def test_a_kernel_that_dies_is_restarted_once(replicas):

@@ -218,21 +218,22 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
         name, spec = await self._find_kernel_spec(kernel_name or self.default_kernel_name)
         await self.resources.turns.come()
-        if kernel_id in self._launching or kernel_id in self:
-            raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
-        async with self._place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
-            kernel = self._make_kernel_manager(kernel_id, name, spec)
-            launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
-            launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
-            self._launching[kernel_id] = launch
-            try:
-                await launch  # when our caller is cancelled, because the client has gone away, so is the launch
-            except asyncio.CancelledError:
-                if kernel_id in self:  # too late: it was complete, but nobody will hear of it
-                    await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
-                raise
-            finally:
-                del self._launching[kernel_id]
+        kernel = self._make_kernel_manager(kernel_id, name, spec)
+        launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
+        try:
+            async with self._place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
+                if kernel_id in self._launching or kernel_id in self:  # since it was chosen
+                    raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
+                launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
+                self._launching[kernel_id] = launch
+                try:
+                    await launch  # when our caller is cancelled, because the client has gone away, so is the launch
+                finally:
+                    del self._launching[kernel_id]
+        except asyncio.CancelledError:
+            if self._kernels.get(kernel_id) is kernel:  # too late: it was complete, but nobody will hear of it
+                await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
+            raise
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
         return kernel_id
 
