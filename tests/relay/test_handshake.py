@@ -93,7 +93,7 @@ async def test_pings(relay):
         assert channels.connections == 2
         while channels.connections == 2:
             await lives.pending(0.1)
-        assert await dead.receive() is None
+        await dead.until_closed()
         assert dead.closed == (1001, "no answer to pings")
         assert "execute_result" in [m["header"]["msg_type"] for m in await lives.run("hello")]
     dead.cut()

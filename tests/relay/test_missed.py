@@ -122,7 +122,7 @@ async def test_second_websocket_of_a_session(relay):
     msg_id = first.execute("hello")
     await first.finish(msg_id)
     async with await relay.open(kernel_id, "s") as second:
-        assert await first.receive() is None
+        await first.until_closed()
         assert first.closed == (1001, "another websocket with this session_id was opened")
         assert channels.connections == 1
         assert "execute_result" in types(await second.run("hello"))

@@ -73,7 +73,7 @@ async def test_end(relay):
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id)
     channels.close()
-    assert await client.receive() is None
+    await client.until_closed()
     assert client.closed == (1001, "the kernel was shut down")
     assert channels.connections == 0
     client.cut()

@@ -151,10 +151,15 @@ class WebSocketClient:
                 self.send_frame(10, payload)
             elif opcode in {1, 2}:
                 self.history.append(self._decode(opcode, payload))
-                if len(self.history) % 100 == 0:
+                if len(self.history) % 20 == 0:
                     await asyncio.sleep(0)  # what is buffered already would not let go of the loop
                 return self.history[-1]
         return None
+
+    async def until_closed(self) -> None:
+        """Receive what comes before the end."""
+        while await self.receive() is not None:
+            pass
 
     async def until(self, msg_type: str, msg_id: str | None = None, timeout: float = 5.0) -> list[dict[str, Any]]:
         """Return the messages up to and including the first one of a type and parent."""
