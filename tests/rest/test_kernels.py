@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tornado.simple_httpclient import HTTPTimeoutError
 
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
@@ -257,6 +258,25 @@ async def test_the_client_that_goes_away_takes_its_start_with_it(slow_kernelspec
                 break
             await asyncio.sleep(0.02)
         assert kernel_id not in launching
+        assert await gateway.call("/api/kernels") == []
+
+
+class SlowAuthorizer:
+    """Allows everything, after a while."""
+
+    async def is_authorized(self, *_: Any) -> bool:
+        await asyncio.sleep(0.5)
+        return True
+
+
+async def test_the_client_that_goes_away_before_its_start_gets_none(slow_kernelspec: str) -> None:
+    """A client that has closed its connection while its request was authorized has no kernel started for it."""
+    async with running_gateway(config=options()) as gateway:
+        gateway.app.web_app.settings["authorizer"] = SlowAuthorizer()
+        with pytest.raises(HTTPTimeoutError):
+            await gateway.fetch("/api/kernels", "POST", {"name": slow_kernelspec}, request_timeout=0.25)
+        await asyncio.sleep(0.5)
+        await eventually(lambda: not gateway.app.kernel_manager._launching, timeout=5)
         assert await gateway.call("/api/kernels") == []
 
 

@@ -613,15 +613,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
         for channels in list(self._channels):
             channels.close()
-        ended = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
 
-        def end(loop: asyncio.AbstractEventLoop) -> None:
+        def end() -> None:
             self.context.destroy(linger=100)
             with contextlib.suppress(RuntimeError):  # nobody waited for so long, and the loop is closed
                 loop.call_soon_threadsafe(ended.set_result, None)
 
         # A daemon, not one of the threads that Python waits for at its end.
-        threading.Thread(target=end, args=[asyncio.get_running_loop()], name="end of ZeroMQ", daemon=True).start()
+        threading.Thread(target=end, name="end of ZeroMQ", daemon=True).start()
         if not (await asyncio.wait([ended], timeout=CONTEXT_SECONDS))[0]:
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 

@@ -311,9 +311,9 @@ class Replicas:
                 self._stored.pop(kernel_id, None)
             else:
                 self._stored[kernel_id] = stored
-            kernel = self._manager._kernels.get(kernel_id)
             if self._is_retiring:
-                return stored  # it is let go of as it is
+                return stored  # our attachment is let go of as it is
+            kernel = self._manager._kernels.get(kernel_id)
             if kernel is not None and stored is None:
                 await uninterrupted(self._drop(kernel))
             elif kernel is not None and stored is not None and stored.owner != self.owner:
