@@ -123,7 +123,7 @@ class ResponseServer:
     """Listens for launchers and hands each expected kernel's connection information to who waits for it.
 
     Silent, slow, oversized and garbage connections cost one socket for at most ``CONNECTION_SECONDS``; when there
-    are too many, the one that has been silent for longest is closed.
+    are too many, the oldest is closed.
 
     Parameters
     ----------
@@ -269,8 +269,9 @@ class ResponseServer:
     def opened(self, connection: _Connection) -> None:
         """Count a new connection, and close another when there are too many."""
         if len(self._connections) >= MAX_CONNECTIONS:
-            silent = (known for known in self._connections if not known.has_spoken)
-            next(silent, next(iter(self._connections))).drop()
+            # The oldest, whether it has spoken or not: a launcher's message follows its connection at once, and one who
+            # floods us can say a byte on each of his.
+            next(iter(self._connections)).drop()
         self._connections[connection] = None
 
     def closed(self, connection: _Connection) -> None:
@@ -368,10 +369,6 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._peer = "?"
 
-    @property
-    def has_spoken(self) -> bool:
-        return bool(self._received)
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
@@ -394,7 +391,7 @@ class _Connection(asyncio.Protocol):
         self._server.closed(self)
 
     def drop(self) -> None:
-        """Reset the connection: a launcher that was taken for a silent caller sees that it must try again."""
+        """Reset the connection: a launcher that was taken for such a caller sees that it must try again."""
         self._server.closed(self)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -216,13 +216,13 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
     def flood() -> list[socket.socket]:
         opened = []
         for _ in range(1000):
-            connection = socket.create_connection((server.ip, server.port), 5)
-            opened.append(connection)
             try:
+                connection = socket.create_connection((server.ip, server.port), 5)
+                opened.append(connection)
                 connection.sendall(data)
                 if kind in ("garbage", "forged"):
                     connection.shutdown(socket.SHUT_WR)
-            except OSError:
+            except ConnectionError:
                 pass  # closed by the server already
         return opened
 
@@ -243,6 +243,33 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
             for connection in opened:
                 connection.close()
             await eventually(lambda: not server._connections and not any(server._queues))
+
+
+async def test_connection_just_made_is_not_the_one_to_go(server, monkeypatch, expect_log):
+    """With too many connections the oldest goes, not the newest, which has had no time to say anything."""
+    monkeypatch.setattr(response, "MAX_CONNECTIONS", 3)
+    wire = message(server, "real")
+    opened = []
+
+    async def connect(data: bytes) -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_connection(server.ip, server.port)
+        opened.append(writer)
+        writer.write(data)
+        await writer.drain()
+        return writer
+
+    with server.expect("real", secret=SECRET, minimum_version=2) as expectation:
+        for _ in range(3):
+            await connect(b"x")
+        launcher = await connect(b"")
+        await connect(b"x")
+        launcher.write(wire)
+        launcher.write_eof()
+        await expectation.wait(Deadline(5))
+    with expect_log(REFUSED):  # a byte is no message
+        for writer in opened:
+            writer.close()
+        await eventually(lambda: not server._connections)
 
 
 async def test_silent_connection_is_closed_in_time(server, monkeypatch):
