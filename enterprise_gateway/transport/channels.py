@@ -280,20 +280,20 @@ class KernelChannels:
 
     # -- clients -------------------------------------------------------------------------------------------------
 
-    def attach(self, client: ChannelsClient, session_id: str) -> None:
+    def attach(self, client: ChannelsClient, session_id: str, *, has_waited: bool = False) -> None:
         """Add a websocket and replay to it what its session missed, or what nobody has seen.
 
-        An older websocket of the same session is closed: it is the one that the client has lost.
+        An older websocket of the same session is closed: it is the one that the client has lost. Of those that have
+        waited together for the kernel's first answer (``has_waited``) none is older: the first that speaks is the one
+        that the client has kept. Jupyter Server forgets a connection that is not open yet without closing it.
         """
-        for older, attachment in list(self._attachments.items()):
-            if attachment.session_id == session_id:
-                older.close(GOING_AWAY, "another websocket with this session_id was opened")
+        self._close_others(session_id, sparing_those_that_waited=has_waited)
         for older, session in list(self._leaving.items()):
             if session == session_id:
                 older.abort()
                 self.detach(older)
         missed = self._replay.attach(session_id)
-        attachment = _Attachment(client, self._replay.number, session_id)
+        attachment = _Attachment(client, self._replay.number, session_id, has_waited)
         self._attachments[client] = attachment
         self._clients = tuple(self._attachments)
         for session in (session_id, *missed.sessions):
@@ -346,6 +346,10 @@ class KernelChannels:
         session = header.get("session", "")
         if not isinstance(session, str) or len(session) > MAX_SESSION_ID_LENGTH:
             raise FrameError("the session in the header is no identifier")
+        if attachment.has_waited:
+            attachment.has_waited = False
+            self._close_others(attachment.session_id, but=client)
+            self._learn(attachment, attachment.session_id)
         if session and self._routes.get(session) is not client:
             self._learn(attachment, session)
         if header.get("msg_type") == "execute_request":
@@ -353,6 +357,14 @@ class KernelChannels:
         if not self._connection.submit(channel, header.get("msg_type", ""), parts):
             self._warnings.warn("A websocket was closed: it sends more than the kernel takes")
             client.close(TRY_AGAIN_LATER, "too many messages wait for the kernel")
+
+    def _close_others(
+        self, session_id: str, *, but: ChannelsClient | None = None, sparing_those_that_waited: bool = False
+    ) -> None:
+        for client, attachment in list(self._attachments.items()):
+            is_spared = client is but or (sparing_those_that_waited and attachment.has_waited)
+            if attachment.session_id == session_id and not is_spared:
+                client.close(GOING_AWAY, "another websocket with this session_id was opened")
 
     def _learn(self, attachment: _Attachment, session: str) -> None:
         """Note that replies to ``session`` go to this websocket, and replay what waits for it."""
@@ -526,12 +538,16 @@ class KernelChannels:
 
 
 class _Attachment:
-    """One attached client, the sessions seen on it (oldest first), and where in the log it began."""
+    """One attached client, the sessions seen on it (oldest first), and where in the log it began.
 
-    __slots__ = ("client", "number", "session_id", "sessions")
+    ``has_waited`` until it speaks: it was opened with the kernel's first answer, maybe beside others of its session.
+    """
 
-    def __init__(self, client: ChannelsClient, number: int, session_id: str) -> None:
+    __slots__ = ("client", "has_waited", "number", "session_id", "sessions")
+
+    def __init__(self, client: ChannelsClient, number: int, session_id: str, has_waited: bool) -> None:
         self.client = client
         self.number = number
         self.session_id = session_id
+        self.has_waited = has_waited
         self.sessions: dict[str, None] = {}

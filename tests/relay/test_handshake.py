@@ -13,7 +13,7 @@ from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernels.keepalive import Keepalive
 from enterprise_gateway.transport.channels import KernelChannels
 from tests.support.tinykernel import TinyKernel
-from tests.support.wsclient import HandshakeError, WebSocketClient, random_id, types
+from tests.support.wsclient import HandshakeError, WebSocketClient, random_id, texts, types
 
 
 async def refused(relay, kernel_id, session_id="s", **options):
@@ -151,6 +151,53 @@ async def test_a_client_that_goes_away_meanwhile_is_not_attached(starting):
     await channels.ready(5)
     await asyncio.sleep(0.1)
     assert channels.connections == 0
+
+
+async def open_two(
+    relay, kernel_id: str, channels: KernelChannels, kernel: TinyKernel
+) -> tuple[WebSocketClient, WebSocketClient]:
+    """Open two websockets of one session, one after the other, that both wait for the kernel's first answer."""
+    openings = []
+    for waiting in (2, 3):  # with the fixture's
+        openings.append(asyncio.create_task(relay.open(kernel_id, "s")))
+        while len(channels._connection._waiters) < waiting:
+            await asyncio.sleep(0.01)
+    kernel.start()
+    return await openings[0], await openings[1]
+
+
+@pytest.mark.parametrize("kept", [0, 1], ids=["first", "second"])
+async def test_of_two_that_waited_the_one_that_speaks_is_kept(starting, relay, kept):
+    """Jupyter Server may have forgotten either of them, and may have sent its client's request through the other."""
+    kernel_id, channels, kernel, _ = starting
+    clients = await open_two(relay, kernel_id, channels, kernel)
+    speaking, silent = clients[kept], clients[1 - kept]
+    assert "execute_result" in types(await speaking.run("hello"))
+    await silent.until_closed()
+    assert silent.closed == (1001, "another websocket with this session_id was opened")
+    silent.cut()
+    messages = await speaking.run("print 2")
+    assert texts(messages) == "line 0\nline 1\n"
+    assert types(messages).count("execute_reply") == 1
+    async with await relay.open(kernel_id, "s") as third:  # one that comes later takes the place, as ever
+        await speaking.until_closed()
+        speaking.cut()
+        assert await third.pending() == []
+        assert "execute_result" in types(await third.run("hello"))
+
+
+async def test_the_silent_one_of_two_that_waited_goes_unnoticed(starting, relay):
+    """What a client missed is not counted by a websocket that it has forgotten."""
+    kernel_id, channels, kernel, _ = starting
+    client, forgotten = await open_two(relay, kernel_id, channels, kernel)
+    forgotten.cut()
+    while channels.connections > 2:  # the fixture's, and the kept one
+        await asyncio.sleep(0.01)
+    kernel.publish("stream", {"name": "stdout", "text": "once"})
+    messages = await client.run("print 1")
+    assert texts(client.history) == "onceline 0\n"
+    assert types(messages).count("execute_reply") == 1
+    await client.close()
 
 
 async def test_a_page_of_another_origin_does_not_wait(starting, relay):

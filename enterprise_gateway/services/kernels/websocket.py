@@ -50,6 +50,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     _channels: KernelChannels
     _outbox: Outbox | None = None
     _first_answer: asyncio.Task[None] | None = None
+    _has_waited = False
     _v1 = False
 
     def check_cross_site(self) -> None:
@@ -90,6 +91,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
                 self.set_status(499, "Client Closed Request")
                 return
             self._first_answer = None
+            self._has_waited = True
             self._channels = await self._find_channels(kernel_id)
         await super().get(kernel_id)
 
@@ -131,7 +133,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         self.request.headers = HTTPHeaders()
         self.request.connection = None
         self._keepalive.add(self)
-        self._channels.attach(self._outbox, session_id)
+        self._channels.attach(self._outbox, session_id, has_waited=self._has_waited)
 
     def on_message(self, message: str | bytes) -> None:
         """Pass a client's message on to the kernel; called by tornado."""
