@@ -25,7 +25,7 @@ from .test_ssh_shell import wait_for
 
 pytestmark = pytest.mark.ssh
 
-PORTS = range(41001, 41007)
+PORTS = range(21001, 21007)  # below those that the system gives away
 CONNECTION = ConnectionInfo("127.0.0.1", *PORTS[:5], key=b"secret", comm_port=PORTS[5])
 ANY = PortRange()
 
@@ -179,7 +179,7 @@ def test_zeromq_heals_by_itself_when_a_cut_link_is_back(
     """A socket keeps working over a cut of the link: what is sent meanwhile arrives when the link is back."""
     shell = SSHShell(host.address, replace(settings, connect_timeout=1.0))
     tunnels = HostTunnels("egssh1", shell.open_channel)
-    listening = "import zmq; s = zmq.Context().socket(zmq.REP); s.bind('tcp://*:41010'); print('up', flush=True)"
+    listening = "import zmq; s = zmq.Context().socket(zmq.REP); s.bind('tcp://*:21010'); print('up', flush=True)"
     program = f"{listening}\nwhile True: s.send(s.recv())"
     log = str(lab.folder / "rep.log")
     pid, pgid = shell.start_detached([sys.executable, "-c", program], env={}, log_path=log)
@@ -187,7 +187,7 @@ def test_zeromq_heals_by_itself_when_a_cut_link_is_back(
         request.linger, request.rcvtimeo = 0, 20_000
         request.set(zmq.REQ_RELAXED, 1)
         wait_for(lambda: shell.tail(log, 1) == "up\n")
-        local = tunnels.open(replace(CONNECTION, shell_port=41010), ANY, 5).connection
+        local = tunnels.open(replace(CONNECTION, shell_port=21010), ANY, 5).connection
         request.connect(f"tcp://127.0.0.1:{local.shell_port}")
         request.send(b"one")
         assert request.recv() == b"one"

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 HELD_LIMIT_SECONDS = 0.05
 _SAMPLE_SECONDS = 0.02
+_STANDSTILL_SECONDS = 0.01
 _GRACE_SECONDS = 2.0
 _MAKING_THREADS_AND_PROCESSES = (
     "_started.wait()",
@@ -63,7 +64,8 @@ class WatchedSelector(selectors.DefaultSelector):
 
     What counts is the time on the processor, at the speed that it has when nobody else uses the machine, plus the time
     asleep in a system call. Time spent in the scheduler's run queue (Linux tells it per thread) and in the garbage
-    collector is taken off: a busy machine holds nobody's loop.
+    collector is taken off, and time in which the watchdog did not run either, for then the machine stood still: a busy
+    machine holds nobody's loop.
     """
 
     def __init__(self, limit_seconds: float = HELD_LIMIT_SECONDS) -> None:
@@ -123,13 +125,14 @@ class _ThreadClock:
 
     def __init__(self) -> None:
         self._schedstat: int | None = None
-        self._began = self._collecting = 0.0
+        self._began = self._collecting = self._standing = 0.0
         self._scheduled = (0.0, 0.0)
 
     def start(self) -> float:
         if self.thread_id != threading.get_ident():
             self._open()
         self._scheduled, self._collecting = self._schedule(), _collector.seconds
+        self._standing = _watchdog.stood_still
         self._began = time.perf_counter()
         return self._began
 
@@ -141,6 +144,7 @@ class _ThreadClock:
         running, queued = self._schedule()
         computing = running - self._scheduled[0] - (_collector.seconds - self._collecting)
         asleep = wall - (running - self._scheduled[0]) - (queued - self._scheduled[1])
+        asleep -= _watchdog.stood_still - self._standing
         return max(computing, 0.0) * _speed.now(), max(asleep, 0.0)
 
     def close(self) -> None:
@@ -207,6 +211,7 @@ class _Watchdog:
         self._wanted = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self.stood_still = 0.0  # seconds by which it overslept, in all
 
     def watch(self, selector: WatchedSelector) -> None:
         with self._lock:
@@ -218,7 +223,11 @@ class _Watchdog:
 
     def _run(self) -> None:
         while self._wanted.wait():
+            began = time.perf_counter()
             time.sleep(_SAMPLE_SECONDS)
+            overslept = time.perf_counter() - began - _SAMPLE_SECONDS
+            if overslept > _STANDSTILL_SECONDS:
+                self.stood_still += overslept
             with self._lock:
                 selectors_now = list(self._selectors)
                 if not selectors_now:
