@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -13,6 +14,7 @@ from ..core.connection import ConnectionInfo
 
 MAX_BATCH_MESSAGES = 128
 MAX_BATCH_BYTES = 4 << 20
+MAX_BATCH_SECONDS = 0.01
 
 # Messages. A kernel that publishes faster than we read is slowed down by TCP once this many wait in our memory.
 RECEIVE_HIGH_WATER_MARK = 50_000
@@ -113,11 +115,16 @@ class ZmqSocket:
         self._reschedule()
 
     def drain(self) -> None:
-        """Receive what has come, up to a bound; the rest gets its turn after other work of the loop."""
+        """Receive what has come, up to a bound; the rest gets its turn after other work of the loop.
+
+        The bound is one of time, too: each receiving lets go of the interpreter lock, and while another thread of the
+        process computes, it takes 5 ms to get it back.
+        """
         self._scheduled = False
         taken = messages = 0
+        end = time.monotonic() + MAX_BATCH_SECONDS
         while not self.closed and self._get(_EVENTS) & _POLLIN:
-            if messages == MAX_BATCH_MESSAGES or taken > MAX_BATCH_BYTES:
+            if messages == MAX_BATCH_MESSAGES or taken > MAX_BATCH_BYTES or (messages and time.monotonic() > end):
                 self._schedule()
                 break
             taken += self._receive_one()

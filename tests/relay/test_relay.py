@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
+import time
 
 import pytest
+import zmq
 
+from enterprise_gateway.core.offload import offload
 from enterprise_gateway.transport.resumption import Memory
+from enterprise_gateway.transport.zmqsocket import ZmqSocket
 from tests.support.loops import loop_may_be_held
 from tests.support.tinykernel import BUFFERS, TinyKernel
 from tests.support.wsclient import texts, types
@@ -126,6 +131,36 @@ async def test_twenty_thousand_messages(relay):
         messages = await client.run("print 20000", timeout=20)
         with loop_may_be_held("the comparison takes its time"):
             assert texts(messages) == "".join(f"line {number}\n" for number in range(20_000))
+
+
+async def test_draining_lets_others_have_their_turns(relay, zmq_context):
+    """However long each message takes, as it does while another thread computes, the loop is not held by many."""
+    kernel = relay.tiny_kernel()
+    batches = [0]
+
+    def on_message(frames):
+        time.sleep(0.004)
+        batches[-1] += 1
+        return 1
+
+    def publish():
+        for _ in range(100):
+            kernel.publish("stream", {"name": "stdout", "text": "x"})
+
+    sub = ZmqSocket(
+        *(zmq_context, zmq.SUB, kernel.info, kernel.info.iopub_port),
+        on_message=on_message,
+        on_batch=lambda: batches.append(0),
+        log=logging.getLogger("enterprise_gateway.test"),
+    )
+    while not sum(batches):
+        kernel.publish("stream", {"name": "stdout", "text": "x"})
+        await asyncio.sleep(0.01)
+    await offload(publish)
+    while sum(batches) < 100:
+        await asyncio.sleep(0.01)
+    sub.close()
+    assert max(batches) <= 10
 
 
 async def test_garbage_from_clients(relay, expect_log):
