@@ -32,6 +32,7 @@ MAX_SESSIONS_PER_CLIENT = 1_000
 MAX_SESSION_ID_LENGTH = 256
 GOING_AWAY = 1001  # websocket close codes
 SERVICE_RESTART = 1012
+REPLACED = "another websocket with this session_id was opened"
 
 
 class ChannelsClient(Protocol):
@@ -287,7 +288,12 @@ class KernelChannels:
         waited together for the kernel's first answer (``has_waited``) none is older: the first that speaks is the one
         that the client has kept. Jupyter Server forgets a connection that is not open yet without closing it.
         """
-        self._close_others(session_id, sparing_those_that_waited=has_waited)
+        for rival in self._rivals(session_id):
+            if has_waited and rival.has_waited and rival.has_spoken:
+                client.close(GOING_AWAY, REPLACED)
+                return
+            if not (has_waited and rival.has_waited):
+                rival.client.close(GOING_AWAY, REPLACED)
         for older, session in list(self._leaving.items()):
             if session == session_id:
                 older.abort()
@@ -346,10 +352,12 @@ class KernelChannels:
         session = header.get("session", "")
         if not isinstance(session, str) or len(session) > MAX_SESSION_ID_LENGTH:
             raise FrameError("the session in the header is no identifier")
-        if attachment.has_waited:
-            attachment.has_waited = False
-            self._close_others(attachment.session_id, but=client)
+        if attachment.has_waited and not attachment.has_spoken:
+            for rival in self._rivals(attachment.session_id):
+                if rival is not attachment:
+                    rival.client.close(GOING_AWAY, REPLACED)
             self._learn(attachment, attachment.session_id)
+        attachment.has_spoken = True
         if session and self._routes.get(session) is not client:
             self._learn(attachment, session)
         if header.get("msg_type") == "execute_request":
@@ -358,13 +366,8 @@ class KernelChannels:
             self._warnings.warn("A websocket was closed: it sends more than the kernel takes")
             client.close(TRY_AGAIN_LATER, "too many messages wait for the kernel")
 
-    def _close_others(
-        self, session_id: str, *, but: ChannelsClient | None = None, sparing_those_that_waited: bool = False
-    ) -> None:
-        for client, attachment in list(self._attachments.items()):
-            is_spared = client is but or (sparing_those_that_waited and attachment.has_waited)
-            if attachment.session_id == session_id and not is_spared:
-                client.close(GOING_AWAY, "another websocket with this session_id was opened")
+    def _rivals(self, session_id: str) -> list[_Attachment]:
+        return [attachment for attachment in self._attachments.values() if attachment.session_id == session_id]
 
     def _learn(self, attachment: _Attachment, session: str) -> None:
         """Note that replies to ``session`` go to this websocket, and replay what waits for it."""
@@ -540,14 +543,15 @@ class KernelChannels:
 class _Attachment:
     """One attached client, the sessions seen on it (oldest first), and where in the log it began.
 
-    ``has_waited`` until it speaks: it was opened with the kernel's first answer, maybe beside others of its session.
+    One that ``has_waited`` for the kernel's first answer may be attached beside others of its session.
     """
 
-    __slots__ = ("client", "has_waited", "number", "session_id", "sessions")
+    __slots__ = ("client", "has_spoken", "has_waited", "number", "session_id", "sessions")
 
     def __init__(self, client: ChannelsClient, number: int, session_id: str, has_waited: bool) -> None:
         self.client = client
         self.number = number
         self.session_id = session_id
         self.has_waited = has_waited
+        self.has_spoken = False
         self.sessions: dict[str, None] = {}

@@ -186,6 +186,42 @@ async def test_of_two_that_waited_the_one_that_speaks_is_kept(starting, relay, k
         assert "execute_result" in types(await third.run("hello"))
 
 
+class Websocket:
+    """What attaches to a kernel's channels, without a connection."""
+
+    def __init__(self, channels: KernelChannels) -> None:
+        self.closed: list[tuple[int, str]] = []
+        self._channels = channels
+
+    def put(self, message, *, unlimited=False): ...
+
+    def flush(self): ...
+
+    def abort(self): ...
+
+    def unsent(self):
+        return []
+
+    def close(self, code, reason):
+        self.closed.append((code, reason))
+        self._channels.leave(self)
+
+
+async def test_one_that_waited_and_comes_after_the_other_has_spoken_is_closed(relay):
+    """It was asked for before the other was open: the client has forgotten it."""
+    _, channels = await relay.add()
+    kept, late = Websocket(channels), Websocket(channels)
+    header = {"msg_type": "kernel_info_request", "msg_id": "1", "session": "s"}
+    channels.attach(kept, "s", has_waited=True)
+    channels.send(kept, "shell", [json.dumps(header).encode(), b"{}", b"{}", b"{}"])
+    channels.attach(late, "s", has_waited=True)
+    assert late.closed == [(1001, "another websocket with this session_id was opened")]
+    assert (kept.closed, channels.connections) == ([], 1)
+    channels.attach(later := Websocket(channels), "s", has_waited=False)
+    assert len(kept.closed) == channels.connections == 1
+    channels.detach(later)
+
+
 async def test_the_silent_one_of_two_that_waited_goes_unnoticed(starting, relay):
     """What a client missed is not counted by a websocket that it has forgotten."""
     kernel_id, channels, kernel, _ = starting
