@@ -122,7 +122,7 @@ class Expectation:
 class ResponseServer:
     """Listens for launchers and hands each expected kernel's connection information to who waits for it.
 
-    Silent, slow, oversized and garbage connections cost one socket for at most ``CONNECTION_SECONDS``; when there
+    Silent, slow, oversized and garbage connections cost one socket for at most ``connection_seconds``; when there
     are too many, the oldest is closed.
 
     Parameters
@@ -135,6 +135,8 @@ class ResponseServer:
         Bind all addresses of the ip's family, while ``ip`` is still the one that launchers are told.
     allow_v0
         Accept payload version 0, which is encrypted with the kernel's id: only for launchers of old.
+    max_connections, connection_seconds
+        How many connections may be open, and how long each has for its message.
     """
 
     def __init__(
@@ -145,10 +147,14 @@ class ResponseServer:
         port_retries: int = 10,
         any_address: bool = False,
         allow_v0: bool = False,
+        max_connections: int = MAX_CONNECTIONS,
+        connection_seconds: float = CONNECTION_SECONDS,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
     ) -> None:
         self.ip = ip.strip("[]")
         self.port = port
+        self.connection_seconds = connection_seconds
+        self._max_connections = max_connections
         self._port_retries = port_retries
         self._any_address = any_address
         self._allow_v0 = allow_v0
@@ -268,7 +274,7 @@ class ResponseServer:
 
     def opened(self, connection: _Connection) -> None:
         """Count a new connection, and close another when there are too many."""
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._max_connections:
             # The oldest, whether it has spoken or not: a launcher's message follows its connection at once, and one who
             # floods us can say a byte on each of his.
             next(iter(self._connections)).drop()
@@ -372,7 +378,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
-        self._timer = asyncio.get_running_loop().call_later(CONNECTION_SECONDS, self._too_slow)
+        self._timer = asyncio.get_running_loop().call_later(self._server.connection_seconds, self._too_slow)
         self._server.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -391,7 +397,7 @@ class _Connection(asyncio.Protocol):
         self._server.closed(self)
 
     def drop(self) -> None:
-        """Reset the connection: a launcher that was taken for such a caller sees that it must try again."""
+        """Reset the connection: if it is a launcher's, the launcher sees that it must try again."""
         self._server.closed(self)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -399,7 +405,7 @@ class _Connection(asyncio.Protocol):
 
     def _too_slow(self) -> None:
         if self._received:
-            self._server.refused(self._peer, f"not complete after {CONNECTION_SECONDS:g} seconds")
+            self._server.refused(self._peer, f"not complete after {self._server.connection_seconds:g} seconds")
         self.drop()
 
 

@@ -28,8 +28,9 @@ REFUSED = "Refused a response"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ResponseServer]:
-    server = ResponseServer(ip="127.0.0.1", port=0)
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[ResponseServer]:
+    """A server that listens, with the default limits or those that the test is parametrised with."""
+    server = ResponseServer(ip="127.0.0.1", port=0, **getattr(request, "param", {}))
     await server.start()
     yield server
     await server.stop()
@@ -245,39 +246,42 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
             await eventually(lambda: not server._connections and not any(server._queues))
 
 
-async def test_connection_just_made_is_not_the_one_to_go(server, monkeypatch, expect_log):
-    """With too many connections the oldest goes, not the newest, which has had no time to say anything."""
-    monkeypatch.setattr(response, "MAX_CONNECTIONS", 3)
+@pytest.mark.parametrize("server", [{"max_connections": 3}], indirect=True, ids=["three"])
+async def test_connection_just_made_is_not_the_one_to_go(server, expect_log):
+    """With too many connections the oldest go, not the newest, which has had no time to say anything."""
     wire = message(server, "real")
     opened = []
 
-    async def connect(data: bytes) -> asyncio.StreamWriter:
-        _, writer = await asyncio.open_connection(server.ip, server.port)
-        opened.append(writer)
+    async def connect(data: bytes) -> None:
+        reader, writer = await asyncio.open_connection(server.ip, server.port)
+        opened.append((reader, writer))
         writer.write(data)
-        await writer.drain()
-        return writer
+        await asyncio.sleep(0.05)  # the server takes it before the next one
 
     with server.expect("real", secret=SECRET, minimum_version=2) as expectation:
-        for _ in range(3):
-            await connect(b"x")
-        launcher = await connect(b"")
-        await connect(b"x")
-        launcher.write(wire)
-        launcher.write_eof()
+        for data in (b"x", b"x", b"x", b"", b"x"):
+            await connect(data)
+        for reader, _ in opened[:2]:
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), 5)
+        opened[3][1].write(wire)
+        opened[3][1].write_eof()
         await expectation.wait(Deadline(5))
     with expect_log(REFUSED):  # a byte is no message
-        for writer in opened:
+        for _, writer in opened:
             writer.close()
         await eventually(lambda: not server._connections)
 
 
-async def test_silent_connection_is_closed_in_time(server, monkeypatch):
+@pytest.mark.parametrize("server", [{"connection_seconds": 0.2}], indirect=True, ids=["soon"])
+@pytest.mark.parametrize("said", [b"", b"x"], ids=["silent", "slow"])
+async def test_unfinished_connection_is_closed_in_time(server, said, expect_log):
     """A connection that is not complete in time is closed, whether it was silent or slow."""
-    monkeypatch.setattr(response, "CONNECTION_SECONDS", 0.2)
     reader, writer = await asyncio.open_connection(server.ip, server.port)
-    with pytest.raises(ConnectionError):
-        await asyncio.wait_for(reader.read(), 5)
+    with expect_log("not complete after 0.2 seconds", required=bool(said)):
+        writer.write(said)
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(reader.read(), 5)
     writer.close()
 
 
