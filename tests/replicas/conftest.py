@@ -33,8 +33,8 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 1
     return result
 
 
-async def reconnected(client: Client, kernel_id: str, session_id: str) -> KernelSocket:
-    """Open a websocket as soon as a replica takes it; until then the proxy answers that none is there."""
+async def connected(client: Client, kernel_id: str, session_id: str | None = None) -> KernelSocket:
+    """Open a websocket as soon as a replica takes it; until then the answer is that none is there."""
     while True:
         try:
             return await client.websocket(kernel_id, session_id)
@@ -83,6 +83,7 @@ class Replicas:
         self.proxy: ServerProcess | None = None
         self.through_proxy: Client = None  # type: ignore[assignment]
         self._runs = 0
+        self._restarting: asyncio.Future[None] | None = None
 
     async def start(self, count: int = 2, *options: str, **env: str) -> list[Client]:
         """Start replicas and the proxy; return a client for each replica."""
@@ -133,8 +134,12 @@ class Replicas:
         self.processes[number] = self._process(number)
         self.processes[number].start()
 
-    def restart(self, number: int) -> None:
-        """Stop a replica in order and start it again; blocks."""
+    async def restart(self, number: int) -> None:
+        """Stop a replica in order and start it again; ``close`` waits for one that was given up."""
+        self._restarting = asyncio.ensure_future(asyncio.to_thread(self._restart, number))
+        await asyncio.shield(self._restarting)
+
+    def _restart(self, number: int) -> None:
         assert self.processes[number].stop() == 0
         self.start_again(number)
 
@@ -146,6 +151,8 @@ class Replicas:
 
     async def close(self) -> None:
         """Delete all kernels and stop everything."""
+        if self._restarting is not None:
+            await asyncio.wait([self._restarting])
         clients = [client for client in (self.through_proxy, *self.clients) if client is not None]
         await asyncio.gather(*(_closed(socket) for client in clients for socket in client.sockets))
         for client in clients:

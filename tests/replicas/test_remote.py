@@ -10,7 +10,7 @@ import pytest
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.processes import REPOSITORY
 
-from .conftest import eventually, reconnected
+from .conftest import connected, eventually
 
 pytestmark = [pytest.mark.ssh, pytest.mark.slow]
 
@@ -55,7 +55,7 @@ async def test_a_kernel_on_an_ssh_host_is_shared(replicas, lab, hosts, is_tunnel
 
     replicas.kill(0)
     assert (await there.execute("y"))[0] == "False"
-    socket = await reconnected(replicas.through_proxy, kernel_id, here.session_id)
+    socket = await connected(replicas.through_proxy, kernel_id, here.session_id)
     assert (await socket.execute(WHERE))[0] == place
 
     await two.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)

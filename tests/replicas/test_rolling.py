@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from tornado.websocket import WebSocketClosedError
 
-from .conftest import reconnected
+from .conftest import connected
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -26,14 +26,14 @@ class Notebook:
         self.longest = 0.0
 
     async def run(self, until):
-        socket, last = await self.client.websocket(self.kernel_id), time.monotonic()
+        socket, last = await connected(self.client, self.kernel_id), time.monotonic()
         value = 0
         while not until.is_set():
             try:
                 text, reply = await socket.execute("x = globals().get('x', 0) + 1; print(x)", timeout=20)
             except (AssertionError, WebSocketClosedError):
                 self.cut += 1  # the client was told: it does not know whether its last cell was executed
-                socket = await reconnected(self.client, self.kernel_id, socket.session_id)
+                socket = await connected(self.client, self.kernel_id, socket.session_id)
                 continue
             assert reply["status"] == "ok"
             assert int(text) in range(value + 1, value + 3 + self.cut), "the kernel is another one"
@@ -94,7 +94,7 @@ async def all_of(*work):
 
 async def _restart_in_turn(replicas, until):
     for number in range(RESTARTS):
-        await asyncio.to_thread(replicas.restart, number % 2)
+        await replicas.restart(number % 2)
         await asyncio.sleep(0.3)
     until.set()
 

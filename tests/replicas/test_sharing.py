@@ -15,7 +15,7 @@ from tornado.websocket import WebSocketClosedError
 
 from tests.support.kernelspecs import write_kernelspec
 
-from .conftest import eventually, processes_of, reconnected
+from .conftest import connected, eventually, processes_of
 
 pytestmark = [pytest.mark.slow]
 
@@ -245,7 +245,7 @@ async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
             try:
                 return await socket.execute("x")
             except (AssertionError, WebSocketClosedError):
-                socket = await reconnected(client, kernels[number], socket.session_id)
+                socket = await connected(client, kernels[number], socket.session_id)
 
     answers = await asyncio.wait_for(asyncio.gather(*map(use, range(4))), 20)
     assert [text for text, _ in answers] == ["0", "1", "2", "3"]

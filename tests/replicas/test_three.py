@@ -12,7 +12,7 @@ from .conftest import eventually, processes_of
 
 pytestmark = [pytest.mark.slow]
 
-CULLING = ("--RemoteMappingKernelManager.cull_idle_timeout=4", "--RemoteMappingKernelManager.cull_interval=1")
+CULLING = ("--RemoteMappingKernelManager.cull_idle_timeout=8", "--RemoteMappingKernelManager.cull_interval=1")
 PID = "import os; os.getpid()"
 
 
@@ -68,7 +68,7 @@ async def test_three_replicas_are_one_gateway(replicas):
     async def only_one_is_left():
         return await listings(replicas) == [[used]] * 3
 
-    await eventually(only_one_is_left, 15)
+    await eventually(only_one_is_left, 25)
     assert replicas.output.count(f"Culling kernel {idle}") == 1
     assert replicas.output.count("Culling kernel") == 1
     await two.call(f"/api/kernels/{used}", "DELETE", status=204)
