@@ -58,6 +58,16 @@ async def test():
     with loop_may_be_held("to see that it can be allowed"):
         time.sleep(0.2)
 """,
+    "a machine that stands still": """
+import asyncio, os, signal, subprocess
+async def test():
+    go_on = "for pause in 0.3 1; do sleep $pause; kill -CONT $PPID; done"
+    other = await asyncio.to_thread(subprocess.Popen, ["sh", "-c", go_on])
+    await asyncio.sleep(0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    await asyncio.sleep(0)
+    await asyncio.to_thread(other.wait)
+""",
     "an expected warning": """
 import logging
 async def test(expect_log):

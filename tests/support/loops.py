@@ -109,8 +109,8 @@ class WatchedSelector(selectors.DefaultSelector):
     def _end_turn(self) -> None:
         if self._turn_began is None:
             return
+        self._turn_began = None  # first, lest the watchdog take what follows for the turn
         times = self._clock.stop(self.limit_seconds)
-        self._turn_began = None
         if times is not None and not self.exempt:
             turn = HeldTurn(*times, self._stack)
             if turn.holds(self.limit_seconds):
@@ -132,19 +132,20 @@ class _ThreadClock:
         if self.thread_id != threading.get_ident():
             self._open()
         self._scheduled, self._collecting = self._schedule(), _collector.seconds
-        self._standing = _watchdog.stood_still
         self._began = time.perf_counter()
+        self._standing = _watchdog.stood_still(self._began)
         return self._began
 
     def stop(self, limit_seconds: float) -> tuple[float, float] | None:
         """Return the seconds spent computing and asleep, or None for a span that is short anyhow."""
-        wall = time.perf_counter() - self._began
+        now = time.perf_counter()
+        wall = now - self._began
         if wall <= limit_seconds:
             return None
         running, queued = self._schedule()
         computing = running - self._scheduled[0] - (_collector.seconds - self._collecting)
         asleep = wall - (running - self._scheduled[0]) - (queued - self._scheduled[1])
-        asleep -= _watchdog.stood_still - self._standing
+        asleep -= _watchdog.stood_still(now) - self._standing
         return max(computing, 0.0) * _speed.now(), max(asleep, 0.0)
 
     def close(self) -> None:
@@ -211,7 +212,13 @@ class _Watchdog:
         self._wanted = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self.stood_still = 0.0  # seconds by which it overslept, in all
+        # Seconds by which it has overslept in all, and since when it sleeps; one attribute, for other threads read it.
+        self._slept: tuple[float, float | None] = (0.0, None)
+
+    def stood_still(self, now: float) -> float:
+        """Return the seconds in which it should have run and did not, until ``now``."""
+        overslept, since = self._slept
+        return overslept + (_overslept(now - since) if since is not None else 0.0)
 
     def watch(self, selector: WatchedSelector) -> None:
         with self._lock:
@@ -223,17 +230,21 @@ class _Watchdog:
 
     def _run(self) -> None:
         while self._wanted.wait():
-            began = time.perf_counter()
+            before, began = self._slept[0], time.perf_counter()
+            self._slept = (before, began)
             time.sleep(_SAMPLE_SECONDS)
-            overslept = time.perf_counter() - began - _SAMPLE_SECONDS
-            if overslept > _STANDSTILL_SECONDS:
-                self.stood_still += overslept
+            self._slept = (before + _overslept(time.perf_counter() - began), None)
             with self._lock:
                 selectors_now = list(self._selectors)
                 if not selectors_now:
                     self._wanted.clear()
             for selector in selectors_now:
                 selector.sample(time.perf_counter())
+
+
+def _overslept(seconds: float) -> float:
+    too_long = seconds - _SAMPLE_SECONDS
+    return too_long if too_long > _STANDSTILL_SECONDS else 0.0
 
 
 _speed = _Speed()
