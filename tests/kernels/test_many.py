@@ -51,7 +51,10 @@ def assert_no_port_is_used_twice(gateway: Gateway, ids: list[str]) -> None:
 
 
 async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launches: Path) -> None:
-    """All are answered 201 and all execute; each was launched once, on ports of its own."""
+    """All are answered 201 and all execute; each was launched once, on ports of its own.
+
+    They are deleted at once, too, and that holds no turn of the loop.
+    """
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
         with crowded_machine(0.25, "two processors, and a hundred processes that start"):

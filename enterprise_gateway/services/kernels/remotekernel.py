@@ -366,6 +366,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_request_shutdown(self, restart: bool = False) -> None:
         """Ask the kernel to shut down, through the gateway's channels when there are any."""
+        await self.resources.turns.come()  # a socket is opened for it
         if self.channels is None:
             await super()._async_request_shutdown(restart=restart)
             return
