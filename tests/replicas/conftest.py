@@ -152,7 +152,7 @@ class Replicas:
     async def close(self) -> None:
         """Delete all kernels and stop everything."""
         if self._restarting is not None:
-            await asyncio.wait([self._restarting])
+            await asyncio.gather(self._restarting, return_exceptions=True)
         clients = [client for client in (self.through_proxy, *self.clients) if client is not None]
         await asyncio.gather(*(_closed(socket) for client in clients for socket in client.sockets))
         for client in clients:

@@ -8,13 +8,18 @@ import time
 from collections import Counter
 
 import pytest
+from tornado import web
 from tornado.websocket import WebSocketClosedError
 
-from .conftest import connected
+from tests.clusters.load_balancers import free_ports, haproxy
+from tests.support.gateway import Client
+
+from .conftest import connected, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 RESTARTS = 20
+GET, POST = ("GET",), ("POST", {})
 
 
 class Notebook:
@@ -125,3 +130,39 @@ async def test_twenty_rolling_restarts_lose_nothing(replicas):
     assert {kernel["id"] for kernel in await client.call("/api/kernels")} == set(kernel_ids)
     assert "Traceback" not in replicas.output
     assert "has died" not in replicas.output
+
+
+class Replica(web.RequestHandler):
+    """A replica in the moment between being told to stop and closing its port, or one that stays."""
+
+    def initialize(self, code):
+        self.code = code
+
+    def get(self):
+        self.set_status(200 if self.request.path == "/api" else self.code)  # it passed the last check of its health
+
+    def post(self):
+        self.set_status(self.code)
+
+
+async def test_a_get_that_a_replica_refuses_goes_to_another(tmp_path):
+    """With the documented HAProxy; a request that may have had an effect is not sent twice."""
+    ports = free_ports(2)
+    replicas = [
+        web.Application([("/.*", Replica, {"code": code})]).listen(port, "127.0.0.1")
+        for port, code in zip(ports, (503, 200), strict=True)
+    ]
+    proxy = haproxy(tmp_path, ports)
+    url = proxy.url
+    async with proxy, Client(url) as client:
+
+        async def only_gets_are_sent_twice():
+            try:
+                codes = [{(await client.fetch("/api/x", *verb)).code for _ in range(4)} for verb in (POST, GET, POST)]
+            except OSError:  # it does not listen yet
+                return False
+            return codes == [{200, 503}, {200}, {200, 503}]
+
+        await eventually(only_gets_are_sent_twice)
+    for replica in replicas:
+        replica.stop()
