@@ -32,6 +32,7 @@ MAX_SESSIONS_PER_CLIENT = 1_000
 MAX_SESSION_ID_LENGTH = 256
 GOING_AWAY = 1001  # websocket close codes
 SERVICE_RESTART = 1012
+TOO_LARGE_TO_KEEP = "it is larger than what is kept for a client that is away"
 REPLACED = "another websocket with this session_id was opened"
 
 
@@ -341,7 +342,7 @@ class KernelChannels:
                 self._warnings.warn("A message of %d bytes was dropped: its client does not take it", message.size)
                 unsent += self._substitutes(message, "it is larger than the client takes")
             elif message.size > self._limits.replay:
-                unsent += self._substitutes(message, "it is larger than what is kept for a client that is away")
+                unsent += self._substitutes(message, TOO_LARGE_TO_KEEP)
             else:
                 unsent.append(message)
         self._replay.keep_unsent(session_id, unsent)
@@ -446,6 +447,9 @@ class KernelChannels:
         client = self._routes.get(session)
         if client is not None:
             client.put(message)
+        elif message.size > self._limits.replay:
+            for substitute in self._substitutes(message, TOO_LARGE_TO_KEEP):
+                self._replay.append(substitute, session)
         else:
             self._replay.append(message, session)
 

@@ -87,6 +87,7 @@ class Outbox:
         "_close",
         "_flight",
         "_is_ended",
+        "_is_held",
         "_largest",
         "_limit",
         "_queue",
@@ -123,6 +124,7 @@ class Outbox:
         self._writing = False
         self._stopped = False
         self._is_ended = False  # by the peer
+        self._is_held = False  # until a receipt comes
         self._flight: list[tuple[int, KernelMessage]] = []  # written, by the position where each ends
         self._received = 0  # everything before this position has arrived
         self._answers = False  # whether the client has answered any ping
@@ -140,7 +142,7 @@ class Outbox:
         One message is always taken, however large it is, and all are that are replayed (``unlimited``): those are
         bounded already.
         """
-        if self._writing and self._merge(message):
+        if (self._writing or self._is_held) and self._merge(message):
             return
         if not self._queue:
             self._largest = 0
@@ -154,7 +156,10 @@ class Outbox:
 
     def flush(self) -> None:
         """Write what waits, unless a write is under way or too much was not received yet."""
-        while self._queue and not self._writing and not self._stopped and not self._is_full():
+        while self._queue and not self._writing and not self._stopped:
+            self._is_held = self._is_full()
+            if self._is_held:
+                return
             batch, frames, length = self._take()
             start = self._stream.accepted
             self._flight += [(start + end, message) for end, message in batch]

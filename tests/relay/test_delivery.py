@@ -97,6 +97,7 @@ async def test_line_dies(relay, far, count):
     msg_id = client.execute("print 15 100")
     while len(texts(client.history).splitlines()) < count:
         await client.receive()
+    await asyncio.sleep(0.1)  # systems may acknowledge 40 ms later, and what is not can only be sent again
     await offload(far.pull_out)
     await asyncio.sleep(2)
     await client.pending()  # what came in before
@@ -249,3 +250,20 @@ async def test_reply_over_the_limit(relay, expect_log):
     reply = next(m for m in messages if m["header"]["msg_type"] == "execute_reply")
     assert reply["content"]["ename"] == "MessageTooLarge"
     assert "execute_reply message" in texts(messages, "stderr")
+
+
+async def test_reply_that_is_too_large_to_be_kept(relay):
+    """A client that was away when such a reply came gets an error in its place: the cell ends."""
+    kernel_id, channels = await relay.add(replay=1 << 20)
+    client = await relay.open(kernel_id, "s")
+    msg_id = client.execute("reply 1100000")
+    await client.until("execute_input")
+    client.cut()
+    while channels.connections or channels.execution_state != "idle":
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    async with await relay.open(kernel_id, "s") as back:
+        messages = await finish(back, msg_id)
+    (reply,) = [m["content"] for m in messages if m["header"]["msg_type"] == "execute_reply"]
+    assert reply["ename"] == "MessageTooLarge"
+    assert "larger than what is kept" in texts(messages, "stderr")
