@@ -115,7 +115,7 @@ class Outbox:
         self._stream = stream
         self._v1 = v1
         self._limit = limit
-        self._split = split
+        self._split = split or _NEVER
         self._close = close
         self._receipts = receipts
         self._queue: list[KernelMessage | _MergedStream] = []  # an empty deque would take 600 bytes
@@ -160,17 +160,16 @@ class Outbox:
             self._is_held = self._is_full()
             if self._is_held:
                 return
-            batch, frames, length = self._take()
-            start = self._stream.accepted
-            self._flight += [(start + end, message) for end, message in batch]
+            first = len(self._flight)
+            frames, end = self._take()
             if self._asked_at is None:
-                if self._may_ask(start + length):
-                    frames.append(self._ping(start + length))
+                if self._may_ask(end):
+                    frames.append(self._ping(end))
                 self._receipts.later(self)
             try:
                 future = self._stream.write(frames[0] if len(frames) == 1 else b"".join(frames))
             except OSError:  # the stream is closed; the handler hears of it by itself
-                self._flight[-len(batch) :] = [(_NEVER, message) for _, message in batch]
+                self._flight[first:] = [(_NEVER, message) for _, message in self._flight[first:]]
                 self._writing = True
                 return
             if not future.done():
@@ -290,26 +289,35 @@ class Outbox:
                 return self._received
         return tcp.position if self._is_ended else tcp.expected
 
-    def _take(self) -> tuple[list[tuple[int, KernelMessage]], list[bytes], int]:
-        """Take messages for one write: a list with the offset where each one ends, their frames and the length."""
-        batch: list[tuple[int, KernelMessage]] = []
+    def _take(self) -> tuple[list[bytes], int]:
+        """Take messages for one write to the list of those under way; return their frames and where the last ends."""
         frames: list[bytes] = []
-        length = count = 0
+        start = position = self._stream.accepted
+        count = 0
         for entry in self._queue:
-            if length and length + entry.size > MAX_WRITE_BYTES:
+            size = entry.size
+            if frames and position - start + size > MAX_WRITE_BYTES:
                 break
             count += 1
-            self._bytes -= entry.size
+            self._bytes -= size
             message = _plain(entry)
-            for piece in message.pieces(self._split) if 0 < self._split < message.size else (message,):
-                frame = piece.frame(self._v1)
-                if piece is not entry or message.channel != "iopub":
-                    piece.forget_frames()  # no other websocket is sent this one
-                length += len(frame)
-                frames.append(frame)
-                batch.append((length, piece))
+            if size > self._split:
+                for piece in message.pieces(self._split):
+                    position = self._add(piece, frames, position)
+                    piece.forget_frames()
+            else:
+                position = self._add(message, frames, position)
+            if message is not entry or message.channel != "iopub":
+                message.forget_frames()  # no other websocket is sent this one
         del self._queue[:count]
-        return batch, frames, length
+        return frames, position
+
+    def _add(self, message: KernelMessage, frames: list[bytes], position: int) -> int:
+        frame = message.frame(self._v1)
+        frames.append(frame)
+        position += len(frame)
+        self._flight.append((position, message))
+        return position
 
     def _on_written(self, future: Future[None]) -> None:
         if future.cancelled() or future.exception() is not None:
@@ -332,7 +340,7 @@ class Outbox:
         name, text = stream
         size = len(message.parts[3])
         last = self._queue[-1] if self._queue else None
-        if not isinstance(last, _MergedStream) or not last.accepts(name, message, self._split or MAX_MERGED_BYTES):
+        if not isinstance(last, _MergedStream) or not last.accepts(name, message, self._split):
             last = _MergedStream(message, name)
             self._queue.append(last)
             self._bytes += message.size

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-_SHORTEST_GAP = 0.002  # seconds between two receipts asked for at once, of all websockets: each costs 40 µs
-_TICK = 0.1
+_SHORTEST_GAP = 0.01  # seconds between two receipts asked for at once, of all websockets: each costs 40 µs
+_TICK = 0.2
 
 
 class ReceiptGiver(Protocol):
@@ -21,7 +21,7 @@ class ReceiptGiver(Protocol):
 class Receipts:
     """Shared by all websockets of a process.
 
-    A receipt is asked for together with the output, as long as not too many are; else within a tenth of a second.
+    A receipt is asked for together with the output, as long as not too many are; else within a fifth of a second.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ async def test_client_behind_a_proxy_vanishes(relay, away, v1):
         msg_id = client.execute("print 15 100")
         while len(texts(client.history).splitlines()) < 15:
             await client.receive()
-        await client.pending(0.2)
+        await client.pending(0.3)
         proxy.freeze()
         await asyncio.sleep(2)
         clock.ahead = away - 2
@@ -76,7 +76,7 @@ async def test_proxy_gives_up_its_client(relay):
         msg_id = client.execute("print 15 100")
         while len(texts(client.history).splitlines()) < 15:
             await client.receive()
-        await client.pending(0.2)
+        await client.pending(0.3)
         proxy.freeze()
         await asyncio.sleep(2)
         proxy.cut()
@@ -116,7 +116,7 @@ async def test_laptop_wakes_up(relay, far):
     msg_id = client.execute("print 15 100")
     while len(texts(client.history).splitlines()) < 15:
         await client.receive()
-    await client.pending(0.2)
+    await client.pending(0.3)
     await offload(far.pull_out)
     await asyncio.sleep(2)
     await offload(far.plug_in)
