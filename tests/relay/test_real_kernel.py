@@ -78,7 +78,7 @@ async def test_debugger_comms_and_restart(relay, ipykernel):
         answer = (await client.until("comm_msg"))[-1]
         assert (answer["content"]["data"], answer["buffers"]) == ({"n": 1000}, [bytes(1000)])
 
-        channels.announce_state("restarting")
+        channels.hold()
         await ipykernel.stop()
         await ipykernel.start()
         channels.connect(replace(ipykernel.info))

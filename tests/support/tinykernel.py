@@ -39,12 +39,15 @@ class TinyKernel:
         Signs messages; random unless given.
     curve
         Whether to encrypt the transport.
+    says_idle
+        Whether executions end with the status ``idle``.
     """
 
-    def __init__(self, key: bytes | None = None, *, curve: bool = False) -> None:
+    def __init__(self, key: bytes | None = None, *, curve: bool = False, says_idle: bool = True) -> None:
         self.key = key or uuid.uuid4().hex.encode()
         self.session = uuid.uuid4().hex
         self.received: list[dict[str, Any]] = []
+        self._says_idle = says_idle
         self._curve = zmq.curve_keypair() if curve else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets = {
@@ -58,6 +61,7 @@ class TinyKernel:
         self._wake_address = f"inproc://{uuid.uuid4().hex}"
         self._wake_end = self._context.socket(zmq.PAIR)
         self._wake_end.bind(self._wake_address)
+        self._stopped = threading.Event()
         self._orders: list[tuple[str, list[bytes]]] = []
         self._thread = threading.Thread(target=self._serve, name="tiny-kernel", daemon=True)
 
@@ -81,6 +85,7 @@ class TinyKernel:
         """End at once, as if killed; also before it has begun."""
         if self._thread.ident is None:
             self.start()  # the thread closes the sockets
+        self._stopped.set()
         self._wake_end.send(b"")
         self._thread.join()
         self._wake_end.close()
@@ -157,7 +162,8 @@ class TinyKernel:
         if reply is not None:
             message = self._message(f"{kind}_reply", reply, header)
             self._sockets[channel][0].send_multipart([*identities, *message])
-        self._publish("status", {"execution_state": "idle"}, header)
+        if self._says_idle or kind != "execute":
+            self._publish("status", {"execution_state": "idle"}, header)
 
     def _execute(self, identities: list[bytes], header: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
         code = content["code"]
@@ -183,7 +189,7 @@ class TinyKernel:
                 answer = json.loads(reply[reply.index(DELIMITER) + 5])["value"]
                 self._publish("stream", {"name": "stdout", "text": answer}, header)
         elif command == "sleep":
-            time.sleep(float(argument))
+            self._stopped.wait(float(argument))
         else:
             data = {"data": {"text/plain": code}, "metadata": {}, "execution_count": 1}
             self._publish("execute_result", data, header)

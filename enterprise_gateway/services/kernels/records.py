@@ -91,9 +91,12 @@ class KernelRecords:
         record = await self._store.fetch_session(str(kernel.kernel_id)) if self._replicas is not None else None
         kernel.reached_as = reached_as(record) if record is not None else ""
 
-    async def restarting(self, kernel: RemoteKernelManager) -> None:
-        """Record that the kernel's process is about to be replaced."""
-        await self._store.record_phase(kernel.kernel_id, "restarting")
+    async def restarting(self, kernel: RemoteKernelManager, restarts: int = 0) -> None:
+        """Record that the kernel's process is about to be replaced.
+
+        ``restarts`` says how often in a row because it has died; 0: somebody asked for it.
+        """
+        await self._store.record_phase(kernel.kernel_id, "restarting", extra={"restarts": restarts})
 
     async def stopping(self, kernel: RemoteKernelManager) -> None:
         """Record that the kernel is to go; a store that fails does not keep it."""

@@ -26,6 +26,7 @@ from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError
 from ...core.offload import offload, uninterrupted
 from ...provisioners.adapter import ProcessProxyProvisioner
+from ...transport.openrequests import KERNEL_SHUT_DOWN
 from ...transport.resumption import Memory
 from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy, gateway_user
 from ..processproxies.shared import SharedResources, gateway_environment
@@ -425,10 +426,13 @@ class RemoteKernelManager(AsyncKernelManager):
             if under_way:
                 return
             self.restarting = True
-            if self.channels is not None and self.execution_state != "restarting":  # else it was told with a reason
-                self.channels.announce_state("restarting")
+            if self.channels is not None and self.execution_state != "restarting":  # else it was told of a death
+                self.channels.hold()
             try:
                 await self._async_shutdown_kernel(now=now, restart=True)
+                if self.channels is not None:
+                    await self.channels.last_words()
+                    self.channels.end_process()
                 if newports and isinstance(self.provisioner, ProcessProxyProvisioner):
                     self.provisioner.release_ports()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
@@ -471,7 +475,7 @@ class RemoteKernelManager(AsyncKernelManager):
         """Close the kernel's channels, and in library mode what was started for it."""
         if self.channels is not None:
             if self.closing_because and self.execution_state != "dead":
-                self.channels.announce_state("dead", self.closing_because)
+                self.channels.announce_state("dead", self.closing_because, KERNEL_SHUT_DOWN)
             self.channels.close(self.closing_because or "the kernel was shut down")
         if self._resources is not None:
             await self._resources.close()

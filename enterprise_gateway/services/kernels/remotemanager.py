@@ -498,7 +498,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
         if self.records is not None:
-            await self.records.restarting(kernel)
+            await self.records.restarting(kernel, kernel.restarts)
         await self._replace(kernel, now, newports)
 
     async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:

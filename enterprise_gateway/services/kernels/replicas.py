@@ -329,8 +329,8 @@ class Replicas:
         elif stored.version == self._seen.get(stored.kernel_id):
             return
         elif stored.state == "restarting":
-            if kernel.channels is not None and kernel.execution_state != "restarting":
-                kernel.channels.announce_state("restarting")
+            record = await self._store.fetch_session(stored.kernel_id)
+            self._stop_relaying(kernel, has_died=record is not None and int(record.get("restarts") or 0) > 0)
         elif stored.state == "running":
             record = await self._store.fetch_session(stored.kernel_id)
             if record is None:
@@ -338,6 +338,15 @@ class Replicas:
             if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
                 await uninterrupted(self._reattach(kernel, await self._records.load(record)))
         self._seen[stored.kernel_id] = stored.version
+
+    def _stop_relaying(self, kernel: RemoteKernelManager, *, has_died: bool) -> None:
+        """Keep what clients send for the process that another replica starts; clients are told of a death only."""
+        if kernel.channels is None or kernel.execution_state == "restarting":
+            return
+        if has_died:
+            kernel.channels.announce_state("restarting")
+        else:
+            kernel.channels.hold()
 
     async def _catch_up(self, kernel_id: str) -> None:
         """Attach anew to a kernel that this replica looks after from now on, if others have restarted it."""
@@ -375,8 +384,7 @@ class Replicas:
         manager.restarter.forget(former)
         channels = former.channels
         assert channels is not None  # it is in the table
-        if channels.execution_state != "restarting":
-            channels.announce_state("restarting")
+        self._stop_relaying(former, has_died=kernel.restarts > 0)
         await former.give_up_process()
         kernel.claim_ports()  # they may be the same ones
         kernel.channels = channels
