@@ -63,7 +63,7 @@ class Request:
 
     def failure(self, factory: MessageFactory, ename: str, text: str) -> list[KernelMessage]:
         """Return what the kernel still owes to this request, as an error: its output, the reply, and ``idle``."""
-        error = {"ename": ename, "evalue": text, "traceback": [text]}
+        error = {"ename": ename, "evalue": text, "traceback": [f"{ename}: {text}"]}  # notebooks show the last
         owed = []
         if self.has_reply and not self.is_replied:
             content: dict[str, Any] = {"status": "error", **error}

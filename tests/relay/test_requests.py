@@ -91,7 +91,7 @@ async def test_a_dead_kernel_is_no_silence(relay):
             "status": "error",
             "ename": "KernelDied",
             "evalue": "The kernel is dead: it exited with code 1.",
-            "traceback": ["The kernel is dead: it exited with code 1."],
+            "traceback": ["KernelDied: The kernel is dead: it exited with code 1."],
             "execution_count": None,
         }
         client.send("stdin", "input_reply", {"value": "x"})
@@ -196,11 +196,11 @@ async def test_the_same_message_id_twice(relay, sessions):
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "1") as first, await relay.open(kernel_id, "2") as second:
         first.execute("error", session=sessions[0], msg_id="1")
-        await first.until("error")
+        await first.until("execute_input")
         second.execute("hello", session=sessions[1], msg_id="1")
+        await second.until("execute_result")
         for client, status in ((first, "error"), (second, "ok")):
-            await client.until("execute_reply")
-            await client.pending()
+            await client.pending(0.3)
             replies = [m for m in client.history if m["header"]["msg_type"] == "execute_reply"]
             assert [reply["content"]["status"] for reply in replies] == [status]
 
