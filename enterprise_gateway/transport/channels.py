@@ -503,7 +503,8 @@ class KernelChannels:
         else:
             request = self._requests.note_reply(key)
             self._inherited.note_reply(key)
-            self._expect_idle(message)
+            if request is not None and not request.is_idle:
+                self._expect_idle()
         self._send_reply(message, request)
 
     def _send_reply(self, message: KernelMessage, request: Request | None) -> None:
@@ -606,9 +607,9 @@ class KernelChannels:
             self._work.clear()  # it has just been started
         self._set_state("busy" if self._work else state)
 
-    def _expect_idle(self, reply: KernelMessage) -> None:
+    def _expect_idle(self) -> None:
         """See to it that a kernel which does not say ``idle`` after a reply is not taken for busy for ever."""
-        if self._work and self._lost_idle_timer is None and reply.msg_type.endswith("_reply"):
+        if self._lost_idle_timer is None:
             loop = asyncio.get_running_loop()
             self._lost_idle_timer = loop.call_later(LOST_IDLE_SECONDS, self._end_replied)
 
