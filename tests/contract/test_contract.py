@@ -93,16 +93,17 @@ async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name)
         websocket = await gateway.websocket(kernel_id)
-        first, _ = await websocket.execute("import os; x = 1; print(os.getpid())")
+        process = "import os, socket; print(f'{socket.gethostname()}/{os.getpid()}', 'x' in globals())"
+        first, _ = await websocket.execute(f"{process}; x = 1")
         before = gateway.app.kernel_manager.get_kernel(kernel_id).get_connection_info()
         await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST", {})
         after = gateway.app.kernel_manager.get_kernel(kernel_id).get_connection_info()
         info = await websocket.send("kernel_info_request", {})
         heard = await websocket.receive_until("kernel_info_reply", parent=info)
         assert not {"restarting", "dead"} & {message["content"].get("execution_state") for message in heard}
-        second, _ = await websocket.execute("import os; print(os.getpid(), 'x' in globals())")
+        second, _ = await websocket.execute(process)
         assert second.split()[1] == "False"
-        assert second.split()[0] != first.strip()
+        assert second.split()[0] != first.split()[0]
         if backend.is_remote:
             ports = [entry for entry in before if entry.endswith("_port")]
             assert len(ports) == 5
