@@ -256,11 +256,11 @@ class RemoteKernelManager(AsyncKernelManager):
         await self._take_steps(steps)
 
     async def release(self) -> None:
-        """Give back what a kernel that is dead for good holds - ports, tunnels, files; called by the restarter.
+        """End what a kernel that is dead for good has left, and give back what it holds; called by the restarter.
 
-        It can still be restarted, with other ports.
+        That is the rest of its process group; and ports, tunnels, files. It can still be restarted, with other ports.
         """
-        await self._take_steps([self._async_cleanup_resources])
+        await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
 
     async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """End what there is of a kernel: one step that fails does not keep the others."""

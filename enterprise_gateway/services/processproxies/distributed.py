@@ -51,6 +51,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
     """
 
     keeps_output = True
+    starts_kernel_itself = True
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
@@ -369,7 +370,9 @@ class DistributedProcessProxy(RemoteProcessProxy):
         if not self.assigned_ip:
             return
         if is_local_address(self.assigned_ip):
-            self.local_proc = LocalProcess.adopt(self.started_pid, int(process_info.get("start_time") or -1))
+            self.local_proc = LocalProcess.adopt(
+                self.started_pid, int(process_info.get("start_time") or -1), takes_group=self.starts_kernel_itself
+            )
         else:
             self._host = self.kernel_manager.resources.hosts.host(self.assigned_host or self.assigned_ip)
         self.kernel_manager.resources.hosts.choice.load.add_kernel_id(self.assigned_host, self.kernel_id)

@@ -102,6 +102,9 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
     keeps_output = False
     """Whether :attr:`output_file` stays when the kernel is gone."""
 
+    starts_kernel_itself = False
+    """Whether :meth:`launch_kernel` starts the kernel, not a script that may end before it: its group ends with it."""
+
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         self.kernel_manager = kernel_manager
         self.proxy_config = dict(proxy_config or {})
@@ -180,6 +183,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
                 output=self.output_file,
                 independent=self.kernel_manager.outlives_gateway,
                 stdin=kwargs.get("stdin", b""),
+                takes_group=self.starts_kernel_itself,
             )
         except OSError as error:
             raise LauncherFailedError(f"The command of kernel {self.kernel_id} cannot be run: {error}") from error
@@ -282,6 +286,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
     """A kernel on the gateway's own machine: the back end of every kernelspec that names no other."""
 
     calls_block = False
+    starts_kernel_itself = True
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
@@ -317,7 +322,9 @@ class LocalProcessProxy(BaseProcessProxyABC):
     def load_process_info(self, process_info: dict[str, Any]) -> None:
         """Adopt the process if it still is the one we started."""
         super().load_process_info(process_info)
-        self.local_proc = LocalProcess.adopt(self.pid, int(process_info.get("start_time") or -1))
+        self.local_proc = LocalProcess.adopt(
+            self.pid, int(process_info.get("start_time") or -1), takes_group=self.starts_kernel_itself
+        )
 
 
 class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
