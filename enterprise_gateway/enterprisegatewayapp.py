@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
 import logging
 import os
 import random
@@ -12,7 +11,8 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .core import envvars
 from .core.deadline import Deadline
 from .core.errors import StoreUnavailableError
 from .core.offload import offload
+from .core.steps import take_all
 from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
@@ -491,20 +492,21 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             self.http_server.stop()
         self.traffic.is_draining = True
         keep_kernels = self.leaves_kernels
-        if keep_kernels:
-            await self._drain()
-        await self.kernel_manager.stop(keep_kernels=keep_kernels)
-        await self.traffic.websockets_closed(Deadline(CLOSING_SECONDS))
-        await self.stop_managers()
+        steps: list[Callable[[], Any]] = [self._drain] if keep_kernels else []
+        steps.append(partial(self.kernel_manager.stop, keep_kernels=keep_kernels))
+        steps.append(lambda: self.traffic.websockets_closed(Deadline(CLOSING_SECONDS)))
+        steps.append(self.stop_managers)
         if self.http_server is not None:
-            await self.http_server.close_all_connections()
+            steps.append(self.http_server.close_all_connections)
+        await take_all(steps, "The gateway", self.log)
 
     async def stop_managers(self) -> None:
         """Close what the managers have open besides kernels."""
-        await self.kernel_manager.close()
+        steps: list[Callable[[], Any]] = [self.kernel_manager.close]
         if hasattr(self.kernel_session_manager, "close"):
-            await maybe_await(self.kernel_session_manager.close())
-        await offload(self.kernel_spec_cache.stop)
+            steps.append(self.kernel_session_manager.close)
+        steps.append(partial(offload, self.kernel_spec_cache.stop))
+        await take_all(steps, "The gateway", self.log)
 
     async def _drain(self) -> None:
         """Wait until the requests under way are answered, ``drain_timeout`` seconds at most."""
@@ -590,11 +592,6 @@ def candidate_ports(port: int, count: int) -> Iterator[int]:
         if attempt > 5 or candidate > 65535:
             candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
         yield max(1, min(65535, candidate)) if attempt else port
-
-
-async def maybe_await(result: Awaitable[Any] | Any) -> Any:
-    """Return ``result``, awaited if it can be: methods of third-party classes may or may not be coroutines."""
-    return await result if inspect.isawaitable(result) else result
 
 
 def raise_open_file_limit(log: Any) -> None:

@@ -406,6 +406,15 @@ EG_LOG_LEVEL = declare(
     "EG_LOG_LEVEL", log_level, 10, "Log level of the kernel launchers, as a name or a number.", group=_LAUNCH
 )
 
+EG_KERNEL_OUTPUT_LIMIT = declare(
+    "EG_KERNEL_OUTPUT_LIMIT",
+    Number(int, 4096),
+    1024 * 1024,
+    "Bytes that are kept of what a kernel or launcher on the gateway's machine writes past Jupyter's messages: its "
+    "first 64 KiB and its last lines. It is looked at every five seconds, so that the file can be larger meanwhile.",
+    group=_LAUNCH,
+)
+
 EG_ALLOWED_KERNELS = declare(
     "EG_ALLOWED_KERNELS",
     name_list,

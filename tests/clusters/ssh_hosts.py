@@ -185,6 +185,18 @@ class Host(_Server):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have the host accept connections and never answer."""
+        listeners = [pid for pid, line in self._command_lines().items() if SSHD in line]
+        for pid in listeners:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in listeners:
+                os.kill(pid, signal.SIGCONT)
+
     def _command_lines(self) -> dict[int, str]:
         lines = {}
         for pid in map(int, _ip("netns", "pids", self._namespace).split()):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from enterprise_gateway.core.offload import offload, uninterrupted
+from enterprise_gateway.core.offload import THREADS_PER_PLACE, offload, offload_to, uninterrupted
 
 
 async def cancel_often(task: asyncio.Task[None], times: int) -> None:
@@ -56,3 +56,29 @@ async def test_results_and_errors_pass() -> None:
     assert await uninterrupted(work(1)) == 1
     with pytest.raises(ZeroDivisionError):
         await uninterrupted(work(0))
+
+
+async def test_a_place_that_does_not_answer_holds_up_nobody_else() -> None:
+    """More calls than it has threads: other places and this machine's own work go on, and it takes them in turn."""
+    answer = threading.Event()
+    calls = [asyncio.create_task(offload_to("dead", answer.wait, 30)) for _ in range(3 * THREADS_PER_PLACE)]
+    await asyncio.sleep(0.1)
+    assert threads_for("dead") == THREADS_PER_PLACE
+    assert await asyncio.wait_for(offload_to("alive", int, "1"), 5) == 1
+    assert await asyncio.wait_for(offload(int, "2"), 5) == 2
+    assert not any(call.done() for call in calls)
+    answer.set()
+    assert all(await asyncio.gather(*calls))
+
+
+async def test_a_place_at_rest_has_no_threads() -> None:
+    """However many hosts there are, only those that are asked something cost anything, errors or not."""
+    await asyncio.gather(*(offload_to(f"host-{number}", time.sleep, 0.01) for number in range(100)))
+    with pytest.raises(ValueError, match="nonsense"):
+        await offload_to("host-1", int, "nonsense")
+    while threads_for("host-"):
+        await asyncio.sleep(0.01)
+
+
+def threads_for(place: str) -> int:
+    return sum(thread.name.startswith(f"eg-for-{place}") for thread in threading.enumerate())

@@ -233,7 +233,7 @@ class KernelRecords:
             info = proxied or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
-        kernel.take_over(info, record)
+        await kernel.take_over(info, record)
         if not self._manager.revives_on_request and kernel.inherited is not None and kernel.inherited.identity:
             # Two gateways of the same identity would take each other's replies.
             kernel.relay_identity = kernel.inherited.identity

@@ -262,6 +262,14 @@ class RemoteKernelManager(AsyncKernelManager):
         """
         await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
 
+    async def _async_cleanup_resources(self, restart: bool = False) -> None:
+        """Release what the kernel holds; its connection file is removed in a thread, not on the loop."""
+        if not restart:
+            await offload(self.cleanup_connection_file)
+        await super()._async_cleanup_resources(restart=restart)
+
+    cleanup_resources = _async_cleanup_resources
+
     async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """End what there is of a kernel: one step that fails does not keep the others."""
         for step in steps:
@@ -299,14 +307,14 @@ class RemoteKernelManager(AsyncKernelManager):
         self.provisioner = await self._make_provisioner(self.spec)
         await self.provisioner.load_provisioner_info(process_info)
 
-    def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
+    async def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
         """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
         self.load_connection_info(info.to_dict())  # type: ignore[arg-type]
         self._connection_file_written = True
         launched_with = record.get("launch_args") or {}
         launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
         if launched_with.get("path") is not None:
-            launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+            launch_args["cwd"] = await offload(self.parent.cwd_for_path, launched_with["path"])
         self._launch_args = launch_args
         self._attempted_start = True
         saved_at = float(record.get("saved_at") or time.time())

@@ -28,6 +28,7 @@ from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUn
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import offload, uninterrupted
+from ...core.steps import take_all
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
@@ -355,10 +356,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Return the directory for an API path: the nearest one that exists below ``root_dir``."""
         root = os.path.realpath(self.root_dir)
         directory = os.path.realpath(os.path.join(root, path.lstrip("/")))
-        while not os.path.isdir(directory) and directory != root and len(directory) > len(root):
+        if os.path.commonpath([root, directory]) != root:
+            return root
+        while not os.path.isdir(directory):
             directory = os.path.dirname(directory)
-        inside = directory == root or directory.startswith(root + os.sep)
-        return directory if inside else root
+        return directory
 
     def new_kernel_id(self, **kwargs: Any) -> str:
         """Return the id for a new kernel: the client's KERNEL_ID if it is usable, else a random one."""
@@ -567,7 +569,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
             self.restarter.forget(kernel)
             self.remove_kernel(str(kernel.kernel_id))
-            await kernel.let_go()
+            await take_all([kernel.let_go], f"Kernel {kernel.kernel_id}", self.log)
         kernel_ids = [*self._launching, *self._kernels]
         results = await asyncio.gather(
             *(self.shutdown_kernel(kernel_id, now=now) for kernel_id in kernel_ids), return_exceptions=True
@@ -584,30 +586,31 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         keep_kernels
             True leaves the kernels running and only lets go of them.
         """
-        self.culler.stop()
         self._is_stopping = True
+        steps: list[Callable[[], Any]] = [self.culler.stop]
         if self.replicas is not None:
-            await self.replicas.retire()
-        self.restarter.stop()
+            steps.append(self.replicas.retire)
+        steps.append(self.restarter.stop)
         if self.records is not None:
-            await self.records.close()
-        if keep_kernels:
-            for launch in list(self._launching.values()):
-                launch.cancel()
-            if self._launching:
-                await asyncio.wait(self._launching.values())
-            await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-            await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
-            self._kernels.clear()
-        else:
-            await self.shutdown_all(now=True)
+            steps.append(self.records.close)
+        steps.append(self._keep_all if keep_kernels else functools.partial(self.shutdown_all, now=True))
         if self.replicas is not None:
-            await self.replicas.leave()
+            steps.append(self.replicas.leave)  # returns the leases, whatever went wrong before
+        await take_all(steps, "The management of kernels", self.log)
+
+    async def _keep_all(self) -> None:
+        """Let go of all kernels, which live on."""
+        for launch in list(self._launching.values()):
+            launch.cancel()
+        if self._launching:
+            await asyncio.wait(self._launching.values())
+        await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
+        await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
+        self._kernels.clear()
 
     async def close(self) -> None:
         """Release what kernels share; called once, after :meth:`stop`."""
-        await self.resources.close()
-        await self._close_context()
+        await take_all([self.resources.close, self._close_context], "The management of kernels", self.log)
 
     async def _close_context(self) -> None:
         """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
@@ -627,10 +630,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
     async def _let_go(self, kernel: RemoteKernelManager) -> None:
-        self.restarter.forget(kernel)
-        await kernel.let_go()
+        steps: list[Callable[[], Any]] = [functools.partial(self.restarter.forget, kernel), kernel.let_go]
         if self.records is not None:
-            await self.records.left(kernel)
+            steps.append(functools.partial(self.records.left, kernel))
+        await take_all(steps, f"Kernel {kernel.kernel_id}", self.log)
 
 
 class TrackPendingRequests:
