@@ -411,7 +411,7 @@ EG_KERNEL_OUTPUT_LIMIT = declare(
     Number(int, 4096),
     1024 * 1024,
     "Bytes that are kept of what a kernel or launcher on the gateway's machine writes past Jupyter's messages: its "
-    "first 64 KiB and its last lines. It is looked at every five seconds, so that the file can be larger meanwhile.",
+    "first 64 KiB and its last lines. It is looked at every ten seconds, so that the file can be larger meanwhile.",
     group=_LAUNCH,
 )
 

@@ -69,7 +69,11 @@ async def offload_to(place: str, function: Callable[P, T], /, *args: P.args, **k
 
 async def _run_in(executor: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     context = contextvars.copy_context()
-    return await uninterrupted(asyncio.get_running_loop().run_in_executor(executor, context.run, call))
+    try:
+        work = asyncio.get_running_loop().run_in_executor(executor, context.run, call)
+    except RuntimeError:
+        return call()  # Python ends, and takes no more work for threads: a notebook client in library mode tidies up
+    return await uninterrupted(work)
 
 
 async def uninterrupted(work: Awaitable[T]) -> T:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core import envvars
 from ..core.offload import offload
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 10.0
 BUSY_LOOK_SECONDS = 0.5
 BEGINNING = 64 * 1024
 LEFT_OUT = b"\n[... what was written here was left out, for the file not to grow beyond its limit ...]\n"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from enterprise_gateway.core.offload import THREADS_PER_PLACE, offload, offload_to, uninterrupted
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 async def cancel_often(task: asyncio.Task[None], times: int) -> None:
@@ -78,6 +83,18 @@ async def test_a_place_at_rest_has_no_threads() -> None:
         await offload_to("host-1", int, "nonsense")
     while threads_for("host-"):
         await asyncio.sleep(0.01)
+
+
+def test_a_call_when_python_ends_is_made_at_once() -> None:
+    """Notebook clients tidy up in an exit handler, when no thread takes work any more."""
+    script = (
+        "import asyncio, atexit; from enterprise_gateway.core.offload import offload, offload_to; "
+        "atexit.register(lambda: asyncio.run(offload(print, 'here'))); "
+        "atexit.register(lambda: asyncio.run(offload_to('host', print, 'there'))); asyncio.run(offload(print, 'first'))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.stderr) == (["first", "there", "here"], "")
 
 
 def threads_for(place: str) -> int:

@@ -264,7 +264,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_cleanup_resources(self, restart: bool = False) -> None:
         """Release what the kernel holds; its connection file is removed in a thread, not on the loop."""
-        if not restart:
+        if not restart and self._connection_file_written:
             await offload(self.cleanup_connection_file)
         await super()._async_cleanup_resources(restart=restart)
 
