@@ -90,6 +90,23 @@ async def test_the_life_of_a_session_on_all_replicas(replicas):
     assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
 
 
+async def test_a_session_is_for_a_kernel_that_another_replica_started(replicas):
+    """POST with the id of a kernel of one replica is answered by the other with that kernel, in the same model."""
+    one, two = await replicas.start()
+    kernel_id = await one.start_kernel()
+    body = {"path": "a", "type": "console", "name": "A", "kernel": {"id": kernel_id}}
+    session = await two.call("/api/sessions", "POST", body, status=201)
+    assert session["kernel"]["id"] == kernel_id
+    seen = await one.call(f"/api/sessions/{session['id']}")
+    assert [{**model, "kernel": None} for model in (session, seen)] == [
+        {"id": session["id"], "path": "a", "name": "A", "type": "console", "kernel": None}
+    ] * 2
+    assert [kernel["id"] for kernel in await one.call("/api/kernels")] == [kernel_id]
+    await two.call("/api/sessions", "POST", {**body, "path": "b", "kernel": {"id": "1-2-3-4-5"}}, status=404)
+    await one.call(f"/api/sessions/{session['id']}", "DELETE", status=204)
+    assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
+
+
 async def test_a_path_has_one_session_when_all_replicas_are_asked_at_once(replicas):
     """Requests for the same new path on both replicas at the same instant are answered with one session and kernel."""
     one, two = await replicas.start()
