@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
 from tornado.log import LogFormatter
@@ -41,6 +41,7 @@ from .services.kernels.sweeper import Sweeper
 from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
+from .services.kernelspecs.reading import CheckedKernelSpec
 from .services.processproxies.deployment import Deployment, RunDeployment, StoreDeployment
 from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
@@ -266,6 +267,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         envvars.check()
         self.traffic = Traffic()
         self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
+        if getattr(self.kernel_spec_manager, "kernel_spec_class", None) is KernelSpec:
+            self.kernel_spec_manager.kernel_spec_class = CheckedKernelSpec
         self._apply_allowed_kernels()
         self.kernel_spec_cache = self.kernel_spec_cache_class(parent=self, kernel_spec_manager=self.kernel_spec_manager)
         default_name = {"default_kernel_name": self.default_kernel_name} if self.default_kernel_name else {}

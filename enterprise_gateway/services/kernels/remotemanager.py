@@ -24,7 +24,14 @@ from traitlets.utils.importstring import import_item
 
 from ...core import envvars
 from ...core.deadline import Deadline
-from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError, UnknownKernelSpecError
+from ...core.errors import (
+    BrokenKernelSpecError,
+    ConflictError,
+    LeaseLostError,
+    NotFoundError,
+    StoreUnavailableError,
+    UnknownKernelSpecError,
+)
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import offload, uninterrupted
@@ -304,6 +311,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if cache is not None:
                 return name, await cache.get_kernel_spec(name)
             return name, await offload(manager.get_kernel_spec, name)
+        except BrokenKernelSpecError:
+            raise
         except NoSuchKernel as error:
             raise UnknownKernelSpecError(
                 f"No kernelspec named {name[:100]!r} is installed; GET /api/kernelspecs lists those there are."
