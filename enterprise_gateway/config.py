@@ -64,7 +64,8 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
     base_url = Unicode(
         envvars.EG_BASE_URL.default,
         config=True,
-        help="Path under which all routes are served, for gateways behind a proxy that forwards a path.",
+        help="""Path under which all routes are served, for gateways behind a proxy that forwards a path. It may be
+        percent-encoded; where it is not, it is taken as the text that requests encode.""",
     ).tag(env=envvars.EG_BASE_URL)
 
     trust_xheaders = Bool(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import getpass
 import inspect
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import ssl
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
@@ -325,7 +328,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
-        base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
+        base_url = url_path(self.base_url)
         services = [
             *api_handlers,
             *kernel_handlers,
@@ -334,7 +337,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             *session_handlers,
             *other_handlers,
         ]
-        handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
+        prefix = path_pattern(base_url)
+        handlers = [(prefix + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
             "session_manager": self.session_manager,
@@ -426,11 +430,29 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
                 context.maximum_version = ssl.TLSVersion.TLSv1_2
             elif self.ssl_version not in TLS_1_2_AND_LATER:
                 raise ValueError(f"ssl_version {self.ssl_version} is not served: use 5 for TLS 1.2, or leave it unset.")
-        context.load_cert_chain(self.certfile, self.keyfile)
+        context.load_cert_chain(self.certfile, self.keyfile, self._ask_for_passphrase)
         if self.client_ca:
             context.load_verify_locations(cafile=self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+    def _ask_for_passphrase(self) -> str:
+        """Return what the user types at the terminal; called when the TLS key is encrypted.
+
+        Raises
+        ------
+        ValueError
+            There is no terminal.
+        """
+        key = self.keyfile or self.certfile
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        except OSError as error:
+            raise ValueError(
+                f"the key is encrypted, and there is no terminal to ask for its passphrase. Let keyfile name a copy "
+                f"without one that only the gateway's user can read: (umask 077; openssl pkey -in {key} -out tls.key)"
+            ) from error
+        return getpass.getpass(f"Passphrase of {key}: ")
 
     # -- Running
 
@@ -584,6 +606,23 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         except NoStart:
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def url_path(base_url: str) -> str:
+    """Return the option ``base_url`` as the path of a URL: percent-encoded, with a slash at both ends."""
+    path = quote(base_url.strip("/"), safe="/%:@!$&'()*+,;=~")
+    return f"/{path}/" if path else "/"
+
+
+def path_pattern(path: str) -> str:
+    """Return the regular expression of a URL's path: encoded bytes in either case, or unencoded as curl sends them."""
+
+    def either_form(match: re.Match[str]) -> str:
+        digits = match[1]
+        byte = int(digits, 16)
+        return f"(?:%(?i:{digits})|\\x{digits})" if byte >= 0x80 else f"%(?i:{digits})"
+
+    return re.sub("%([0-9A-Fa-f]{2})", either_form, re.escape(path))
 
 
 def candidate_ports(port: int, count: int) -> Iterator[int]:

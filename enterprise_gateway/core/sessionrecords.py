@@ -93,6 +93,7 @@ def as_loaded(session: Mapping[str, Any]) -> Session:
     for kernel_id, record in loaded.items():
         if not isinstance(record, dict) or record.get("kernel_id", kernel_id) != kernel_id:
             raise ValueError("not a kernel session record")
+        record["kernel_id"] = kernel_id
         info = record.get("connection_info")
         if isinstance(info, dict):
             info.update({name: info[name].encode() for name in _KEY_NAMES if isinstance(info.get(name), str)})

@@ -166,7 +166,10 @@ class KernelRecords:
             }
             for kernel in kernels:
                 if noted.get(kernel.kernel_id) != states[kernel.kernel_id]:
-                    await self._store.note(kernel.kernel_id, {"relay": kernel.memory.to_record()})
+                    try:
+                        await self._store.note(kernel.kernel_id, {"relay": kernel.memory.to_record()})
+                    except Exception:
+                        self._manager.log.exception("What kernel %s does is not on record", kernel.kernel_id)
             noted = states
 
     async def close(self) -> None:

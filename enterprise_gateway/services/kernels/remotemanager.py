@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 from weakref import WeakSet
 
@@ -423,7 +423,17 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def list_kernels(self) -> list[dict[str, Any]]:
         """Return the models of all kernels in the order of their start."""
-        return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
+        return self.listed(self._kernels, self.kernel_model)
+
+    def listed(self, kernel_ids: Iterable[str], model_of: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the models of kernels; one that cannot be made is logged and left out."""
+        models = []
+        for kernel_id in kernel_ids:
+            try:
+                models.append(model_of(kernel_id))
+            except Exception:
+                self.log.exception("Kernel %s cannot be listed", kernel_id)
+        return models
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models of all kernels, also those that only other replicas are attached to."""
@@ -574,9 +584,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
         for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
-            self.restarter.forget(kernel)
             self.remove_kernel(str(kernel.kernel_id))
-            await kernel.let_go()
+            await self._let_go(kernel)
         kernel_ids = [*self._launching, *self._kernels]
         results = await asyncio.gather(
             *(self.shutdown_kernel(kernel_id, now=now) for kernel_id in kernel_ids), return_exceptions=True
@@ -636,10 +645,14 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
     async def _let_go(self, kernel: RemoteKernelManager) -> None:
-        self.restarter.forget(kernel)
-        await kernel.let_go()
-        if self.records is not None:
-            await self.records.left(kernel)
+        """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""
+        try:
+            self.restarter.forget(kernel)
+            await kernel.let_go()
+            if self.records is not None:
+                await self.records.left(kernel)
+        except Exception:
+            self.log.exception("Kernel %s could not be let go of in order", kernel.kernel_id)
 
 
 class TrackPendingRequests:

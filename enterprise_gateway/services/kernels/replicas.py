@@ -218,7 +218,8 @@ class Replicas:
         """Return the models of the kernels of all replicas, in the order of their start."""
         kernels = await self._store.fetch_kernels(self.owner)
         self._stored.update(kernels)
-        return [self._model(stored) for stored in kernels.values() if stored.state != "starting"]
+        told = [kernel_id for kernel_id, stored in kernels.items() if stored.state != "starting"]
+        return self._manager.listed(told, lambda kernel_id: self._model(kernels[kernel_id]))
 
     def _model(self, stored: StoredKernel) -> dict[str, Any]:
         if stored.kernel_id in self._manager:

@@ -46,6 +46,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     connection's stream, past tornado's ``write_message``, which takes a task for each message.
     """
 
+    head = WebSocketHandler.head  # type: ignore[assignment]  # only GET opens a websocket
     heard = 0.0
     _channels: KernelChannels
     _outbox: Outbox | None = None

@@ -118,12 +118,7 @@ class KernelSpecResourceHandler(KernelSpecHandler):
             self.set_status(206)
             self.set_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.set_header("Content-Length", str(end - start))
-        if self.request.method == "GET":
-            self.write(resource.content[start:end])
-
-    async def head(self, kernel_name: str, path: str) -> None:
-        """Answer as ``get`` does, without the file's bytes."""
-        await self.get(kernel_name, path)
+        self.write(resource.content[start:end])
 
     def compute_etag(self) -> str | None:
         """Return the tag of the whole file, or none for an error; called by tornado."""

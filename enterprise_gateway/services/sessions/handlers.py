@@ -37,8 +37,7 @@ class SessionRootHandler(SessionRequests):
     async def get(self) -> None:
         """Answer the models of all sessions, if listing is switched on."""
         await self.authorize("read", "sessions")
-        if not self.settings.get("eg_list_kernels"):
-            raise web.HTTPError(403, "Forbidden")
+        self.check_listing()
         self.finish_json(await self.session_manager.list_sessions())
 
     async def post(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -120,8 +119,12 @@ class Revival:
         while self.unsettled:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
-            with contextlib.suppress(StoreUnavailableError):
+            try:
                 await self.run(list(self.unsettled))
+            except StoreUnavailableError:
+                continue
+            except Exception:
+                self.log.exception("Kernels on record could not be judged; they will be once more")
 
     async def revive(self, kernel_id: str) -> Record | None:
         """Take up one kernel that this gateway does not know: on request, where replicas share a store.

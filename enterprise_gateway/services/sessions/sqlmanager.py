@@ -92,7 +92,7 @@ class SQLKernelSessionManager(KernelSessionManager):
         for kernel_id, text in self._store().load_all():
             try:
                 self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
-            except (ValueError, StoreUnavailableError) as error:
+            except (ValueError, RecursionError, StoreUnavailableError) as error:
                 self.unusable.add(kernel_id)
                 self.log.warning("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
 
