@@ -34,8 +34,9 @@ MAX_LABS = 16
 PASSWORD = "correct horse battery staple"
 
 # Users of the hosts besides root: ted logs in with PASSWORD or the key and his shell is talkative; bob cannot log in.
-# By sudo, ted may become bob, and root anybody.
-_USERS = {"ted": 52001, "bob": 52002}
+# nora's login shell refuses everybody. By sudo, ted may become bob, and root anybody.
+_USERS = {"ted": 52001, "bob": 52002, "nora": 52003}
+_LOGIN_SHELLS = {"nora": "/usr/sbin/nologin"}
 
 
 def why_not() -> str:
@@ -368,8 +369,9 @@ def _make_users(folder: Path) -> None:
     for name, uid in _USERS.items():
         (folder / f"home-{name}").mkdir(mode=0o755)
         os.chown(folder / f"home-{name}", uid, root.pw_gid)
-        passwd += f"{name}:x:{uid}:100::{folder / f'home-{name}'}:/bin/bash\n"
-        shadow += f"{name}:{secret if name == 'ted' else '!'}:19000:0:99999:7:::\n"
+        passwd += f"{name}:x:{uid}:100::{folder / f'home-{name}'}:{_LOGIN_SHELLS.get(name, '/bin/bash')}\n"
+        password = {"ted": secret, "bob": "!"}.get(name, "*")
+        shadow += f"{name}:{password}:19000:0:99999:7:::\n"
     (folder / "home-ted" / ".bashrc").write_text("echo Welcome to this machine\necho Mind the gap >&2\n")
     for file, text, mode in (
         ("passwd", passwd, 0o644),

@@ -376,3 +376,31 @@ def test_the_startup_command_of_version_3_is_still_there() -> None:
     shown = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
     assert shown == "$HOME `id`|$(id) 'quoted'"
     assert start.endswith("python 'a b' >> /tmp/kernel-abc.log 2>&1 < /dev/null & echo $!\n")
+
+
+async def test_a_login_shell_that_runs_nothing_is_said(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    """The error names host, user and what the shell said, and does not speak of a lost connection."""
+    monkeypatch.setenv("EG_REMOTE_USER", "nora")
+    async with running_gateway() as gateway:
+        message = await failure(gateway, expect_log, "distributed", 500)
+    for host in hosts:
+        said = "the login shell of nora does not run commands: This account is currently not available."
+        assert f"{host.address}: {said}" in message
+    assert "lost" not in message
+
+
+@pytest.mark.parametrize("way", ["itself", "by a shell"])
+async def test_a_script_with_windows_line_ends_is_said(
+    hosts: list[Host], lab: HostLab, expect_log: Any, way: str
+) -> None:
+    """The error names the script and what to do, besides what the host said of it."""
+    script = lab.folder / "logs" / ("run.sh" if way == "by a shell" else "run")
+    script.parent.mkdir(exist_ok=True)
+    script.write_bytes(b"#!/bin/sh\r\nexec sleep 60\r\n")
+    script.chmod(0o755)
+    spec("windows", argv=("sh", "-e", str(script)) if way == "by a shell" else (str(script),))
+    async with running_gateway() as gateway:
+        message = await failure(gateway, expect_log, "windows", 500)
+    assert f"{script} has Windows line ends (CR LF): convert it, for example with dos2unix. Last lines of" in message

@@ -59,6 +59,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         self.kernel_log = log_path(self.kernel_id)
         self.started_pid = self.started_pgid = 0  # by us, on whose word a signal is sent
         self.sudo_user = self._wanted_user = ""
+        self._kernel_cmd: list[str] = []
         self._host: RemoteHost | None = None  # None: the gateway's own, or not known yet
 
     @property
@@ -155,6 +156,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     def _start_there(self, host: RemoteHost, kernel_cmd: list[str], env: Mapping[str, str]) -> None:
         """Start the kernel by SSH; runs in a thread, and notes the process even if nobody waits for it any more."""
+        self._kernel_cmd = kernel_cmd
         try:
             self.started_pid, self.started_pgid = host.shell.start_detached(
                 kernel_cmd,
@@ -190,10 +192,18 @@ class DistributedProcessProxy(RemoteProcessProxy):
             await self._host.process_ended(self.started_pid, eager=True)
             await asyncio.sleep(0.2)  # its response may be on its way
             raise LauncherFailedError(
-                f"The launcher of kernel {self.kernel_id} ended on {self.assigned_host}. "
+                f"The launcher of kernel {self.kernel_id} ended on {self.assigned_host}. {await self._diagnosis()}"
                 f"Last lines of {self.kernel_log}: {await self._last_lines()}"
             )
         await asyncio.sleep(NEVER_ENDING)
+
+    async def _diagnosis(self) -> str:
+        """Return a sentence about a mistake that the launcher's own output does not tell; empty when there is none."""
+        assert self._host is not None
+        with suppress(KernelLaunchError):
+            for script in await offload(self._host.shell.windows_scripts, self._kernel_cmd):
+                return f"{script} has Windows line ends (CR LF): convert it, for example with dos2unix. "
+        return ""
 
     async def describe_timeout(self, seconds: float) -> str:
         """Add where the kernel's log is, and its end."""
