@@ -7,11 +7,13 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -150,6 +152,15 @@ def test_an_encrypted_key_without_a_terminal_is_said(tmp_path, server):
     assert "Traceback" not in done.stderr
 
 
+def read_until(terminal, pattern, seconds=60):
+    """Return the match of ``pattern`` in what comes from a terminal."""
+    said, end = b"", time.monotonic() + seconds
+    while not (match := re.search(pattern, said)):
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], said
+        said += os.read(terminal, 1000)
+    return match
+
+
 def test_the_passphrase_of_an_encrypted_key_is_asked_for_at_a_terminal(tmp_path, authority, server):
     """Who types it has a gateway that serves."""
     command = start_with_encrypted_key(server, tmp_path)
@@ -157,12 +168,9 @@ def test_the_passphrase_of_an_encrypted_key_is_asked_for_at_a_terminal(tmp_path,
     if pid == 0:
         os.execvp(command[0], command)
     try:
-        said = b""
-        while b"Passphrase of " not in said:
-            said += os.read(terminal, 1000)
+        read_until(terminal, rb"Passphrase of ")
         os.write(terminal, b"open\n")
-        while not (match := re.search(rb"is available at (https://\S+?)\s", said)):
-            said += os.read(terminal, 1000)
+        match = read_until(terminal, rb"is available at (https://\S+?)\s")
         assert ask(match[1].decode(), authority.client_context())[0] == 200
     finally:
         os.kill(pid, signal.SIGTERM)
