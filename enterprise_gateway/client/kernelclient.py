@@ -114,7 +114,9 @@ class GatewayKernelClient(AsyncKernelClient):
         self._seen: dict[str, None] = {}
 
     def _session_default(self) -> Session:
-        return Session(parent=self, key=b"")  # the gateway signs what it sends to the kernel
+        session = Session(parent=self)
+        session.auth = None  # nothing is signed: the gateway does so where it sends to the kernel
+        return session
 
     shell_channel = property(lambda self: self._channels["shell"])
     iopub_channel = property(lambda self: self._channels["iopub"])

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from jupyter_client.manager import AsyncKernelManager
 from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from traitlets import Bool, Dict, Float, List, Type, Unicode
 
@@ -224,12 +225,25 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
         own_id = str(uuid.uuid4())
         body = {"name": name, "env": {"KERNEL_ID": own_id, **env}}
         timeout = self.launch_timeout + _MARGIN_SECONDS
+        start = asyncio.ensure_future(self._call("POST", "", body, what=f"start a kernel of {name!r}", timeout=timeout))
         try:
-            return await self._call("POST", "", body, what=f"start a kernel of {name!r}", timeout=timeout)
-        except (GatewayError, asyncio.CancelledError) as error:
-            if not getattr(error, "status", 0):  # without an answer the kernel may have been started all the same
-                await uninterrupted(self._discard(own_id))
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            await uninterrupted(self._call_off(start, own_id))
             raise
+        except GatewayError as error:
+            # sent, but not answered: the kernel may have been started all the same
+            if not error.status and isinstance(error.__cause__, (HTTPClientError, StreamClosedError)):
+                await self._call_off(start, own_id)
+            raise
+
+    async def _call_off(self, start: asyncio.Future[Any], kernel_id: str) -> None:
+        """Delete a kernel that may be starting, until its start has ended: a deletion may come before it."""
+        while not start.done():
+            await self._discard(kernel_id)
+            await asyncio.wait([start], timeout=0.5)
+        start.exception()  # seen: nobody waits for it
+        await self._discard(kernel_id)
 
     async def _discard(self, kernel_id: str) -> None:
         try:
