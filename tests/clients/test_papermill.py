@@ -162,6 +162,7 @@ NBCLIENT = """
 import asyncio, json, sys
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 from enterprise_gateway.client.kernelmanager import GatewayKernelManager
 
@@ -173,7 +174,7 @@ if len(sys.argv) > 3:
     async def main():
         try:
             await asyncio.wait_for(client.async_execute(), float(sys.argv[3]))
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, DeadKernelError):  # what nbclient makes of a cancellation in a cell
             print("cancelled")
     asyncio.run(main())
 else:
