@@ -5,7 +5,8 @@ Two kinds:
 * :class:`LocalServer`: one ``sshd`` on a free port of 127.0.0.1. Needs ``openssh-server`` only.
 * :class:`HostLab`: three hosts behind a bridge, each with an address, a process table, users and a firewall of its own
   (Linux namespaces): 10.251.N.11, .12 and .13; this machine is 10.251.N.1, with N = 0 for the first lab that is up at
-  the same time. Needs root and the packages ``openssh-server iproute2 nftables sudo``. Nothing outside the namespaces
+  the same time. Needs root and what
+  :mod:`tests.support.requirements` lists for ``ssh``. Nothing outside the namespaces
   is changed: the hosts see their own ``/etc/passwd``, ``/etc/shadow`` and ``/etc/sudoers``.
 
 By hand::
@@ -36,14 +37,6 @@ PASSWORD = "correct horse battery staple"
 # Users of the hosts besides root: ted logs in with PASSWORD or the key and his shell is talkative; bob cannot log in.
 # By sudo, ted may become bob, and root anybody.
 _USERS = {"ted": 52001, "bob": 52002}
-
-
-def why_not() -> str:
-    """Return why this machine cannot run a :class:`HostLab`; empty when it can."""
-    if os.getuid() != 0:
-        return "network namespaces need root"
-    missing = [name for name in (SSHD, "ip", "nft", "sudo", "unshare") if shutil.which(name) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 class _Server:

@@ -20,6 +20,7 @@ from tests.clusters.load_balancers import LOAD_BALANCERS, free_ports
 from tests.clusters.postgres import PostgresServer, running_postgres
 from tests.support.gateway import Client, KernelSocket
 from tests.support.processes import ServerProcess, gateway_process
+from tests.support.requirements import skip_without
 
 STORE = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
 
@@ -182,6 +183,7 @@ class Replicas:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """Return a server that all tests of the session share."""
+    skip_without("postgres")
     with running_postgres() as server:
         yield server
 
@@ -204,6 +206,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 async def replicas(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
     """Return replicas that are not started yet."""
+    skip_without("haproxy")
     running = Replicas(tmp_path, database_url)
     try:
         yield running

@@ -226,7 +226,7 @@ async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
     assert processes_of(kernel_id) == []
 
 
-@pytest.mark.parametrize("load_balancer", ["haproxy", "nginx"])
+@pytest.mark.parametrize("load_balancer", ["haproxy", pytest.param("nginx", marks=pytest.mark.needs("nginx"))])
 async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
     """Clients of a replica that was killed go on through the other one within 5 s, and it looks after the kernels."""
     replicas.load_balancer = load_balancer
