@@ -57,8 +57,11 @@ class ChannelsClient(Protocol):
     def flush(self) -> None:
         """Send what is queued."""
 
+    refused: KernelMessage | None
+    """The message because of which the client has ended the connection."""
+
     def unsent(self) -> list[KernelMessage]:
-        """Return what was queued and has not been sent."""
+        """Return what was put and is not known to have arrived."""
 
     def close(self, code: int, reason: str) -> None:
         """Begin to close the websocket: call :meth:`KernelChannels.leave` now, ``detach`` when it is closed."""
@@ -390,11 +393,24 @@ class KernelChannels:
         self._changed()
 
     def detach(self, client: ChannelsClient) -> None:
-        """Forget a websocket that is closed; what it was not sent is kept for its session."""
+        """Forget a websocket that is closed; what has not arrived is kept for its session.
+
+        What the client refuses, or is too large to be kept, is replaced: it would be refused again.
+        """
         self.leave(client)
         session_id = self._leaving.pop(client, None)
-        if session_id is not None:
-            self._replay.keep_unsent(session_id, client.unsent())
+        if session_id is None:
+            return
+        unsent: list[KernelMessage] = []
+        for message in client.unsent():
+            if message is client.refused:
+                self._warnings.warn("A message of %d bytes was dropped: its client does not take it", message.size)
+                unsent += self._substitutes(message, "it is larger than the client takes")
+            elif message.size > self._limits.replay:
+                unsent += self._substitutes(message, "it is larger than what is kept for a client that is away")
+            else:
+                unsent.append(message)
+        self._replay.keep_unsent(session_id, unsent)
 
     def send(
         self, client: ChannelsClient, channel: str, parts: list[bytes], header: dict[str, Any] | None = None
@@ -537,8 +553,19 @@ class KernelChannels:
 
     def _refuse_large(self, message: KernelMessage) -> None:
         self._warnings.warn("A message of %d bytes was dropped: it is over the limit", message.size)
-        text = f"[a {message.msg_type} message of {message.size} bytes was dropped: it is over the gateway's limit]\n"
-        self._broadcast(self._notice(text, message.parts[1]))
+        for substitute in self._substitutes(message, "it is over the gateway's limit"):
+            self._deliver(substitute)
+
+    def _substitutes(self, message: KernelMessage, reason: str) -> list[KernelMessage]:
+        """Return what takes the place of a message that is too large: a notice in its cell, and an error reply."""
+        text = f"a {message.msg_type} message of {message.size} bytes was dropped: {reason}"
+        substitutes = [self._notice(f"[{text}]\n", message.parts[1])]
+        if message.msg_type.endswith("_reply"):
+            error = {"status": "error", "ename": "MessageTooLarge", "evalue": text, "traceback": [text]}
+            content = {**error, "execution_count": None} if message.msg_type == "execute_reply" else error
+            factory = self._connection.factory
+            substitutes.append(factory.make(message.channel, message.msg_type, content, message.parts[1]))
+        return substitutes
 
     def _without_traceback(self, message: KernelMessage) -> KernelMessage:
         try:

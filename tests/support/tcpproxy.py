@@ -43,6 +43,12 @@ class TcpProxy:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 self._drop(one)
 
+    def freeze(self) -> None:
+        """Forward nothing any more, and close nothing: the systems at both ends acknowledge what they are sent."""
+        with self._lock:
+            for one in self._partners:
+                self._selector.unregister(one)
+
     def __enter__(self) -> Self:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -63,7 +69,7 @@ class TcpProxy:
                 with self._lock:
                     if key.fileobj is self._listener:
                         self._accept()
-                    elif key.fileobj in self._partners:
+                    elif key.fileobj in self._partners and key.fd in self._selector.get_map():
                         self._forward(key.fileobj)  # type: ignore[arg-type]
 
     def _accept(self) -> None:

@@ -2,8 +2,10 @@ r"""A kernel without an interpreter: real ZMQ sockets, signed messages, a few co
 
 What ``execute_request`` carries as code is a command::
 
-    print <n>           n ``stream`` messages, "line <i>\n"
+    print <n> [<m> …]   n ``stream`` messages, "line <i>\n"; half a second later more of them, up to m
     later <n>           the same after a short while
+    display <n>         one ``display_data`` message of n bytes
+    reply <n>           an ``execute_reply`` of n bytes
     write <n>           one ``stream`` message of n bytes
     binary              a ``display_data`` message with two buffers
     error               an ``error`` message and reply
@@ -171,10 +173,19 @@ class TinyKernel:
         self._publish("execute_input", {"code": code, "execution_count": 1}, header)
         if command in {"print", "later"}:
             time.sleep(0.3 if command == "later" else 0)
-            for number in range(int(argument)):
-                self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
+            printed = 0
+            for total in map(int, argument.split()):
+                time.sleep(0.5 if printed else 0)
+                for number in range(printed, total):
+                    self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
+                printed = total
         elif command == "write":
             self._publish("stream", {"name": "stdout", "text": "x" * int(argument)}, header)
+        elif command == "display":
+            data = {"data": {"text/plain": "x" * int(argument)}, "metadata": {}, "transient": {}}
+            self._publish("display_data", data, header)
+        elif command == "reply":
+            return {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {"x": "x" * int(argument)}}
         elif command == "binary":
             self._publish("display_data", {"data": {}, "metadata": {}, "transient": {}}, header, BUFFERS)
         elif command == "error":
