@@ -171,7 +171,7 @@ class SqlStore:
         return connection.execute(sa.union_all(*queries)).first() is not None
 
     def _delete(self, connection: sa.Connection, kernel_id: str) -> None:
-        for table in (_leases, _sessions):
+        for table in (_leases, _sessions, _reservations):
             connection.execute(table.delete().where(table.c.kernel_id == kernel_id))
 
     # -- leases -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ pytestmark = [
 
 PID = "import os; os.getpid()"
 STEPS = {"class_name": "tests.support.proxies.SteppingProxy", "config": {"steps": "$JUPYTER_RUNTIME_DIR"}}
-SLOW = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": 30}}
 
 
 class Step:
@@ -183,15 +182,13 @@ async def test_a_kernel_that_could_not_be_judged_is_judged_again(line, replicas)
 
     The half-started kernel is removed all the same, and its place under the limit is free again.
     """
-    write_kernelspec("slow", metadata={"process_proxy": SLOW})
+    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
     replicas.database_url = line.database_url
     one, two = await replicas.start(2, "--EnterpriseGatewayApp.max_kernels=1")
-    start = asyncio.create_task(one.fetch("/api/kernels", "POST", {"name": "slow"}))
-
-    async def place_is_taken():
-        return (await two.fetch("/api/kernels", "POST", {"name": "python3"})).code == 403
-
-    await eventually(place_is_taken)
+    held = Step(replicas, 0, "launch")
+    start = asyncio.create_task(one.fetch("/api/kernels", "POST", {"name": "stepping"}))
+    await held.reached()
+    assert (await two.fetch("/api/kernels", "POST", {"name": "python3"})).code == 403
     line.cut_at(b"eg_kernel_sessions.kernel_id, eg_kernel_sessions.record")
     replicas.kill(0)
     with pytest.raises(HTTPStreamClosedError):

@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -38,7 +38,7 @@ from ...core.offload import offload, uninterrupted
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
-from ..processproxies.remnants import local_files
+from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
@@ -635,17 +635,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if self.replicas is not None:
             await self.replicas.leave()
 
-    async def remove_files(self, kernel_ids: Iterable[str]) -> None:
-        """Remove what kernels that ended elsewhere have left in this gateway's runtime directory."""
+    def find_files(self, besides: Collection[str]) -> list[Remnant]:
+        """Return the files in this gateway's runtime directory of kernels other than those given; blocks."""
         label = self.resources.deployment.label
-
-        def remove() -> None:
-            for thing in local_files(Path(self.connection_dir), [label] if label else []):
-                if thing.kernel_id in ended:
-                    thing.remove()
-
-        ended = set(kernel_ids)
-        await offload(remove)
+        return list(local_files(Path(self.connection_dir), [label] if label else [], besides))
 
     async def close(self) -> None:
         """Release what kernels share; called once, after :meth:`stop`."""

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 from ...core.deadline import Deadline
 from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError
-from ...core.offload import uninterrupted
+from ...core.offload import offload, uninterrupted
 from ...core.sessionrecords import Activity, Beat, StoredKernel, as_stored
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Replicas:
         self._names: set[str] = set()  # other than kernels, for which leases are taken
         self._unjudged: dict[str, Unjudged] = {}
         self._recorded: set[str] = set()  # kernels on record at the last heartbeat
+        self._is_untidy = True  # whether kernels have ended since files were looked for
         self._patient_until = 0.0
         self._stored: dict[str, StoredKernel] = {}
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
@@ -538,7 +539,7 @@ class Replicas:
         return changed
 
     def _learn(self, beat: Beat, began: float) -> None:
-        ended = self._recorded - beat.kernels.keys()
+        self._is_untidy = self._is_untidy or bool(self._recorded - beat.kernels.keys())
         self._recorded = set(beat.kernels)
         self._stored = beat.kernels
         recent = {kernel_id: at for kernel_id, at in self._held.items() if at >= began}
@@ -559,9 +560,8 @@ class Replicas:
         due = [kernel_id for kernel_id, unjudged in self._unjudged.items() if unjudged.due <= now]
         if due:
             self._do("unjudged", self._judge(due))
-        files = [kernel_id for kernel_id in ended if not self._stands_for(kernel_id)]
-        if files:
-            self._do(f"files of {files[0]}", self._manager.remove_files(files))
+        if self._is_untidy:
+            self._do("files", self._tidy())
 
     def _stands_for(self, name: str) -> bool:
         """Whether somebody here needs the lease of this name."""
@@ -579,6 +579,21 @@ class Replicas:
 
     async def _flush(self) -> None:
         await self._store.flush()
+
+    async def _tidy(self) -> None:
+        """Remove what kernels that ended elsewhere have left in this replica's runtime directory."""
+        self._is_untidy = False
+        files = await offload(self._manager.find_files, list(self._recorded))
+        if not files:
+            return
+        try:
+            known = await self._store.fetch_kernels(self.owner)  # after the search: of what is started now, no file
+        except StoreUnavailableError:
+            self._is_untidy = True
+            return
+        for file in files:
+            if file.kernel_id not in known and not self._stands_for(file.kernel_id):
+                await offload(file.remove)
 
     async def _release(self, strays: Mapping[str, int]) -> None:
         """Give up leases of starts that were given up before they came on record, and of names nobody needs."""
