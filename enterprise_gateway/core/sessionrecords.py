@@ -58,6 +58,8 @@ class Beat(NamedTuple):
 
     tokens: dict[str, int]
     kernels: dict[str, StoredKernel]
+    unrecorded: dict[str, int]
+    """The tokens of those of its leases that are of no kernel on record."""
 
 
 _KEY_NAMES = ("key", "curve_publickey", "curve_secretkey")

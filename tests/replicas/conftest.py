@@ -129,6 +129,16 @@ class Replicas:
         self.processes[number].process.send_signal(signal.SIGKILL)
         self.processes[number].process.wait()
 
+    @contextlib.contextmanager
+    def frozen(self, number: int) -> Iterator[None]:
+        """Have a replica stand still in the block."""
+        process = self.processes[number].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     def start_again(self, number: int) -> None:
         """Start a replica that has ended; blocks."""
         self.processes[number] = self._process(number)

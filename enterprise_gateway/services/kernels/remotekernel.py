@@ -72,6 +72,7 @@ class RemoteKernelManager(AsyncKernelManager):
     started = datetime.now(timezone.utc)
     died_because = ""
     reached_as = ""
+    is_recorded = True  # False while the store may not know of the present process
     closing_because = ""
     restarts = 0
     inherited: Memory | None = None
@@ -263,6 +264,15 @@ class RemoteKernelManager(AsyncKernelManager):
         """
         await self._take_steps([self._async_cleanup_resources])
 
+    async def end_process(self) -> None:
+        """End a process that the kernel has beside the one on record; its clients stay and wait."""
+        await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
+
+    async def end_remnants(self) -> None:
+        """End every process that carries the kernel's id, also those that no record describes."""
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            await self._take_steps([self.provisioner.remove_leftovers])
+
     async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """End what there is of a kernel: one step that fails does not keep the others."""
         for step in steps:
@@ -418,8 +428,17 @@ class RemoteKernelManager(AsyncKernelManager):
         except Exception as error:  # noqa: BLE001  # of a third party
             self.log.warning("Kernel %s could not be asked to end: %r", self.kernel_id, error)
 
-    async def _async_restart_kernel(self, now: bool = False, newports: bool = False, **kwargs: Any) -> None:
-        """Restart the kernel; a second request waits for the one under way and is done with it."""
+    async def _async_restart_kernel(
+        self,
+        now: bool = False,
+        newports: bool = False,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Restart the kernel; a second request waits for the one under way and is done with it.
+
+        ``confirm`` is asked when the old process has ended: it raises when there must be no new one.
+        """
         self._busy = self._busy or asyncio.Lock()
         under_way = self._busy.locked()
         async with self._busy:
@@ -435,6 +454,8 @@ class RemoteKernelManager(AsyncKernelManager):
                     self.channels.end_process()
                 if newports and isinstance(self.provisioner, ProcessProxyProvisioner):
                     self.provisioner.release_ports()
+                if confirm is not None:
+                    await confirm()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
                 if self.channels is not None:
                     self.channels.connect(self.connection())

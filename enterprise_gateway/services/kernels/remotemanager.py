@@ -9,7 +9,8 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -24,13 +25,20 @@ from traitlets.utils.importstring import import_item
 
 from ...core import envvars
 from ...core.deadline import Deadline
-from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError, UnknownKernelSpecError
+from ...core.errors import (
+    ConflictError,
+    LeaseLostError,
+    NotFoundError,
+    StoreUnavailableError,
+    UnknownKernelSpecError,
+)
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import offload, uninterrupted
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
+from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
@@ -153,6 +161,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.replicas = Replicas(self, store, self.records)
             self.records.share(self.replicas)
             self.replicas.start()
+
+    def is_changing(self, kernel_id: str) -> bool:
+        """Whether a kernel is being started, restarted or stopped here."""
+        return kernel_id in self._launching or bool(self.transitions.under_way(kernel_id))
 
     def looks_after(self, kernel: RemoteKernelManager) -> bool:
         """Whether this gateway, and no other one, culls the kernel and restarts it when it dies."""
@@ -498,23 +510,42 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
         if self.records is not None:
-            await self.records.restarting(kernel, kernel.restarts)
+            try:
+                await self.records.restarting(kernel, kernel.restarts)
+            except StoreUnavailableError:
+                if self.replicas is not None:  # who may replace the process is only known with the store
+                    raise
         await self._replace(kernel, now, newports)
 
     async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        confirm = None
+        if self.replicas is not None:
+            confirm = functools.partial(self.replicas.confirm, kernel.kernel_id)
+            newports = True  # a replica that does not know yet must not reach the new process by the old connection
         try:
-            await kernel.restart_kernel(now=now, newports=newports)
-            if self.records is not None:
-                await self.records.running(kernel)
+            if confirm is not None:
+                await confirm()
+            await kernel.restart_kernel(now=now, newports=newports, confirm=confirm)
         except LeaseLostError:
-            # We were away for so long that another replica has judged the kernel: this process is one too many.
-            self.remove_kernel(str(kernel.kernel_id))
-            await kernel.abandon()
+            kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
             raise
         except Exception as error:
             self.lose(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
+        if self.records is not None:
+            await self._record_replacement(kernel)
+
+    async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
+        """Record the new process of a kernel: it is there, so a store that is away is told later."""
+        assert self.records is not None
+        try:
+            await self.records.running(kernel, required=False)
+        except LeaseLostError:
+            # We were away for so long that another replica has judged the kernel: this process is one too many.
+            kernel.reached_as = ""
+            await uninterrupted(kernel.end_process())
+            raise
 
     async def _begin(
         self, kernel: RemoteKernelManager, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
@@ -603,6 +634,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self.shutdown_all(now=True)
         if self.replicas is not None:
             await self.replicas.leave()
+
+    def find_files(self, besides: Collection[str]) -> list[Remnant]:
+        """Return the files in this gateway's runtime directory of kernels other than those given; blocks."""
+        label = self.resources.deployment.label
+        return list(local_files(Path(self.connection_dir), [label] if label else [], besides))
 
     async def close(self) -> None:
         """Release what kernels share; called once, after :meth:`stop`."""

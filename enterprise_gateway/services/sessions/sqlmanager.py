@@ -173,6 +173,12 @@ class SQLKernelSessionManager(KernelSessionManager):
             return False
         return await self._ask(lambda store: store.release_lease(kernel_id, owner, token))
 
+    async def release_stray_lease(self, name: str, owner: str, token: int) -> None:
+        """Give up a lease that nobody here stands for, if it still is the one with this token."""
+        if self._tokens.get(name) == token:
+            del self._tokens[name]
+        await self._ask(lambda store: store.release_lease(name, owner, token))
+
     async def fetch_lease_owners(self) -> dict[str, str]:
         """Return who holds the leases that have not expired, by kernel id."""
         return await self._ask(lambda store: store.lease_owners())
