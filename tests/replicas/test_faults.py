@@ -146,9 +146,36 @@ async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause
     assert "is dead" not in replicas.output
 
 
+async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(replicas):
+    """A kernel dies and is restarted while another replica stands still: clients there hear of it before any reply."""
+    await replicas.start(2, "--KernelRestarter.stable_start_time=0")
+    kernel_id, pid, sockets = await used_kernel(replicas, "python3")
+    with replicas.frozen(1):
+        os.kill(pid, signal.SIGKILL)
+
+        async def is_restarted():
+            model = await replicas.clients[0].call(f"/api/kernels/{kernel_id}")
+            return model["execution_state"] == "idle" and processes_of(kernel_id) not in ([], [pid])
+
+        await eventually(is_restarted, 20)
+        request = {"code": PID, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        await sockets[1].send("execute_request", request)
+    while (message := await sockets[1].receive())["content"].get("execution_state") != "restarting":
+        assert message["msg_type"] not in {"execute_result", "execute_input"}
+    await check_that_it_lives(replicas, kernel_id, pid, sockets)
+
+
 @pytest.mark.parametrize("is_answer_lost", [False, True], ids=["request", "answer"])
-@pytest.mark.parametrize("write", [b"UPDATE eg_meta", b'"state": "restarting"', b'"state": "running"'])
-@pytest.mark.parametrize("cause", ["client", "death"])
+@pytest.mark.parametrize(
+    ("cause", "write"),
+    [
+        ("client", b"UPDATE eg_meta"),  # for the lease
+        ("client", b'"state": "restarting"'),
+        ("client", b'"state": "running"'),
+        ("death", b'"state": "restarting"'),
+        ("death", b'"state": "running"'),
+    ],
+)
 async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_answer_lost):
     """The line to the database breaks at one of a restart's writes, before or after it is made: nothing is stuck.
 
@@ -165,9 +192,13 @@ async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_ans
         assert answer.code in {200, 503}
         assert answer.code == 200 or b"not available" in answer.body
         is_done = answer.code == 200
+
+    async def is_cut():
+        return line.refuse
+
+    await eventually(is_cut)
     await asyncio.sleep(1)
     line.refuse = False
-    line.cut_at()
     if is_done:
         await check_that_it_lives(replicas, kernel_id, pid, sockets)
     else:

@@ -269,6 +269,7 @@ class KernelRecords:
             kernel = await self.load(record)
             self._manager.enter(kernel)
         self._manager.restarter.forget(kernel)
+        kernel.stop_relaying(has_died=int(record.get("restarts") or 0) > 0)
         self._manager.restarter.finish_restart(kernel)
 
     async def _remove_one(self, record: Mapping[str, Any]) -> None:

@@ -264,6 +264,15 @@ class RemoteKernelManager(AsyncKernelManager):
         """
         await self._take_steps([self._async_cleanup_resources])
 
+    def stop_relaying(self, *, has_died: bool) -> None:
+        """Keep what clients send for the process that is about to be started; they are told of a death only."""
+        if self.channels is None or self.execution_state == "restarting":
+            return
+        if has_died:
+            self.channels.announce_state("restarting")
+        else:
+            self.channels.hold()
+
     async def end_process(self) -> None:
         """End a process that the kernel has beside the one on record; its clients stay and wait."""
         await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])

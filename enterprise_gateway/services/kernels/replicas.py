@@ -386,7 +386,7 @@ class Replicas:
             return
         elif stored.state == "restarting":
             record = await self._store.fetch_session(stored.kernel_id)
-            self._stop_relaying(kernel, has_died=record is not None and int(record.get("restarts") or 0) > 0)
+            kernel.stop_relaying(has_died=record is not None and int(record.get("restarts") or 0) > 0)
         elif stored.state == "running":
             record = await self._store.fetch_session(stored.kernel_id)
             if record is None:
@@ -394,15 +394,6 @@ class Replicas:
             if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
                 await uninterrupted(self._reattach(kernel, await self._records.load(record)))
         self._seen[stored.kernel_id] = stored.version
-
-    def _stop_relaying(self, kernel: RemoteKernelManager, *, has_died: bool) -> None:
-        """Keep what clients send for the process that another replica starts; clients are told of a death only."""
-        if kernel.channels is None or kernel.execution_state == "restarting":
-            return
-        if has_died:
-            kernel.channels.announce_state("restarting")
-        else:
-            kernel.channels.hold()
 
     async def _pay(self, kernel_id: str) -> None:
         """Write what the store is owed of a kernel, by the lease that it was done under; before another is taken."""
@@ -455,7 +446,7 @@ class Replicas:
         manager.restarter.forget(former)
         channels = former.channels
         assert channels is not None  # it is in the table
-        self._stop_relaying(former, has_died=kernel.restarts > 0)
+        former.stop_relaying(has_died=kernel.restarts > 0)
         await former.give_up_process()
         kernel.claim_ports()  # they may be the same ones
         kernel.channels = channels
@@ -514,7 +505,9 @@ class Replicas:
         was_away = self._patient_until == math.inf
         activity, connections = self._changed_activity(), self._changed_connections()
         beat = await self._store.beat(self.owner, activity, connections)
-        self._told_activity.update(activity)
+        # Not of a kernel whose lease was taken meanwhile: with that, what was told before is forgotten.
+        former = {kernel_id for kernel_id, taken in self._held.items() if taken < began}
+        self._told_activity.update({kernel_id: activity[kernel_id] for kernel_id in activity.keys() & former})
         self._told_connections.update(connections)
         if was_away:  # for all: those who are there prolong their leases, and write what they owe, before others judge
             self._patient_until = time.monotonic() + self._store.lease_seconds
