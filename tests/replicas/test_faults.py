@@ -75,10 +75,21 @@ async def all_idle(replicas, kernel_id):
     return [answer.code == 200 and b'"idle"' in answer.body for answer in answers] == [True] * len(answers)
 
 
+async def pid_told_to(socket):
+    """Return a kernel's process; a request that was sent before its replica knew of the restart fails: once more."""
+
+    async def answer():
+        text, error = await socket.execute(PID)
+        assert text or error["ename"].startswith("Kernel")
+        return text
+
+    return int(await eventually(answer))
+
+
 async def check_that_it_lives(replicas, kernel_id, former, sockets):
     """Check that a kernel has one process, other than ``former``, and is used, and deleted, on all replicas."""
     await eventually(lambda: all_idle(replicas, kernel_id), 20)
-    pids = {int((await socket.execute(PID))[0]) for socket in sockets}
+    pids = {await pid_told_to(socket) for socket in sockets}
     assert len(pids) == 1
     assert former not in pids
 
@@ -97,8 +108,7 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
     assert "Traceback" not in replicas.output
 
 
-@pytest.mark.parametrize("outage", [0.3, 6])
-@pytest.mark.parametrize("step", ["ended", "launch", "launched"])
+@pytest.mark.parametrize(("step", "outage"), [("ended", 6), ("launch", 0.3), ("launched", 0.3), ("launched", 6)])
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres, cause, step, outage):
     """PostgreSQL stops when the old process has ended, before or after the new one is launched: the restart is done.
