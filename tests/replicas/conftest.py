@@ -183,7 +183,7 @@ class Replicas:
         marker = str(self.directory).encode()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if marker in (entry / "environ").read_bytes():
+                if any(marker in (entry / name).read_bytes() for name in ("environ", "cmdline")):
                     os.kill(int(entry.name), signal.SIGKILL)
             except OSError:
                 continue

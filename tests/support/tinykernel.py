@@ -22,6 +22,7 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -41,24 +42,21 @@ class TinyKernel:
         Signs messages; random unless given.
     curve
         Whether to encrypt the transport.
-    says_idle
-        Whether executions end with the status ``idle``.
+    ports
+        Where to listen, by the names of a connection file; random ports unless given.
     """
 
-    def __init__(self, key: bytes | None = None, *, curve: bool = False, says_idle: bool = True) -> None:
+    def __init__(
+        self, key: bytes | None = None, *, curve: bool = False, ports: Mapping[str, int] | None = None
+    ) -> None:
         self.key = key or uuid.uuid4().hex.encode()
         self.session = uuid.uuid4().hex
         self.received: list[dict[str, Any]] = []
         self._says_idle = says_idle
         self._curve = zmq.curve_keypair() if curve else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sockets = {
-            "shell": self._bind(zmq.ROUTER),
-            "control": self._bind(zmq.ROUTER),
-            "stdin": self._bind(zmq.ROUTER),
-            "iopub": self._bind(zmq.PUB),
-            "hb": self._bind(zmq.REP),
-        }
+        kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "iopub": zmq.PUB, "hb": zmq.REP}
+        self._sockets = {name: self._bind(kind, (ports or {}).get(f"{name}_port")) for name, kind in kinds.items()}
         self._ports = {name: port for name, (_, port) in self._sockets.items()}
         self._wake_address = f"inproc://{uuid.uuid4().hex}"
         self._wake_end = self._context.socket(zmq.PAIR)
@@ -102,14 +100,17 @@ class TinyKernel:
         """Send a proper message on iopub, from any thread."""
         self.publish_raw([b"topic", *self._message(msg_type, content, parent or {})])
 
-    def _bind(self, kind: int) -> tuple[zmq.Socket[bytes], int]:
+    def _bind(self, kind: int, port: int | None) -> tuple[zmq.Socket[bytes], int]:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.set_hwm(0)
         if self._curve:
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self._curve
-        return socket, socket.bind_to_random_port("tcp://127.0.0.1")
+        if port is None:
+            return socket, socket.bind_to_random_port("tcp://127.0.0.1")
+        socket.bind(f"tcp://127.0.0.1:{port}")
+        return socket, port
 
     def _serve(self) -> None:
         wake = self._context.socket(zmq.PAIR)
