@@ -84,6 +84,9 @@ class ReplicatedSqlStore(SqlStore):
         connection.execute(_replicas.delete().where(forgotten))
         there = sa.exists().where(_replicas.c.owner == _connections.c.owner)
         connection.execute(_connections.delete().where(~there))
+        # A count may have been told after another replica had removed the kernel.
+        recorded = sa.exists().where(_sessions.c.kernel_id == _connections.c.kernel_id)
+        connection.execute(_connections.delete().where(_connections.c.owner == owner, ~recorded))
 
     def leave(self, owner: str) -> None:
         """Give up everything that ``owner`` holds, so that others may take it at once."""

@@ -85,6 +85,7 @@ class Installation(Replicas):
             process.send_signal(signal.SIGCONT)
 
     async def _replaced(self, number: int, episode: Episode) -> None:
+        began = time.monotonic()
         if episode.fault == "replica is killed":
             await asyncio.to_thread(self.kill, number)
         else:
@@ -95,6 +96,7 @@ class Installation(Replicas):
             else:
                 if code:
                     self.journal.violation(f"replica {number} ended with {code} after SIGTERM")
+        self.journal.note(f"replica {number} has ended after {time.monotonic() - began:.1f} s")
         await asyncio.sleep(episode.lasts_seconds)
         await asyncio.to_thread(self.start_again, number)
 
@@ -166,14 +168,12 @@ class Installation(Replicas):
             self.journal.violation(f"{what} took {seconds:.0f} s", kernel_id, kind="slow answer")
 
     def end(self) -> None:
-        """End what a run that broke off has left, frozen or not."""
+        """End what a run that broke off has left, frozen or not; blocks."""
         for process in self.processes:
             if process._process is not None and process.process.poll() is None:
                 process.process.kill()
                 process.process.wait()
         self._kill_what_is_left()
-        for client in self.clients:
-            client.close()
 
     def files(self) -> list[str]:
         """Return the files of kernels that there are."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from random import Random
 
 import psycopg
 import pytest
 
-from tests.clusters.postgres import running_postgres
+from tests.clusters.postgres import PostgresServer, running_postgres
 from tests.support.tcpproxy import TcpProxy
 
 from .counting_kernel import write_counting_kernelspec
@@ -27,7 +27,8 @@ from .plan import REPLICAS, Episode, episodes
 from .process_table import LOOK_SECONDS, ProcessTable
 from .users import Kernel, Notebook, Users
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS") or 180)
+# By itself, `make test` only sees that all of it works.
+SECONDS = float(os.environ.get("CHAOS_SECONDS") or (180 if os.environ.get("CI") else 20))
 SEED = int(os.environ.get("CHAOS_SEED") or 8)
 SETTLE_SECONDS = 30.0
 FORGIVEN_SECONDS = 70.0  # a place under the limits that a killed replica held is given back after a minute
@@ -281,19 +282,26 @@ class Chaos:
 
 
 @pytest.fixture
-async def chaos(tmp_path) -> AsyncIterator[Chaos]:
+def store() -> Iterator[tuple[PostgresServer, TcpProxy]]:
+    with running_postgres() as server, TcpProxy(server.port) as proxy:
+        yield server, proxy
+
+
+@pytest.fixture
+async def chaos(tmp_path, store) -> AsyncIterator[Chaos]:
     write_counting_kernelspec("counting")
     journal = Journal(SEED, tmp_path)
-    with running_postgres() as server, TcpProxy(server.port) as proxy:
-        installation = Installation(tmp_path, server, proxy, journal)
-        try:
-            await installation.start_all(
-                f"--EnterpriseGatewayApp.max_kernels={MAX_KERNELS}",
-                f"--EnterpriseGatewayApp.max_kernels_per_user={MAX_PER_USER}",
-            )
-            yield Chaos(installation, journal)
-        finally:
-            installation.end()
+    installation = Installation(tmp_path, *store, journal)
+    try:
+        await installation.start_all(
+            f"--EnterpriseGatewayApp.max_kernels={MAX_KERNELS}",
+            f"--EnterpriseGatewayApp.max_kernels_per_user={MAX_PER_USER}",
+        )
+        yield Chaos(installation, journal)
+    finally:
+        await asyncio.to_thread(installation.end)
+        for client in installation.clients:
+            client.close()
 
 
 async def test_whatever_fails_nobody_loses_work(chaos):

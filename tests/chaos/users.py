@@ -206,7 +206,7 @@ class Notebook:
             lies = [text for text in kernel.told if "died" in text or "dead" in text]
             if lies and lives(pid):
                 self._journal.violation(f"process {pid} lives, and its user was told {lies}", kernel.kernel_id)
-        elif kernel.pid and not kernel.told:
+        elif kernel.pid and not kernel.told and time.monotonic() > kernel.may_be_replaced_until:
             self._journal.violation(
                 f"the counter went back from {kernel.count} to {count} (process {kernel.pid} is {pid} now), "
                 f"and nobody told its user",
