@@ -19,6 +19,7 @@ from .plan import LONGEST_FREEZE_SECONDS
 from .process_table import lives
 
 REFUSED = {503}  # the store is away, or the replica is being stopped
+READ_SECONDS = 3600.0
 SETTLED_SECONDS = 60.0  # after which a restart that was not granted cannot come any more
 
 
@@ -105,6 +106,7 @@ class Notebook:
         self._there, self._journal, self._random = installation, installation.journal, random
         self._session_id = uuid.uuid4().hex
         self._socket: KernelSocket | None = None
+        self._reading: asyncio.Task[Any] | None = None
 
     async def run(self, until: asyncio.Event) -> None:
         """Count until the run ends."""
@@ -126,13 +128,24 @@ class Notebook:
         if socket is None:
             return
         socket.close()
-        try:
-            while not socket.has_ended:
-                message = await socket.receive(10)
-                if message is not None:
-                    self._hear(message["msg_type"], message["content"])
-        except (TimeoutError, asyncio.TimeoutError):
-            self._journal.note(f"a websocket of kernel {self.kernel.kernel_id} did not end")
+        while not socket.has_ended:
+            message = await self._receive(socket)
+            if message is not None:
+                self._hear(message["msg_type"], message["content"])
+
+    async def _receive(self, socket: KernelSocket, seconds: float | None = None) -> Any:
+        """Return the next message, None at the end of the websocket.
+
+        Raises
+        ------
+        TimeoutError
+            Nothing came; what comes next is not lost, as it could be if the reading were cancelled.
+        """
+        self._reading = self._reading or asyncio.create_task(socket.receive(READ_SECONDS))
+        if not (await asyncio.wait([self._reading], timeout=seconds))[0]:
+            raise TimeoutError
+        reading, self._reading = self._reading, None
+        return reading.result()
 
     async def _connect(self, number: int | None = None) -> bool:
         number = self._there.choose(self._random) if number is None else number
@@ -170,8 +183,8 @@ class Notebook:
         assert socket is not None
         while reply is None or not is_idle:
             try:
-                message = await socket.receive(1)
-            except (TimeoutError, asyncio.TimeoutError):
+                message = await self._receive(socket, 1)
+            except TimeoutError:
                 waited = time.monotonic() - sent
                 if self.kernel.told and waited > 5:
                     return None  # the user was told that the kernel is another one, and tries again
