@@ -9,6 +9,8 @@ PYTHON ?=
 IP ?= 127.0.0.1
 PORT ?= 8888
 ARGS ?=
+SECONDS ?= 180
+SEED ?=
 DIST := dist
 
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--EnterpriseGatewayApp.unauthorized_users=[])
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env activate clean clean-env run run-dev test test-debug lint format docs bench bdist sdist dist \
+.PHONY: help env activate clean clean-env run run-dev test test-debug chaos lint format docs bench bdist sdist dist \
 	test-install test-install-wheel test-install-tar check_dists
 
 help: ## list the targets
@@ -60,7 +62,11 @@ run-dev: run ## the same with debug messages
 # --- check ---
 
 test: $(VENV)/.installed-test ## run the tests (ARGS=… for pytest)
+	@$(if $(ARGS),,echo "On two processors all tests take about 7 minutes, and about 15 with all programs that some of them drive.")
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.installed-test ## let three replicas, their database and kernels fail (SECONDS=… SEED=…)
+	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest --capture=no tests/chaos $(ARGS)
 
 test-debug: ARGS += -vv --capture=no --log-cli-level=DEBUG
 test-debug: test ## run the tests with all that they say

@@ -64,7 +64,8 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
     base_url = Unicode(
         envvars.EG_BASE_URL.default,
         config=True,
-        help="Path under which all routes are served, for gateways behind a proxy that forwards a path.",
+        help="""Path under which all routes are served, for gateways behind a proxy that forwards a path. It may be
+        percent-encoded; where it is not, it is taken as the text that requests encode.""",
     ).tag(env=envvars.EG_BASE_URL)
 
     trust_xheaders = Bool(
@@ -88,9 +89,18 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         envvars.EG_WS_PING_INTERVAL_SECS.default,
         min=0,
         config=True,
-        help="""Seconds between two pings to each websocket; a websocket that answers none for three intervals is
-        closed. 0 sends none.""",
+        help="""Seconds between two pings to each websocket. One whose system acknowledges nothing for three intervals
+        (at least 30 s) is cut; on Linux only. Pings follow output, too: their answers tell what has arrived and need
+        not be sent again to a client that comes back. 0 sends none, so that only TCP tells.""",
     ).tag(env=envvars.EG_WS_PING_INTERVAL_SECS)
+
+    ws_ping_timeout = Integer(
+        envvars.EG_WS_PING_TIMEOUT_SECS.default,
+        min=0,
+        config=True,
+        help="""Seconds after which a websocket from which nothing came, not even an answer to a ping, is closed. By
+        default (0) silence closes none: a client that reads only while it waits answers no pings in between.""",
+    ).tag(env=envvars.EG_WS_PING_TIMEOUT_SECS)
 
     ws_max_message_size = Integer(
         envvars.EG_WS_MAX_MESSAGE_SIZE.default,
@@ -106,6 +116,14 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="""Most bytes that wait for one slow websocket. When they are exceeded the websocket is closed, and what
         it missed is kept for when it comes back, within `replay_limit`.""",
     ).tag(env=envvars.EG_WS_QUEUE_LIMIT)
+
+    ws_split_size = Integer(
+        envvars.EG_WS_SPLIT_SIZE.default,
+        min=0,
+        config=True,
+        help="""Most bytes of one message with a kernel's `stream` output; longer output is sent as several. The
+        default suits Jupyter Server, which cuts the connection at 10 MiB. 0 splits nothing.""",
+    ).tag(env=envvars.EG_WS_SPLIT_SIZE)
 
     replay_limit = Integer(
         envvars.EG_REPLAY_LIMIT.default,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
+import getpass
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
 from tornado import httpserver, ioloop, netutil, web
 from tornado.log import LogFormatter
@@ -32,6 +35,7 @@ from .core import envvars
 from .core.deadline import Deadline
 from .core.errors import StoreUnavailableError
 from .core.offload import offload
+from .core.steps import take_all
 from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
 from .services.kernels.handlers import default_handlers as kernel_handlers
@@ -41,6 +45,7 @@ from .services.kernels.sweeper import Sweeper
 from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
+from .services.kernelspecs.reading import CheckedKernelSpec
 from .services.processproxies.deployment import Deployment, RunDeployment, StoreDeployment
 from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
@@ -74,7 +79,9 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
+            "ws_ping_timeout",
             "ws_queue_limit",
+            "ws_split_size",
         )
     },
     "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),
@@ -266,6 +273,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         envvars.check()
         self.traffic = Traffic()
         self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
+        if getattr(self.kernel_spec_manager, "kernel_spec_class", None) is KernelSpec:
+            self.kernel_spec_manager.kernel_spec_class = CheckedKernelSpec
         self._apply_allowed_kernels()
         self.kernel_spec_cache = self.kernel_spec_cache_class(parent=self, kernel_spec_manager=self.kernel_spec_manager)
         default_name = {"default_kernel_name": self.default_kernel_name} if self.default_kernel_name else {}
@@ -322,7 +331,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     def init_webapp(self) -> None:
         """Build the web application: handlers below ``base_url``, and their settings."""
-        base_url = "/" + self.base_url.strip("/") + "/" if self.base_url.strip("/") else "/"
+        base_url = url_path(self.base_url)
         services = [
             *api_handlers,
             *kernel_handlers,
@@ -331,7 +340,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             *session_handlers,
             *other_handlers,
         ]
-        handlers = [(base_url + pattern.lstrip("/"), *rest) for pattern, *rest in services]
+        prefix = path_pattern(base_url)
+        handlers = [(prefix + pattern.lstrip("/"), *rest) for pattern, *rest in services]
         settings: dict[str, Any] = {
             "kernel_manager": self.kernel_manager,
             "session_manager": self.session_manager,
@@ -423,11 +433,29 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
                 context.maximum_version = ssl.TLSVersion.TLSv1_2
             elif self.ssl_version not in TLS_1_2_AND_LATER:
                 raise ValueError(f"ssl_version {self.ssl_version} is not served: use 5 for TLS 1.2, or leave it unset.")
-        context.load_cert_chain(self.certfile, self.keyfile)
+        context.load_cert_chain(self.certfile, self.keyfile, self._ask_for_passphrase)
         if self.client_ca:
             context.load_verify_locations(cafile=self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+    def _ask_for_passphrase(self) -> str:
+        """Return what the user types at the terminal; called when the TLS key is encrypted.
+
+        Raises
+        ------
+        ValueError
+            There is no terminal.
+        """
+        key = self.keyfile or self.certfile
+        try:
+            os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        except OSError as error:
+            raise ValueError(
+                f"the key is encrypted, and there is no terminal to ask for its passphrase. Let keyfile name a copy "
+                f"without one that only the gateway's user can read: (umask 077; openssl pkey -in {key} -out tls.key)"
+            ) from error
+        return getpass.getpass(f"Passphrase of {key}: ")
 
     # -- Running
 
@@ -491,20 +519,21 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             self.http_server.stop()
         self.traffic.is_draining = True
         keep_kernels = self.leaves_kernels
-        if keep_kernels:
-            await self._drain()
-        await self.kernel_manager.stop(keep_kernels=keep_kernels)
-        await self.traffic.websockets_closed(Deadline(CLOSING_SECONDS))
-        await self.stop_managers()
+        steps: list[Callable[[], Any]] = [self._drain] if keep_kernels else []
+        steps.append(partial(self.kernel_manager.stop, keep_kernels=keep_kernels))
+        steps.append(lambda: self.traffic.websockets_closed(Deadline(CLOSING_SECONDS)))
+        steps.append(self.stop_managers)
         if self.http_server is not None:
-            await self.http_server.close_all_connections()
+            steps.append(self.http_server.close_all_connections)
+        await take_all(steps, "The gateway", self.log)
 
     async def stop_managers(self) -> None:
         """Close what the managers have open besides kernels."""
-        await self.kernel_manager.close()
+        steps: list[Callable[[], Any]] = [self.kernel_manager.close]
         if hasattr(self.kernel_session_manager, "close"):
-            await maybe_await(self.kernel_session_manager.close())
-        await offload(self.kernel_spec_cache.stop)
+            steps.append(self.kernel_session_manager.close)
+        steps.append(partial(offload, self.kernel_spec_cache.stop))
+        await take_all(steps, "The gateway", self.log)
 
     async def _drain(self) -> None:
         """Wait until the requests under way are answered, ``drain_timeout`` seconds at most."""
@@ -583,6 +612,23 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def url_path(base_url: str) -> str:
+    """Return the option ``base_url`` as the path of a URL: percent-encoded, with a slash at both ends."""
+    path = quote(base_url.strip("/"), safe="/%:@!$&'()*+,;=~")
+    return f"/{path}/" if path else "/"
+
+
+def path_pattern(path: str) -> str:
+    """Return the regular expression of a URL's path: encoded bytes in either case, or unencoded as curl sends them."""
+
+    def either_form(match: re.Match[str]) -> str:
+        digits = match[1]
+        byte = int(digits, 16)
+        return f"(?:%(?i:{digits})|\\x{digits})" if byte >= 0x80 else f"%(?i:{digits})"
+
+    return re.sub("%([0-9A-Fa-f]{2})", either_form, re.escape(path))
+
+
 def candidate_ports(port: int, count: int) -> Iterator[int]:
     """Yield ``count`` ports to try: ``port``, those that follow it, then random ones nearby."""
     for attempt in range(count):
@@ -590,11 +636,6 @@ def candidate_ports(port: int, count: int) -> Iterator[int]:
         if attempt > 5 or candidate > 65535:
             candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
         yield max(1, min(65535, candidate)) if attempt else port
-
-
-async def maybe_await(result: Awaitable[Any] | Any) -> Any:
-    """Return ``result``, awaited if it can be: methods of third-party classes may or may not be coroutines."""
-    return await result if inspect.isawaitable(result) else result
 
 
 def raise_open_file_limit(log: Any) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from tests.clusters import ssh_hosts
+from tests.support import requirements
 from tests.support.leaks import Snapshot, leaks_since
 from tests.support.logs import LogWatch
 from tests.support.loops import LoopRunner
@@ -39,6 +40,22 @@ def pytest_collection_finish() -> None:
     """Keep what was imported out of later garbage collections: they would hold the loop."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that is marked as needing a program which this machine does not have."""
+    needed = [str(name) for marker in item.iter_markers("needs") for name in marker.args]
+    requirements.skip_without(*(suite for suite in requirements.SUITES if item.get_closest_marker(suite)), *needed)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """End with one line that says what to install for the tests that were skipped."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and (line := requirements.summary()):
+        reporter.write_line(line, yellow=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -171,8 +188,7 @@ def _fail_if(problems: list[str], request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[ssh_hosts.HostLab]:
     """Bring up three real SSH hosts; tests leave them as they found them."""
-    if reason := ssh_hosts.why_not():
-        pytest.skip(reason)
+    requirements.skip_without("ssh")
     with ssh_hosts.host_lab() as lab:
         yield lab
 
@@ -180,5 +196,6 @@ def lab() -> Iterator[ssh_hosts.HostLab]:
 @pytest.fixture(scope="session")
 def local_sshd() -> Iterator[ssh_hosts.LocalServer]:
     """Run an SSH server on 127.0.0.1 for whoever runs the tests."""
+    requirements.skip_without("sshd", "ssh-keygen", "ps")
     with ssh_hosts.local_server() as server:
         yield server

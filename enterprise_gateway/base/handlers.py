@@ -57,6 +57,16 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
             self.check_host()
             self.check_cross_site()
 
+    async def head(self, *args: str, **kwargs: str) -> None:
+        """Answer as GET does, or 405 where there is none; tornado leaves the body out."""
+        answer = self.get(*args, **kwargs)
+        if answer is not None:
+            await answer
+
+    def _implemented_methods(self) -> list[str]:
+        methods = super()._implemented_methods()
+        return methods if "GET" in methods else [method for method in methods if method != "HEAD"]
+
     def refuse_when_draining(self) -> bool:
         """Note the request as under way; answer it with 503 and return True when the gateway is about to end."""
         traffic: Traffic | None = self.settings.get("eg_traffic")

@@ -8,7 +8,7 @@ import logging
 import re
 import traceback
 from http.client import responses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tornado import web
 from tornado.httputil import HTTPServerRequest
@@ -16,6 +16,12 @@ from tornado.httputil import HTTPServerRequest
 from ..core.errors import GatewayError, KernelLaunchError, LimitReachedError
 
 log = logging.getLogger(__name__)
+
+# Plain mixins: others put them on handlers of their own, and on any object that has what they use of a handler.
+if TYPE_CHECKING:
+    Handler = web.RequestHandler
+else:
+    Handler = object
 
 _TOKEN_ARGUMENT = re.compile(r"([?&]token=)[^&\s]*", re.IGNORECASE)
 
@@ -30,7 +36,7 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-class CORSMixin(web.RequestHandler):
+class CORSMixin(Handler):
     """Answers pre-flight requests and adds the configured CORS headers to every response."""
 
     SETTINGS_TO_HEADERS = {
@@ -54,10 +60,24 @@ class CORSMixin(web.RequestHandler):
         self.finish()
 
 
-class TokenAuthorizationMixin(web.RequestHandler):
-    """Compares the client's token with ``eg_auth_token`` before anything else happens."""
+class TokenAuthorizationMixin(Handler):
+    """Compares the client's token with the setting ``eg_auth_token`` before anything else happens.
+
+    Needs ``settings``, ``request`` (``method``, ``headers``), ``get_argument`` and ``send_error``.
+    """
 
     SCHEMES = ("token ", "Bearer ")
+
+    def prepare(self) -> Any:
+        """Answer 401 unless the token is right, else do what the next class does; called by tornado."""
+        if self.is_refused():
+            return self.send_error(401)
+        prepare = getattr(super(), "prepare", None)
+        return prepare() if prepare is not None else None
+
+    def is_refused(self) -> bool:
+        """Whether the token is wrong or missing; pre-flight requests are exempt."""
+        return self.request.method != "OPTIONS" and not self.has_valid_token()
 
     def has_valid_token(self) -> bool:
         """Whether no token is configured, or the client sent the right one.
@@ -77,13 +97,16 @@ class TokenAuthorizationMixin(web.RequestHandler):
         return any(hmac.compare_digest(candidate, str(expected).encode()) for candidate in candidates)
 
     def check_token(self) -> None:
-        """Refuse the request with 401 unless the token is right; pre-flight requests are exempt."""
-        if self.request.method != "OPTIONS" and not self.has_valid_token():
+        """Refuse the request with 401 unless the token is right; for those who have a ``prepare`` of their own."""
+        if self.is_refused():
             raise web.HTTPError(401)
 
 
-class JSONErrorsMixin(web.RequestHandler):
-    """Answers every failure with ``{"reason": …, "message": …}`` and never with a traceback."""
+class JSONErrorsMixin(Handler):
+    """Answers every failure with ``{"reason": …, "message": …}`` and never with a traceback.
+
+    Needs ``set_status``, ``set_header`` and ``finish``.
+    """
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Give errors of our own family their own status; called by tornado for any exception."""
@@ -118,7 +141,7 @@ class JSONErrorsMixin(web.RequestHandler):
     def _implemented_methods(self) -> list[str]:
         return [
             method
-            for method in self.SUPPORTED_METHODS
+            for method in getattr(self, "SUPPORTED_METHODS", ())
             if getattr(type(self), method.lower()) is not getattr(web.RequestHandler, method.lower())
         ]
 

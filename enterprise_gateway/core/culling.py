@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,8 +20,11 @@ class CullPolicy:
     busy_timeout: float = 0
 
     def for_spec(self, metadata: Mapping[str, Any]) -> CullPolicy:
-        """Return the policy for one kernelspec: its metadata ``cull_<rule>`` entries win."""
-        overrides = {name: metadata[f"cull_{name}"] for name in self.__dataclass_fields__ if f"cull_{name}" in metadata}
+        """Return the policy for one kernelspec: its metadata ``cull_<rule>`` entries win, if they can be used.
+
+        Times may be written as text (``"600"``), switches as ``"true"`` and ``"false"``; null is no entry.
+        """
+        overrides, _ = _entries(metadata)
         return replace(self, **overrides) if overrides else self
 
     @property
@@ -47,6 +51,44 @@ class CullPolicy:
         if 0 < self.idle_timeout < idle:
             return f"it has been idle for more than {self.idle_timeout:g} seconds"
         return None
+
+
+def unusable_entries(metadata: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each ``cull_<rule>`` entry of a kernelspec that :meth:`CullPolicy.for_spec` cannot use."""
+    return _entries(metadata)[1]
+
+
+def _entries(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    used: dict[str, Any] = {}
+    unusable = []
+    for name in CullPolicy.__dataclass_fields__:
+        value = metadata.get(f"cull_{name}")
+        is_switch = name in {"connected", "busy"}
+        try:
+            if value is not None:
+                used[name] = _as_switch(value) if is_switch else _as_seconds(value)
+        except ValueError:
+            wanted = "true or false" if is_switch else "a number of seconds"
+            unusable.append(f"cull_{name} must be {wanted}, not {value!r:.100}")
+    return used, unusable
+
+
+def _as_switch(value: object) -> bool:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text in (True, "true"):
+        return True
+    if text in (False, "false"):
+        return False
+    raise ValueError(value)
+
+
+def _as_seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(value)
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(value)
+    return seconds
 
 
 @dataclass(frozen=True)

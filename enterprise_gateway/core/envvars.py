@@ -239,9 +239,11 @@ EG_BASE_URL = for_option("base_url", str, "/", "KG_BASE_URL")
 EG_TRUST_XHEADERS = for_option("trust_xheaders", boolean, False, "KG_TRUST_XHEADERS")
 EG_ALLOWED_HOSTS = for_option("allowed_hosts", comma_list, ())
 EG_WS_PING_INTERVAL_SECS = for_option("ws_ping_interval", _count, 30, name="EG_WS_PING_INTERVAL_SECS")
+EG_WS_PING_TIMEOUT_SECS = for_option("ws_ping_timeout", _count, 0, name="EG_WS_PING_TIMEOUT_SECS")
 EG_WS_MAX_MESSAGE_SIZE = for_option("ws_max_message_size", _size, 100 * 1024 * 1024)
 EG_MAX_BODY_SIZE = for_option("max_body_size", _size, 1 << 20)
 EG_WS_QUEUE_LIMIT = for_option("ws_queue_limit", _size, 32 * 1024 * 1024)
+EG_WS_SPLIT_SIZE = for_option("ws_split_size", _count, 10_000_000)
 EG_REPLAY_LIMIT = for_option("replay_limit", _count, 10 * 1024 * 1024)
 
 EG_AUTH_TOKEN = for_option("auth_token", str, "", "KG_AUTH_TOKEN")
@@ -404,6 +406,15 @@ EG_ALTERNATE_SIGINT = declare(
 )
 EG_LOG_LEVEL = declare(
     "EG_LOG_LEVEL", log_level, 10, "Log level of the kernel launchers, as a name or a number.", group=_LAUNCH
+)
+
+EG_KERNEL_OUTPUT_LIMIT = declare(
+    "EG_KERNEL_OUTPUT_LIMIT",
+    Number(int, 4096),
+    1024 * 1024,
+    "Bytes that are kept of what a kernel or launcher on the gateway's machine writes past Jupyter's messages: its "
+    "first 64 KiB and its last lines. It is looked at every ten seconds, so that the file can be larger meanwhile.",
+    group=_LAUNCH,
 )
 
 EG_ALLOWED_KERNELS = declare(

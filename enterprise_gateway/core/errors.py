@@ -8,6 +8,7 @@
     │   └── UnknownKernelSpecError   404  no kernelspec of that name
     ├── ConflictError                409  the kernel id is taken, or the kernel is being shut down
     │   └── LeaseLostError           409  another replica looks after the kernel now
+    ├── BrokenKernelSpecError        500  a kernelspec's kernel.json cannot be used
     ├── StoreUnavailableError        503  the kernel session store did not answer
     ├── PayloadError                 500  a launcher's response could not be used (never sent to clients)
     └── KernelLaunchError            500  a launch failed
@@ -47,6 +48,10 @@ class NotFoundError(GatewayError):
 
 class UnknownKernelSpecError(NotFoundError):
     """No kernelspec of the requested name is installed or allowed."""
+
+
+class BrokenKernelSpecError(GatewayError):
+    """A ``kernel.json`` cannot be used; the message names the file and says what to mend there."""
 
 
 class ConflictError(GatewayError):

@@ -1,10 +1,15 @@
-"""The one hand-over of blocking calls to threads."""
+"""The one hand-over of blocking calls to threads.
+
+What waits for one place - an SSH host, a back end, a store - has threads of its own (:func:`offload_to`), so that a
+place that does not answer holds nobody up but those who want something from it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import functools
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -12,18 +17,63 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Vendor calls wait on the network, not on the processor: many threads, started only when needed.
+THREADS_PER_PLACE = 64
+
+# Threads are started only when needed.
 _executor = ThreadPoolExecutor(max_workers=64, thread_name_prefix="eg-offload")
 
 
+class _Place:
+    """The threads for one place, which live as long as there are calls."""
+
+    def __init__(self, name: str) -> None:
+        self.calls = 0
+        self.executor = ThreadPoolExecutor(max_workers=THREADS_PER_PLACE, thread_name_prefix=f"eg-for-{name}")
+
+
+_places: dict[str, _Place] = {}
+_places_lock = threading.Lock()  # in library mode there may be an event loop in more than one thread
+
+
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking ``function`` in a thread and return its result.
+    """Run a blocking ``function`` in a thread and return its result: one that works on this machine alone.
 
     Cancelling the caller is postponed until the thread has ended: a thread cannot be stopped, and giving up on one
     would leave, say, a container created that nobody knows of. Every blocking call has a time-out of its own.
     """
-    call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    return await uninterrupted(asyncio.get_running_loop().run_in_executor(_executor, call))
+    return await _run_in(_executor, functools.partial(function, *args, **kwargs))
+
+
+async def offload_to(place: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what :func:`offload` does in one of the ``THREADS_PER_PLACE`` threads of ``place``.
+
+    They end with the last of the calls that are under way: a place at rest costs nothing, and needs no closing.
+
+    Parameters
+    ----------
+    place
+        What ``function`` may have to wait for: the name of a host, of a back end's class, of a store.
+    """
+    with _places_lock:
+        entry = _places.get(place) or _places.setdefault(place, _Place(place))
+        entry.calls += 1
+    try:
+        return await _run_in(entry.executor, functools.partial(function, *args, **kwargs))
+    finally:
+        with _places_lock:
+            entry.calls -= 1
+            if not entry.calls:
+                del _places[place]
+                entry.executor.shutdown(wait=False)
+
+
+async def _run_in(executor: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    context = contextvars.copy_context()
+    try:
+        work = asyncio.get_running_loop().run_in_executor(executor, context.run, call)
+    except RuntimeError:
+        return call()  # Python ends, and takes no more work for threads: a notebook client in library mode tidies up
+    return await uninterrupted(work)
 
 
 async def uninterrupted(work: Awaitable[T]) -> T:

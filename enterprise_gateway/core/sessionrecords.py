@@ -58,6 +58,8 @@ class Beat(NamedTuple):
 
     tokens: dict[str, int]
     kernels: dict[str, StoredKernel]
+    unrecorded: dict[str, int]
+    """The tokens of those of its leases that are of no kernel on record."""
 
 
 _KEY_NAMES = ("key", "curve_publickey", "curve_secretkey")
@@ -93,6 +95,7 @@ def as_loaded(session: Mapping[str, Any]) -> Session:
     for kernel_id, record in loaded.items():
         if not isinstance(record, dict) or record.get("kernel_id", kernel_id) != kernel_id:
             raise ValueError("not a kernel session record")
+        record["kernel_id"] = kernel_id
         info = record.get("connection_info")
         if isinstance(info, dict):
             info.update({name: info[name].encode() for name in _KEY_NAMES if isinstance(info.get(name), str)})

@@ -181,5 +181,18 @@ def tail_script(path: str, lines: int) -> str:
     return f"tail -n {int(lines)} -- {shlex.quote(path)}\n"
 
 
+def windows_script(argv: Sequence[str]) -> str:
+    """Return a script that prints those of its scripts in ``argv`` whose first line ends with a carriage return.
+
+    These are the program itself, and words that end in ``.sh``: other interpreters than a shell do not mind.
+    """
+    words = [word for number, word in enumerate(argv) if number == 0 or word.endswith(".sh")]
+    return (
+        f'for f in {shlex.join(words)}; do [ -f "$f" ] && [ -r "$f" ] || continue\n'
+        'if [ "$(head -n 1 -- "$f" | tail -c 2 | od -An -tx1 | tr -d " ")" != 0d0a ]; then continue; fi\n'
+        'if [ "$(head -c 2 -- "$f")" = "#!" ] || [ "$f" != "${f%.sh}" ]; then printf "%s\\n" "$f"; fi; done\n'
+    )
+
+
 def _numbers(values: Iterable[int]) -> str:
     return " ".join(str(int(value)) for value in values)

@@ -67,7 +67,8 @@ class ReplicatedSqlStore(SqlStore):
                 mine = sa.and_(_leases.c.kernel_id == kernel_id, _leases.c.lease_owner == owner)
                 connection.execute(_leases.update().where(mine).values(entry._asdict()))
             self._write_presence(connection, owner, seconds, connections)
-            return Beat(tokens, self._kernels(connection, owner))
+            kernels = self._kernels(connection, owner)
+            return Beat(tokens, kernels, {name: token for name, token in tokens.items() if name not in kernels})
 
     def _write_presence(
         self, connection: sa.Connection, owner: str, seconds: float, connections: Mapping[str, int]
@@ -83,6 +84,9 @@ class ReplicatedSqlStore(SqlStore):
         connection.execute(_replicas.delete().where(forgotten))
         there = sa.exists().where(_replicas.c.owner == _connections.c.owner)
         connection.execute(_connections.delete().where(~there))
+        # A count may have been told after another replica had removed the kernel.
+        recorded = sa.exists().where(_sessions.c.kernel_id == _connections.c.kernel_id)
+        connection.execute(_connections.delete().where(_connections.c.owner == owner, ~recorded))
 
     def leave(self, owner: str) -> None:
         """Give up everything that ``owner`` holds, so that others may take it at once."""
@@ -158,12 +162,10 @@ class ReplicatedSqlStore(SqlStore):
             connection.execute(insert.on_conflict_do_update(index_elements=["kernel_id"], set_=values))
             return token
 
-    def delete(self, kernel_id: str, token: int | None) -> None:
-        """Remove one session with all that refers to it; errors as in :meth:`SqlStore.save`."""
-        super().delete(kernel_id, token)
-        with self._transaction() as connection:
-            for table in (_connections, _notebooks):
-                connection.execute(table.delete().where(table.c.kernel_id == kernel_id))
+    def _delete(self, connection: sa.Connection, kernel_id: str) -> None:
+        super()._delete(connection, kernel_id)
+        for table in (_connections, _notebooks):
+            connection.execute(table.delete().where(table.c.kernel_id == kernel_id))
 
     # -- notebooks' sessions ------------------------------------------------------------------------------------------
 

@@ -160,9 +160,19 @@ class SqlStore:
     def delete(self, kernel_id: str, token: int | None) -> None:
         """Remove one session with its lease; errors as in :meth:`save`."""
         with self._transaction() as connection:
+            if not self._is_known(connection, kernel_id):
+                return  # it was removed, and the answer was lost
             self._check_token(connection, kernel_id, token)
-            connection.execute(_sessions.delete().where(_sessions.c.kernel_id == kernel_id))
-            connection.execute(_leases.delete().where(_leases.c.kernel_id == kernel_id))
+            self._delete(connection, kernel_id)
+
+    def _is_known(self, connection: sa.Connection, kernel_id: str) -> bool:
+        tables = (_sessions, _leases)
+        queries = [sa.select(table.c.kernel_id).where(table.c.kernel_id == kernel_id) for table in tables]
+        return connection.execute(sa.union_all(*queries)).first() is not None
+
+    def _delete(self, connection: sa.Connection, kernel_id: str) -> None:
+        for table in (_leases, _sessions, _reservations):
+            connection.execute(table.delete().where(table.c.kernel_id == kernel_id))
 
     # -- leases -------------------------------------------------------------------------------------------------------
 

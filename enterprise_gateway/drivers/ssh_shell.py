@@ -172,6 +172,11 @@ class SSHShell:
         """Return the last lines of a file; empty when it cannot be read."""
         return self._script(shell_scripts.tail_script(path, lines), timeout=timeout).stdout.decode(errors="replace")
 
+    def windows_scripts(self, argv: Sequence[str], *, timeout: float = 10.0) -> list[str]:
+        """Return the scripts among the words of a command line that cannot run, as their lines end like on Windows."""
+        output = self._script(shell_scripts.windows_script(argv), timeout=timeout).stdout
+        return output.decode(errors="replace").splitlines()
+
     def open_channel(self, host: str, port: int, on_readable: Callable[[], None], *, timeout: float = 10.0) -> Forward:
         """Open a forwarded TCP connection from the SSH host to ``host:port`` (for :mod:`..transport.tunnels`).
 
@@ -233,6 +238,10 @@ class SSHShell:
         try:
             channel = self._open(lambda transport: transport.open_session(timeout=_step(deadline)), deadline)
             return _Resident(channel, deadline)
+        except _LoginShellError as error:
+            raise HostUnreachableError(
+                f"{self.host}: the login shell of {self.user} does not run commands: {error}"
+            ) from error
         except TimeoutError as error:
             raise HostUnreachableError(f"{self.host}: the login shell gave no answer") from error
         except paramiko.ChannelException as error:
@@ -392,6 +401,10 @@ class _Notifier(threading.Event):
         self._on_set()
 
 
+class _LoginShellError(Exception):
+    """The login shell ended instead of running what it was given; the text is what it said."""
+
+
 class _SessionRefusedError(HostUnreachableError):
     """The server does not grant one more session on the connection."""
 
@@ -472,9 +485,20 @@ class _Resident:
             channel.exec_command(shell_scripts.RESIDENT)
             self._send(f"{self._mark}\n".encode(), deadline)
             self._answer(deadline)  # drops what the login shell's start-up files printed
+        except ConnectionResetError as error:
+            channel.status_event.wait(_step(deadline))
+            self.close()
+            if channel.exit_status < 0:
+                raise  # it has not ended by itself: the connection was lost
+            raise _LoginShellError(self._last_words()) from error
         except BaseException:
             self.close()
             raise
+
+    def _last_words(self) -> str:
+        """Return what a shell that has ended printed, as one line, or else its exit status."""
+        said = Result(0, bytes(self._outputs[0]), bytes(self._outputs[1])).complaint
+        return said or f"it ended with exit status {self._channel.exit_status}"
 
     @property
     def usable(self) -> bool:

@@ -39,7 +39,8 @@ class Registration(Generic[Key, State]):
 class StateWatch(Generic[Key, State]):
     """Asks for the states of all registered keys in one query, again and again, as long as there are any.
 
-    While the query fails nothing is known, and nobody is told anything.
+    While the query fails nothing is known, and nobody is told anything. Neither an error of the query nor one of
+    somebody's ``on_change`` ends the watch for the others.
 
     Parameters
     ----------
@@ -70,6 +71,7 @@ class StateWatch(Generic[Key, State]):
         self._registered: set[Registration[Key, State]] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._logged = ""
 
     def register(
         self, key: Key, on_change: Callable[[State | None], None], *, eager: bool = False
@@ -111,7 +113,12 @@ class StateWatch(Generic[Key, State]):
                 states = self._query({registration.key for registration in registered})
             except GatewayError as error:
                 self._log.debug("The state of %d on %s is not known: %s", len(registered), self._name, error)
+            except Exception as error:  # noqa: BLE001 -- a defect must not end the watch
+                if self._logged != (reason := repr(error)):  # once, not at every query
+                    self._logged = reason
+                    self._log.exception("The state of %d on %s cannot be asked for", len(registered), self._name)
             else:
+                self._logged = ""
                 self._tell(registered, states)
 
     def _patience(self) -> float:
@@ -123,4 +130,7 @@ class StateWatch(Generic[Key, State]):
             state = states.get(registration.key)
             if registration.told != (state,) and registration in self._registered:
                 registration.told = (state,)
-                registration.on_change(state)
+                try:
+                    registration.on_change(state)
+                except Exception:  # noqa: BLE001 -- of one listener; the others are to be told
+                    self._log.exception("What happened to %s on %s was not taken", registration.key, self._name)

@@ -24,6 +24,7 @@ from ..transport.localproc import LocalProcess
 if TYPE_CHECKING:
     from ..services.kernels.remotekernel import RemoteKernelManager
 
+WITH_FILES = ("cleanup", "remove_leftovers")  # on whatever file system, or all of /proc
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
@@ -65,6 +66,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         """
         manager = self.parent
         check_argv(self.kernel_spec.argv, manager.kernel_name)
+        await manager.resources.deployment.known()
         self.process_proxy = make_process_proxy(manager)
         self._is_clean = False
         env = kernelenv.build(
@@ -100,7 +102,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             for name, port in zip(CHANNELS, self._ports, strict=True):
                 setattr(manager, name, port)
             # Else a file with the ports of an earlier launch would stay, until after this one.
-            manager.cleanup_connection_file()
+            await offload(manager.cleanup_connection_file)
         manager.provide_curve_keys()
         label = manager.resources.deployment.label
         await offload(manager.write_connection_file, **({LABEL_ENTRY: label} if label else {}))
@@ -111,6 +113,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
         await self.parent.resources.turns.come()
+        self.parent.resources.outputs.add(self.process_proxy.output_file)
         await self.process_proxy.launch_process(cmd, **kwargs)
         connection = getattr(self.process_proxy, "connection", None)
         if connection is None:
@@ -187,6 +190,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             try:
                 if not self._is_clean:
                     self._is_clean = True
+                    self._forget_output()
                     await self._call("cleanup")
             finally:
                 self._launched = False
@@ -198,9 +202,14 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         process = getattr(self.process_proxy, "local_proc", None)
         if isinstance(process, LocalProcess):
             process.close()
+        self._forget_output()
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await offload(self.process_proxy.let_go)
         self.release_ports()
+
+    def _forget_output(self) -> None:
+        if self.process_proxy is not None:
+            self.parent.resources.outputs.remove(self.process_proxy.output_file)
 
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""
@@ -208,25 +217,33 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             self.parent.resources.ports.release(self._ports)
             self._ports = None
 
-    async def _call(self, verb: str, *args: Any) -> Any:
+    async def _call(self, verb: str, *args: Any, place: str = "") -> Any:
         """Call a verb of the proxy: awaited, called at once, or in a thread when it may block."""
         method = getattr(self.process_proxy, verb)
         if inspect.iscoroutinefunction(method):
             return await method(*args)
-        if getattr(self.process_proxy, "calls_block", True):
-            return await offload(method, *args)
+        if verb in WITH_FILES or getattr(self.process_proxy, "calls_block", True):
+            assert self.process_proxy is not None
+            if verb == "poll":
+                return await self.process_proxy.poll_in_thread()
+            return await self.process_proxy.in_thread(method, *args, place=place)
         return method(*args)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Return what a later gateway needs to take the kernel over."""
-        assert self.process_proxy is not None
-        return self.process_proxy.get_process_info()
+        info: dict[str, Any] = await self._call("get_process_info")
+        return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
         """Take over a kernel of an earlier gateway."""
+        await self.parent.resources.deployment.known()
         self.process_proxy = make_process_proxy(self.parent)
         self._is_clean = False
-        await self._call("load_process_info", provisioner_info)
+        # The proxy itself does not know yet where the kernel is.
+        place = str(provisioner_info.get("assigned_host") or provisioner_info.get("assigned_ip") or "")
+        await self._call("load_process_info", provisioner_info, place=place)
+        if isinstance(self.process_proxy.local_proc, LocalProcess):
+            self.parent.resources.outputs.add(self.process_proxy.output_file)
         self._launched = True
 
     def claim_ports(self) -> None:

@@ -1,7 +1,8 @@
 """The gateway's one set of ZMQ sockets per kernel: connected once, any number of websockets attached.
 
 ``KernelChannels`` lives from a kernel's start to its end. Output goes to every attached client, replies to the one
-whose session asked; what nobody is there to take is kept for replay. Restarts re-connect below the clients.
+that asked; what nobody is there to take is kept for replay. Restarts re-connect below the clients. What a kernel that
+ends has not replied to is replied to with an error.
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ from .kernelconnection import KernelConnection
 from .kernelsockets import Log
 from .limits import ChannelLimits
 from .messages import KernelMessage
+from .openrequests import (
+    KERNEL_DIED,
+    KERNEL_RESTARTED,
+    KERNEL_SHUT_DOWN,
+    OpenRequests,
+    OpenWork,
+    Request,
+    key_of,
+)
 from .outbox import TRY_AGAIN_LATER
 from .ratelimit import RateLimitedWarnings
 from .replay import Missed, ReplayLog
-from .resumption import GAP_NOTICE, PROOF_SECONDS, Memory, OpenRequests, lost_reply
+from .resumption import GAP_NOTICE, GATEWAY_RESTARTED, LOST_REPLY, PROOF_SECONDS, Memory
 
 __all__ = ["ChannelLimits", "ChannelsClient", "KernelChannels"]
 
@@ -32,6 +42,10 @@ MAX_SESSIONS_PER_CLIENT = 1_000
 MAX_SESSION_ID_LENGTH = 256
 GOING_AWAY = 1001  # websocket close codes
 SERVICE_RESTART = 1012
+LAST_WORDS_SECONDS = 2.0  # that a kernel which has died may take to deliver what it wrote
+LOST_IDLE_SECONDS = 1.0  # after its reply a request is over, whether or not the kernel says ``idle``
+RESTARTED = "The kernel was restarted before it replied to this request."
+TOO_LARGE_TO_KEEP = "it is larger than what is kept for a client that is away"
 REPLACED = "another websocket with this session_id was opened"
 
 
@@ -44,8 +58,11 @@ class ChannelsClient(Protocol):
     def flush(self) -> None:
         """Send what is queued."""
 
+    refused: KernelMessage | None
+    """The message because of which the client has ended the connection."""
+
     def unsent(self) -> list[KernelMessage]:
-        """Return what was queued and has not been sent."""
+        """Return what was put and is not known to have arrived."""
 
     def close(self, code: int, reason: str) -> None:
         """Begin to close the websocket: call :meth:`KernelChannels.leave` now, ``detach`` when it is closed."""
@@ -58,9 +75,10 @@ class KernelChannels:
     """Relays between one kernel and its clients.
 
     Made by the kernel's manager, which calls :meth:`connect` when the kernel has reported its ports and again after
-    each restart (with :meth:`announce_state` ``"restarting"`` before it), and :meth:`close` at the end. Must be used in
-    the event loop's thread. Requests of clients wait until output is known to arrive (at most
-    ``limits.info_timeout``), so that nothing of the first cell's output is lost.
+    each restart (with :meth:`hold` before one that somebody asked for, and :meth:`announce_state` ``"restarting"``
+    before one because the kernel has died), and :meth:`close` at the end. Must be used in the event loop's thread.
+    Requests of clients wait until output is known to arrive (at most ``limits.info_timeout``), so that nothing of the
+    first cell's output is lost.
     """
 
     __slots__ = (
@@ -70,6 +88,7 @@ class KernelChannels:
         "_batch",
         "_clients",
         "_connection",
+        "_death",
         "_has_gap",
         "_identity",
         "_inherited",
@@ -80,11 +99,13 @@ class KernelChannels:
         "_leaving",
         "_limits",
         "_log",
+        "_lost_idle_timer",
         "_proof_timer",
         "_replay",
         "_requests",
         "_routes",
         "_warnings",
+        "_work",
         "busy_since",
         "execution_state",
         "kernel_id",
@@ -116,8 +137,11 @@ class KernelChannels:
         self._batch: list[KernelMessage] = []
         self._last_cell = b"{}"  # raw header of the request that was executed last
         self._is_dead = False
+        self._death = ""  # what is said to requests of a dead kernel
         self._requests = OpenRequests()
         self._inherited = OpenRequests()  # sent by an earlier gateway
+        self._work = OpenWork(self._requests)
+        self._lost_idle_timer: asyncio.TimerHandle | None = None
         self._is_unproven = False  # taken over from another gateway, and the kernel has not said yet what it does
         self._has_gap = False  # the kernel may have said something that no gateway has heard
         self._proof_timer: asyncio.TimerHandle | None = None
@@ -152,24 +176,55 @@ class KernelChannels:
 
     def connect(self, info: ConnectionInfo) -> None:
         """Connect to the kernel, in place of an earlier connection; returns at once."""
+        self.end_process()
         self._connection.connect(info)
         self._is_dead = False
         self._set_state("starting")
 
-    def announce_state(self, state: str, reason: str = "") -> None:
-        """Tell all clients an execution state that the kernel cannot tell: ``restarting``, ``dead``.
+    def hold(self) -> None:
+        """Keep what clients send from now on until :meth:`connect`; called before a restart that somebody asked for.
 
-        After ``restarting`` the clients' messages wait until :meth:`connect`; after ``dead`` they are dropped.
+        Clients are told nothing: they take the status ``restarting`` for a death. What the process says until its end
+        still reaches them.
         """
-        if state in {"restarting", "dead"}:
-            self._end_proof()
-            self._has_gap = False
-            self._requests.clear()
-            self._inherited.clear()
-            self._connection.suspend()
-            self._is_dead = state == "dead"
-            if self._is_dead:
-                self._connection.drop_pending()
+        self._end_proof()
+        self._connection.suspend()
+        self._is_dead = False
+        self._set_state("restarting")
+
+    async def last_words(self) -> None:
+        """Wait until what a process that has ended wrote last is here, if anybody waits for a reply of it."""
+        if self._requests or self._inherited:
+            await self._connection.quiet(LAST_WORDS_SECONDS)
+
+    def end_process(self, ename: str = KERNEL_RESTARTED, text: str = RESTARTED) -> None:
+        """Take leave of the kernel's process, which has ended: to what it has not replied to, this error is the reply.
+
+        Requests that it was not given yet wait for the next process, unless the kernel is dead.
+        """
+        self._end_proof()
+        self._has_gap = False
+        self._connection.disconnect(text)
+        self._work.clear()
+        open_requests = self._inherited.take() + self._requests.take(self._connection.held_back())
+        for request in open_requests:
+            self._answer(request, ename, text)
+        if open_requests:
+            self._flush()
+
+    def announce_state(self, state: str, reason: str = "", ename: str = KERNEL_DIED) -> None:
+        """Tell all clients that the kernel has died: it is ``restarting`` by itself, or ``dead`` for good.
+
+        Who waits for a reply gets an error of the name ``ename`` before it. After ``restarting`` the clients' messages
+        wait until :meth:`connect`; after ``dead`` requests are replied to with that error.
+        """
+        ended = "was shut down" if ename == KERNEL_SHUT_DOWN else "died"
+        text = f"The kernel {ended} before it replied to this request" + (f": {reason}." if reason else ".")
+        self._is_dead = state == "dead"
+        if self._is_dead:
+            self._death = "The kernel is dead" + (f": {reason}." if reason else ".")
+            self._connection.drop_pending()
+        self.end_process(ename, text)
         content = {"execution_state": state, "reason": reason} if reason else {"execution_state": state}
         self._broadcast(self._connection.factory.make("iopub", "status", content))
         self._flush()
@@ -208,6 +263,8 @@ class KernelChannels:
         self._proof_timer = asyncio.get_running_loop().call_later(PROOF_SECONDS, self._take_for_busy)
         if memory.execution_state in {"idle", "busy"}:
             self._set_state(memory.execution_state)
+        if self.execution_state == "busy":
+            self._work.begin(_decoded(self._last_cell))
         if memory.busy_since and self.execution_state == "busy":
             self.busy_since = datetime.fromtimestamp(memory.busy_since, timezone.utc)
 
@@ -261,10 +318,23 @@ class KernelChannels:
         self._connection.post(msg_type, content, channel)
 
     def close(self, reason: str = "the kernel was shut down", code: int = GOING_AWAY) -> None:
-        """Close the sockets and every attached websocket, for good; ``code`` is the websockets' close code."""
+        """Close the sockets and every attached websocket, for good; ``code`` is the websockets' close code.
+
+        Who waits for a reply gets an error first.
+        """
+        self._connection.drop_pending()
+        self.end_process(KERNEL_SHUT_DOWN, f"The kernel has not replied to this request: {reason}.")
+        self._close(reason, code)
+
+    def _close(self, reason: str, code: int) -> None:
         self._end_proof()
+        if self._lost_idle_timer is not None:
+            self._lost_idle_timer.cancel()
+            self._lost_idle_timer = None
         self._connection.disconnect(reason)
         self._connection.drop_pending()
+        self._requests.clear()
+        self._inherited.clear()
         self._is_dead = True
         for client in self._clients:
             client.close(code, reason)
@@ -276,7 +346,7 @@ class KernelChannels:
         self._connection.suspend()
         self._flush()
         memory = self.memory()
-        self.close(reason, SERVICE_RESTART)
+        self._close(reason, SERVICE_RESTART)  # the kernel lives, and replies to the next gateway
         return memory
 
     # -- clients -------------------------------------------------------------------------------------------------
@@ -324,11 +394,24 @@ class KernelChannels:
         self._changed()
 
     def detach(self, client: ChannelsClient) -> None:
-        """Forget a websocket that is closed; what it was not sent is kept for its session."""
+        """Forget a websocket that is closed; what has not arrived is kept for its session.
+
+        What the client refuses, or is too large to be kept, is replaced: it would be refused again.
+        """
         self.leave(client)
         session_id = self._leaving.pop(client, None)
-        if session_id is not None:
-            self._replay.keep_unsent(session_id, client.unsent())
+        if session_id is None:
+            return
+        unsent: list[KernelMessage] = []
+        for message in client.unsent():
+            if message is client.refused:
+                self._warnings.warn("A message of %d bytes was dropped: its client does not take it", message.size)
+                unsent += self._substitutes(message, "it is larger than the client takes")
+            elif message.size > self._limits.replay:
+                unsent += self._substitutes(message, TOO_LARGE_TO_KEEP)
+            else:
+                unsent.append(message)
+        self._replay.keep_unsent(session_id, unsent)
 
     def send(
         self, client: ChannelsClient, channel: str, parts: list[bytes], header: dict[str, Any] | None = None
@@ -342,29 +425,39 @@ class KernelChannels:
         """
         header = decode_header(parts[0]) if header is None else header
         attachment = self._attachments.get(client)
-        if attachment is None or self._is_dead:
+        if attachment is None:
             return
         if channel == "iopub":
             raise FrameError("clients cannot send on the iopub channel")
         allowed = self._limits.allowed_message_types
         if allowed and header.get("msg_type") not in allowed:
             raise FrameError("the message type is not allowed")
-        session = header.get("session", "")
-        if not isinstance(session, str) or len(session) > MAX_SESSION_ID_LENGTH:
-            raise FrameError("the session in the header is no identifier")
+        session = header.get("session")
+        if isinstance(session, str) and len(session) > MAX_SESSION_ID_LENGTH:
+            raise FrameError("the session in the header is too long")
+        self._note_spoken(attachment)
+        if session and isinstance(session, str) and self._routes.get(session) is not client:
+            self._learn(attachment, session)
+        msg_type = str(header.get("msg_type", ""))
+        if channel != "stdin":
+            request = Request(channel, msg_type, parts[0], client, attachment.session_id)
+            if self._is_dead:
+                self._answer(request, KERNEL_DIED, self._death)
+                self._flush()
+                return
+            self._requests.add(key_of(header), request)
+        if not self._connection.submit(channel, msg_type, parts):
+            self._warnings.warn("A websocket was closed: it sends more than the kernel takes")
+            client.close(TRY_AGAIN_LATER, "too many messages wait for the kernel")
+
+    def _note_spoken(self, attachment: _Attachment) -> None:
+        """Keep this one of several websockets that have waited together, for it is the first to speak."""
         if attachment.has_waited and not attachment.has_spoken:
             for rival in self._rivals(attachment.session_id):
                 if rival is not attachment:
                     rival.client.close(GOING_AWAY, REPLACED)
             self._learn(attachment, attachment.session_id)
         attachment.has_spoken = True
-        if session and self._routes.get(session) is not client:
-            self._learn(attachment, session)
-        if header.get("msg_type") == "execute_request":
-            self._requests.note(header.get("msg_id"), parts[0])
-        if not self._connection.submit(channel, header.get("msg_type", ""), parts):
-            self._warnings.warn("A websocket was closed: it sends more than the kernel takes")
-            client.close(TRY_AGAIN_LATER, "too many messages wait for the kernel")
 
     def _rivals(self, session_id: str) -> list[_Attachment]:
         return [attachment for attachment in self._attachments.values() if attachment.session_id == session_id]
@@ -421,22 +514,62 @@ class KernelChannels:
             self._reply(message)
 
     def _reply(self, message: KernelMessage) -> None:
-        if message.msg_type == "execute_reply":
-            self._requests.answered(message.parent.get("msg_id"))
-            self._inherited.answered(message.parent.get("msg_id"))
+        key = key_of(message.parent)
+        if message.channel == "stdin":  # a question of the code
+            request = self._requests.find(key)
+        else:
+            request = self._requests.note_reply(key)
+            self._inherited.note_reply(key)
+            if request is not None and not request.is_idle:
+                self._expect_idle()
+        self._send_reply(message, request)
+
+    def _send_reply(self, message: KernelMessage, request: Request | None) -> None:
+        """Send a reply to the websocket that has asked; if that is gone, to where its client is now or may come back.
+
+        Without ``request``, which an earlier gateway has had or which is over, the session in the header tells.
+        """
         session = message.parent.get("session")
-        if not isinstance(session, str):
-            return
-        client = self._routes.get(session)
+        session = session if isinstance(session, str) else ""
+        recipient = session
+        client: ChannelsClient | None = None
+        if request is not None and request.session_id:
+            asked = self._attachments.get(request.asker)  # type: ignore[call-overload]
+            client = asked.client if asked is not None else self._routes.get(request.session_id)
+            if not session or self._replay.is_detached(request.session_id):
+                recipient = request.session_id
+        if client is None and recipient == session:
+            client = self._routes.get(session)
         if client is not None:
             client.put(message)
-        else:
-            self._replay.append(message, session)
+        elif recipient:
+            too_large = message.size > self._limits.replay
+            for kept in self._substitutes(message, TOO_LARGE_TO_KEEP) if too_large else (message,):
+                self._replay.append(kept, recipient)
+
+    def _answer(self, request: Request, ename: str, text: str) -> None:
+        """Reply in the kernel's place, by an error."""
+        for message in request.failure(self._connection.factory, ename, text):
+            if message.channel == "iopub":
+                self._broadcast(message)
+            else:
+                self._send_reply(message, request)
 
     def _refuse_large(self, message: KernelMessage) -> None:
         self._warnings.warn("A message of %d bytes was dropped: it is over the limit", message.size)
-        text = f"[a {message.msg_type} message of {message.size} bytes was dropped: it is over the gateway's limit]\n"
-        self._broadcast(self._notice(text, message.parts[1]))
+        for substitute in self._substitutes(message, "it is over the gateway's limit"):
+            self._deliver(substitute)
+
+    def _substitutes(self, message: KernelMessage, reason: str) -> list[KernelMessage]:
+        """Return what takes the place of a message that is too large: a notice in its cell, and an error reply."""
+        text = f"a {message.msg_type} message of {message.size} bytes was dropped: {reason}"
+        substitutes = [self._notice(f"[{text}]\n", message.parts[1])]
+        if message.msg_type.endswith("_reply"):
+            error = {"status": "error", "ename": "MessageTooLarge", "evalue": text, "traceback": [text]}
+            content = {**error, "execution_count": None} if message.msg_type == "execute_reply" else error
+            factory = self._connection.factory
+            substitutes.append(factory.make(message.channel, message.msg_type, content, message.parts[1]))
+        return substitutes
 
     def _without_traceback(self, message: KernelMessage) -> KernelMessage:
         try:
@@ -479,17 +612,42 @@ class KernelChannels:
             self._activity = time.time()
         if message.msg_type != "status":
             return
-        try:
-            state = decode_header(message.parts[3]).get("execution_state")
-        except FrameError:
-            return
+        state = _decoded(message.parts[3]).get("execution_state")
         if not isinstance(state, str):
             return
+        key = key_of(message.parent)
+        self._requests.note_state(key, state)
+        self._inherited.note_state(key, state)
+        if self.execution_state == "restarting":
+            return  # the old process ends
         if is_tracked:
             if message.parent.get("msg_type") == "execute_request":
                 self._last_cell = message.parts[1]
-            self._set_state(state)
+            self._follow_work(message.parent, state)
         elif self.execution_state == "starting" and state != "starting":
+            self._set_state("idle")
+
+    def _follow_work(self, parent: dict[str, Any], state: str) -> None:
+        """Take over the kernel's state, but ``idle`` only when no other of its shells is busy."""
+        if state == "busy":
+            self._work.begin(parent)
+        elif state == "idle":
+            self._work.end(parent)
+        else:
+            self._work.clear()  # it has just been started
+        self._set_state("busy" if self._work else state)
+
+    def _expect_idle(self) -> None:
+        """See to it that a kernel which does not say ``idle`` after a reply is not taken for busy for ever."""
+        if self._lost_idle_timer is None:
+            loop = asyncio.get_running_loop()
+            self._lost_idle_timer = loop.call_later(LOST_IDLE_SECONDS, self._end_replied)
+
+    def _end_replied(self) -> None:
+        self._lost_idle_timer = None
+        for key in self._requests.replied():
+            self._work.forget(key)
+        if not self._work and self.execution_state == "busy" and not self._is_unproven:
             self._set_state("idle")
 
     def _look_for_proof(self, message: KernelMessage) -> None:
@@ -497,11 +655,12 @@ class KernelChannels:
 
         What it says to a request that this gateway has not sent, it says of a cell that was running meanwhile.
         """
-        if message.parent.get("msg_type") == "execute_request" and not self._requests.has(message.parent.get("msg_id")):
+        if message.parent.get("msg_type") == "execute_request" and not self._requests.has(key_of(message.parent)):
             self._last_cell = message.parts[1]
             self._has_gap = True
             self._end_proof()
             self._tell_gap()
+            self._work.begin(message.parent)
             self._set_state("busy")
         elif message.parent.get("msg_type") == "execute_request" or (
             message.parent.get("msg_type") == "kernel_info_request"
@@ -509,9 +668,9 @@ class KernelChannels:
         ):
             self._end_proof()
             self._tell_gap()
-            for request in self._inherited.take_all():
-                for answer in lost_reply(self._connection.factory, request):
-                    self._deliver(answer)
+            for request in self._inherited.take():
+                self._answer(request, GATEWAY_RESTARTED, LOST_REPLY)
+            self._work.clear()
             self._set_state("idle")
 
     def _take_for_busy(self) -> None:
@@ -555,3 +714,10 @@ class _Attachment:
         self.has_waited = has_waited
         self.has_spoken = False
         self.sessions: dict[str, None] = {}
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
+    try:
+        return decode_header(raw)
+    except FrameError:
+        return {}

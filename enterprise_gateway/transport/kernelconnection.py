@@ -19,6 +19,7 @@ from .messages import KernelMessage, MessageFactory
 from .ratelimit import RateLimitedWarnings
 
 STDIN_CONNECT_SECONDS = 5.0
+QUIET_SECONDS = 0.1
 
 # Inside a JSON string the quotes would be escaped: this can only be the member itself.
 _ALLOWS_STDIN = re.compile(rb'"allow_stdin"\s*:\s*true').search
@@ -55,6 +56,7 @@ class KernelConnection:
         "_on_message",
         "_pending",
         "_pending_bytes",
+        "_received",
         "_requests",
         "_sockets",
         "_stdin_timer",
@@ -95,6 +97,7 @@ class KernelConnection:
         self._nudge_end = 0.0
         self._pending: list[tuple[str, list[bytes], bool]] = []
         self._pending_bytes = 0
+        self._received = 0
         self._waiters: list[asyncio.Future[dict[str, Any]]] = []
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
@@ -146,6 +149,18 @@ class KernelConnection:
     def resume(self) -> None:
         """Note that the kernel ran already when it was connected to."""
         self._is_first = False
+
+    def held_back(self) -> set[int]:
+        """Return the ids of the headers of what clients have sent and the kernel has not got."""
+        return {id(parts[0]) for _, parts, _ in self._pending}
+
+    async def quiet(self, patience_seconds: float) -> None:
+        """Take in what still comes from a kernel whose process has ended, until nothing has come for a moment."""
+        end = time.monotonic() + patience_seconds
+        received = -1
+        while received != self._received and time.monotonic() < end:
+            received = self._received
+            await asyncio.sleep(QUIET_SECONDS)
 
     def drop_pending(self) -> None:
         """Give up what clients have sent and the kernel has not got."""
@@ -302,6 +317,7 @@ class KernelConnection:
     # -- from the kernel -----------------------------------------------------------------------------------------
 
     def _receive(self, message: KernelMessage) -> None:
+        self._received += 1
         if message.channel == "iopub":
             if not self._is_live and self._is_up:
                 self._go_live()

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.deadline import Deadline
@@ -26,13 +27,19 @@ class LocalProcess:
     Looks like a ``subprocess.Popen`` to those who expect one (``pid``, ``poll``, ``wait``, ``send_signal``,
     ``terminate``, ``kill``). A process is identified by its id *and* its start time, so that a reused process id is
     never signalled. :meth:`wait_for_exit` belongs to the event loop; everything else may be called in any thread.
+
+    Parameters
+    ----------
+    takes_group
+        Whether what is left of its process group is killed as soon as its own end is noticed.
     """
 
-    def __init__(self, pid: int, start_time: int, is_child: bool) -> None:
+    def __init__(self, pid: int, start_time: int, is_child: bool, takes_group: bool = False) -> None:
         self.pid = pid
         self.start_time = start_time
         self.pgid = _group_of(pid)
         self._is_child = is_child
+        self._takes_group = takes_group
         self._returncode: int | None = None
         self._exit: asyncio.Future[int] | None = None
         self._pidfd = -1
@@ -50,6 +57,7 @@ class LocalProcess:
         output: Path | None = None,
         independent: bool = False,
         stdin: bytes = b"",
+        takes_group: bool = False,
     ) -> LocalProcess:
         """Start ``argv`` in a session of its own; may block for some milliseconds.
 
@@ -62,6 +70,8 @@ class LocalProcess:
             False tells kernels (by ``JPY_PARENT_PID``) to end when the gateway has died.
         stdin
             What it finds on its standard input.
+        takes_group
+            Whether the processes that it started, and that did not leave its group, end with it.
 
         Raises
         ------
@@ -91,14 +101,14 @@ class LocalProcess:
                     os.close(descriptor)
         # The process is reaped here, not by the Popen object: it may outlive the gateway, which Popen warns of.
         child.returncode = 0
-        return cls(child.pid, start_time_of(child.pid) or 0, is_child=True)
+        return cls(child.pid, start_time_of(child.pid) or 0, is_child=True, takes_group=takes_group)
 
     @classmethod
-    def adopt(cls, pid: int, start_time: int) -> LocalProcess | None:
+    def adopt(cls, pid: int, start_time: int, *, takes_group: bool = False) -> LocalProcess | None:
         """Return a handle on a process of an earlier gateway, or None when that process is gone."""
         if pid <= 1 or start_time_of(pid) != start_time:
             return None
-        return cls(pid, start_time, is_child=False)
+        return cls(pid, start_time, is_child=False, takes_group=takes_group)
 
     @classmethod
     def find(cls, pid: int) -> LocalProcess | None:
@@ -116,7 +126,19 @@ class LocalProcess:
                 self._reap()
             elif start_time_of(self.pid) != self.start_time:
                 self._returncode = 0
+            if self._returncode is not None and self._takes_group and self.pgid == self.pid:
+                self._end_group()
         return self._returncode
+
+    def _end_group(self) -> None:
+        """Kill what the process has left of its group, now that its end was noticed.
+
+        The group's id stays its own as long as it has a member. Of a group without one it may be another process's,
+        but ids are given out in turn: not within the moment since the end, and later that process can be seen.
+        """
+        if start_time_of(self.pid) is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pgid, signal.SIGKILL)
 
     def _reap(self) -> None:
         try:

@@ -13,7 +13,8 @@ from .frames import FrameError, decode_header, encode_legacy, encode_v1
 
 DELIMITER = b"<IDS|MSG>"
 PROTOCOL_VERSION = "5.4"
-_OVERHEAD = 400  # bytes that a message's objects take beside its parts
+_OVERHEAD = 400  # bytes that a message's objects take beside its parts, and more than a frame adds to them
+_SMALLEST_PIECE = 1 << 10
 
 
 class KernelMessage:
@@ -61,8 +62,43 @@ class KernelMessage:
 
     def with_content(self, content: dict[str, Any]) -> KernelMessage:
         """Return a copy of this message with other content; the only place where content is encoded anew."""
-        parts = [*self.parts[:3], json.dumps(content).encode(), *self.parts[4:]]
+        parts = [*self.parts[:3], _encode(content), *self.parts[4:]]
         return KernelMessage(self.channel, self.header, self.parent, parts)
+
+    def pieces(self, limit: int) -> list[KernelMessage]:
+        """Return ``stream`` messages of ``limit`` bytes at most that have this one's text; others as they are."""
+        stream = self.stream_text()
+        if stream is None or self.size <= limit:
+            return [self]
+        name, text = stream
+        room = max(limit - (self.size - len(self.parts[3])) - len(name) - 40, _SMALLEST_PIECE)
+        step = max(1, len(text) * room // len(self.parts[3]))  # characters; they are not all equally long
+        pieces: list[KernelMessage] = []
+        start = 0
+        while start < len(text):
+            piece = self._part(name, text[start : start + step], len(pieces))
+            while len(piece.parts[3]) > room:
+                step = max(1, step * room // len(piece.parts[3]))
+                piece = self._part(name, text[start : start + step], len(pieces))
+            pieces.append(piece)
+            start += step
+        return pieces
+
+    def _part(self, name: str, text: str, number: int) -> KernelMessage:
+        """Return a message for a part of this one's text; all but the first get a message id of their own."""
+        part = self.with_content({"name": name, "text": text})
+        if number:
+            part.header = {**self.header, "msg_id": f"{self.header.get('msg_id', '')}_{number}"}
+            part.parts[0] = _encode(part.header)
+        return part
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    """Return JSON that is never longer than any other spelling of the same."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(value).encode()
 
 
 class MessageFactory:

@@ -1,20 +1,35 @@
-"""What waits to be sent to one websocket: bounded, merged when it piles up, many frames to a write."""
+"""What waits to be sent to one websocket, and what was sent and may not have arrived.
+
+Bounded, merged when it piles up, many frames to a write.
+"""
 
 from __future__ import annotations
 
 from asyncio import Future
+from bisect import bisect_right
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import suppress
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
+from .frames import frame_head
 from .messages import KernelMessage
+from .receipts import Receipts
 
 MAX_WRITE_BYTES = 256 << 10
 MAX_MERGED_BYTES = 1 << 20
-TRY_AGAIN_LATER = 1013  # websocket close code
+MAX_UNRECEIVED_BYTES = 8 << 20  # sent, and not known to have arrived
+JUPYTER_MESSAGE_LIMIT = 10_000_000  # a bit less than what tornado's websocket client takes, Jupyter Server's
+TRY_AGAIN_LATER = 1013  # websocket close codes
+MESSAGE_TOO_BIG = 1009
+
+_RECHECK_SECONDS = 0.5  # after which a ping that was not answered is followed by another
+_ANSWER_SECONDS = 1.0  # that a client which lives and reads may take to answer a ping
+_NEVER = 1 << 62  # a position that no stream comes to
 
 
 class ByteStream(Protocol):
-    """The connection below a websocket; ``accepted`` and ``handed_over`` count bytes since it was opened."""
+    """The connection below a websocket. Positions are numbers of bytes since it was opened."""
 
     def write(self, data: bytes) -> Future[None]:
         """Accept ``data``; the future is done when all of it has been handed to the operating system."""
@@ -24,11 +39,28 @@ class ByteStream(Protocol):
 
     @property
     def accepted(self) -> int:
-        """Bytes given to ``write`` so far."""
+        """The position after what was given to ``write`` so far."""
 
-    @property
-    def handed_over(self) -> int:
-        """Bytes of them that the operating system has taken."""
+    def acknowledged(self) -> Acknowledged:
+        """Return how far the peer's TCP layer follows; of a closed connection, what was the case then."""
+
+
+class Acknowledged(NamedTuple):
+    """How far the peer's TCP layer follows.
+
+    Parameters
+    ----------
+    position
+        Up to where it has acknowledged.
+    expected
+        The same, with what was sent so shortly ago that an acknowledgement may be on its way.
+    is_line_dead
+        Whether acknowledgements are overdue.
+    """
+
+    position: int
+    expected: int
+    is_line_dead: bool
 
 
 class Outbox:
@@ -37,35 +69,67 @@ class Outbox:
     As long as the peer keeps up, everything put in is joined into one write by :meth:`flush`. While a write is
     unfinished, messages wait here and not in the stream: consecutive texts of one output stream become one message,
     and when more than ``limit`` bytes wait, the websocket is closed. ``close`` is what begins to close it: it gets the
-    close code and the reason.
+    close code and the reason. Output streams' texts over ``split`` bytes go out as several messages (0: as they are).
+
+    What was written is kept until it is known to have arrived. Proof is the answer to a later ping, which comes from
+    the client itself, through any proxy. What TCP has acknowledged since has arrived at the peer's system: that
+    counts where pings are not answered at all, where the last one is too young to tell, and where the line to the
+    peer is what broke. Not where the peer acknowledges but nobody answers: that is a proxy whose client is gone.
 
     This is the :class:`~enterprise_gateway.transport.channels.ChannelsClient` that attaches to a kernel's channels.
     """
 
     __slots__ = (
+        "_answers",
+        "_asked",
+        "_asked_at",
         "_bytes",
         "_close",
         "_flight",
+        "_is_ended",
+        "_is_held",
         "_largest",
         "_limit",
         "_queue",
+        "_receipts",
+        "_received",
+        "_split",
         "_stopped",
         "_stream",
         "_v1",
         "_writing",
+        "refused",
     )
 
-    def __init__(self, stream: ByteStream, *, v1: bool, limit: int, close: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        v1: bool,
+        limit: int,
+        split: int,
+        close: Callable[[int, str], None],
+        receipts: Receipts,
+    ) -> None:
+        self.refused: KernelMessage | None = None  # because of which the client has ended the connection
         self._stream = stream
         self._v1 = v1
         self._limit = limit
+        self._split = split or _NEVER
         self._close = close
+        self._receipts = receipts
         self._queue: list[KernelMessage | _MergedStream] = []  # an empty deque would take 600 bytes
         self._bytes = 0
         self._largest = 0  # the largest message since the queue was last empty
         self._writing = False
         self._stopped = False
-        self._flight: list[tuple[int, KernelMessage]] = []
+        self._is_ended = False  # by the peer
+        self._is_held = False  # until a receipt comes
+        self._flight: list[tuple[int, KernelMessage]] = []  # written, by the position where each ends
+        self._received = 0  # everything before this position has arrived
+        self._answers = False  # whether the client has answered any ping
+        self._asked = 0  # the position of the newest ping
+        self._asked_at: float | None = None  # when the oldest ping was sent that was not answered
 
     @property
     def waiting_bytes(self) -> int:
@@ -78,7 +142,7 @@ class Outbox:
         One message is always taken, however large it is, and all are that are replayed (``unlimited``): those are
         bounded already.
         """
-        if self._writing and self._merge(message):
+        if (self._writing or self._is_held) and self._merge(message):
             return
         if not self._queue:
             self._largest = 0
@@ -91,26 +155,82 @@ class Outbox:
                 self._overflow()
 
     def flush(self) -> None:
-        """Write what waits, unless a write is under way."""
+        """Write what waits, unless a write is under way or too much was not received yet."""
         while self._queue and not self._writing and not self._stopped:
-            batch, data = self._take()
+            self._is_held = self._is_full()
+            if self._is_held:
+                return
+            first = len(self._flight)
+            frames, end = self._take()
+            if self._asked_at is None:
+                if self._may_ask(end):
+                    frames.append(self._ping(end))
+                self._receipts.later(self)
             try:
-                future = self._stream.write(data)
+                future = self._stream.write(frames[0] if len(frames) == 1 else b"".join(frames))
             except OSError:  # the stream is closed; the handler hears of it by itself
-                self._flight = [(1 << 62, message) for message, _ in batch]
+                self._flight[first:] = [(_NEVER, message) for _, message in self._flight[first:]]
                 self._writing = True
                 return
             if not future.done():
                 self._writing = True
-                start = self._stream.accepted - len(data)
-                self._flight = [(start + end, message) for message, end in batch]
                 future.add_done_callback(self._on_written)
 
+    def ask(self) -> bool:
+        """Ask for a receipt if any is missing; called by :class:`Receipts` until this returns False."""
+        if self._stopped or not self._flight:
+            return False
+        if self._asked_at is None:
+            self.ping()
+        elif self._receipts.clock() - self._asked_at >= _RECHECK_SECONDS:
+            self.ping()  # whether TCP acknowledges this one tells a dead line from a client that is busy
+            return False
+        return True
+
+    def ping(self) -> None:
+        """Send a ping; also the way to hear whether an idle client lives."""
+        with suppress(OSError):  # the stream is closed
+            self._stream.write(self._ping(self._stream.accepted))
+
+    def on_pong(self, payload: bytes) -> None:
+        """Take in the answer to a ping: all that was sent before it has arrived."""
+        position = int.from_bytes(payload, "big") if len(payload) == 8 else 0
+        if not self._received < position <= self._asked:
+            return
+        self._answers = True
+        self._set_received(position)
+        self._asked_at = None if position == self._asked else self._receipts.clock()
+        if self._asked_at is None and self._flight:
+            if self._is_full():
+                self.ping()
+            self._receipts.later(self)
+        self._flush_alone()
+
     def unsent(self) -> list[KernelMessage]:
-        """Return the messages of which the operating system has not taken every byte, in order."""
-        done = self._stream.handed_over
-        messages = [message for end, message in self._flight if end > done]
-        return messages + [_plain(entry) for entry in self._queue]
+        """Return the messages that are not known to have arrived, in order; called when the connection is closed."""
+        self._set_received(self._find_received())
+        return [message for _, message in self._flight] + [_plain(entry) for entry in self._queue]
+
+    def note_end(self, code: int | None) -> None:
+        """Find the message (:attr:`refused`) for which the client has closed, with ``code``, or cut the connection.
+
+        A client that meets a message over its limit says so by the code, or does not get to say it: what it had not
+        read by then makes the system reset the connection. Messages up to there have arrived.
+        """
+        if self._stopped:
+            return  # it was we who ended it
+        self._is_ended = True
+        if code not in {None, MESSAGE_TOO_BIG}:
+            return
+        if not self._answers:
+            self._set_received(0 if code == MESSAGE_TOO_BIG else self._stream.acknowledged().position)
+        messages = [message for _, message in self._flight]
+        suspects = [message for message in messages if message.size >= JUPYTER_MESSAGE_LIMIT]
+        if not suspects and code == MESSAGE_TOO_BIG and messages:
+            suspects = [max(messages, key=lambda message: message.size)]
+        if suspects:
+            self.refused = suspects[0]
+            del self._flight[: messages.index(self.refused)]
 
     def stop(self) -> None:
         """Start no further write; what waits stays for :meth:`unsent`."""
@@ -132,30 +252,85 @@ class Outbox:
     def _overflow(self) -> None:
         self.close(TRY_AGAIN_LATER, "the client takes its messages too slowly")
 
-    def _take(self) -> tuple[list[tuple[KernelMessage, int]], bytes]:
-        """Take messages for one write: a list with the offset where each one ends, and their bytes."""
-        batch: list[tuple[KernelMessage, int]] = []
+    def _is_full(self) -> bool:
+        """Whether to wait for a receipt before more is written."""
+        if not self._is_beyond_window(self._stream.accepted):
+            return False
+        if not self._answers:
+            self._set_received(self._stream.acknowledged().position)
+        return self._answers
+
+    def _is_beyond_window(self, position: int) -> bool:
+        return position - self._received > min(self._limit, MAX_UNRECEIVED_BYTES)
+
+    def _may_ask(self, position: int) -> bool:
+        """Whether a ping follows a write that ends at ``position``: always when no more may follow without one."""
+        if self._answers and self._is_beyond_window(position):
+            return True
+        return not self._queue and self._receipts.take_turn()
+
+    def _ping(self, position: int) -> bytes:
+        self._asked = position
+        if self._asked_at is None:
+            self._asked_at = self._receipts.clock()
+        return _PING_HEAD + position.to_bytes(8, "big")
+
+    def _set_received(self, position: int) -> None:
+        self._received = max(self._received, position)
+        del self._flight[: bisect_right(self._flight, self._received, key=itemgetter(0))]
+
+    def _find_received(self) -> int:
+        if self.refused is not None:
+            return self._received
+        tcp = self._stream.acknowledged()
+        if self._answers and self._asked_at is not None and not tcp.is_line_dead:
+            waited = self._receipts.clock() - self._asked_at
+            if waited >= _ANSWER_SECONDS:
+                return self._received
+        return tcp.position if self._is_ended else tcp.expected
+
+    def _take(self) -> tuple[list[bytes], int]:
+        """Take messages for one write to the list of those under way; return their frames and where the last ends."""
         frames: list[bytes] = []
-        length = 0
+        start = position = self._stream.accepted
+        count = 0
         for entry in self._queue:
-            if length and length + entry.size > MAX_WRITE_BYTES:
+            size = entry.size
+            if frames and position - start + size > MAX_WRITE_BYTES:
                 break
-            self._bytes -= entry.size
+            count += 1
+            self._bytes -= size
             message = _plain(entry)
-            frame = message.frame(self._v1)
-            length += len(frame)
-            frames.append(frame)
-            batch.append((message, length))
-        del self._queue[: len(batch)]
-        return batch, frames[0] if len(frames) == 1 else b"".join(frames)
+            if size > self._split:
+                for piece in message.pieces(self._split):
+                    position = self._add(piece, frames, position)
+                    piece.forget_frames()
+            else:
+                position = self._add(message, frames, position)
+            if message is not entry or message.channel != "iopub":
+                message.forget_frames()  # no other websocket is sent this one
+        del self._queue[:count]
+        return frames, position
+
+    def _add(self, message: KernelMessage, frames: list[bytes], position: int) -> int:
+        frame = message.frame(self._v1)
+        frames.append(frame)
+        position += len(frame)
+        self._flight.append((position, message))
+        return position
 
     def _on_written(self, future: Future[None]) -> None:
         if future.cancelled() or future.exception() is not None:
             return
-        if self._flight:
-            self._flight = []
-            self._writing = False
-            self.flush()
+        self._writing = False
+        self._flush_alone()
+
+    def _flush_alone(self) -> None:
+        """Flush when no other websocket does."""
+        start = len(self._flight)
+        self.flush()
+        for _, message in self._flight[start:]:
+            message.forget_frames()
 
     def _merge(self, message: KernelMessage) -> bool:
         """Append stream text to the last message that waits, if it is of the same stream and parent."""
@@ -163,19 +338,22 @@ class Outbox:
         if stream is None:
             return False
         name, text = stream
+        size = len(message.parts[3])
         last = self._queue[-1] if self._queue else None
-        if not isinstance(last, _MergedStream) or not last.accepts(name, message):
+        if not isinstance(last, _MergedStream) or not last.accepts(name, message, self._split):
             last = _MergedStream(message, name)
             self._queue.append(last)
             self._bytes += message.size
-            last.texts.append(text)
         else:
-            last.texts.append(text)
-            last.size += len(text)
-            self._bytes += len(text)
+            last.size += size
+            self._bytes += size
+        last.texts.append(text)
         if self._is_over():
             self._overflow()
         return True
+
+
+_PING_HEAD = frame_head(9, 8)
 
 
 class _MergedStream:
@@ -189,8 +367,11 @@ class _MergedStream:
         self.texts: list[str] = []
         self.size = first.size
 
-    def accepts(self, name: str, message: KernelMessage) -> bool:
-        return name == self.name and self.size < MAX_MERGED_BYTES and message.parts[1:3] == self.first.parts[1:3]
+    def accepts(self, name: str, message: KernelMessage, limit: int) -> bool:
+        size = self.size + len(message.parts[3])
+        if name != self.name or size > min(MAX_MERGED_BYTES, limit):
+            return False
+        return message.parts[1:3] == self.first.parts[1:3]
 
     def message(self) -> KernelMessage:
         if len(self.texts) == 1:

@@ -183,6 +183,10 @@ class ReplayLog:
         self._trim()
         return missed
 
+    def is_detached(self, session_id: str) -> bool:
+        """Whether the session of this very id is remembered as one without a websocket."""
+        return session_id in self._detached
+
     def clear(self) -> None:
         """Forget messages and sessions."""
         self._entries.clear()

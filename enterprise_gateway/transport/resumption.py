@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .messages import KernelMessage, MessageFactory
-
-MAX_REQUESTS = 100
 PROOF_SECONDS = 1.0  # an idle kernel answers sooner
 
+GATEWAY_RESTARTED = "GatewayRestarted"  # name of an error
 GAP_NOTICE = "[The gateway was restarted while this cell was running; anything it wrote meanwhile is lost.]\n"
 LOST_REPLY = (
     "The gateway was restarted before it had the kernel's reply to this request, and the reply is lost. The code has "
@@ -66,61 +63,3 @@ class Memory:
     def to_record(self) -> dict[str, Any]:
         """Return the JSON values for the record."""
         return asdict(self)
-
-
-class OpenRequests:
-    """The execute requests that a kernel has not replied to, oldest first: their raw headers by message id."""
-
-    __slots__ = ("_headers",)
-
-    def __init__(self) -> None:
-        self._headers: dict[str, bytes] = {}
-
-    def note(self, msg_id: object, raw_header: bytes) -> None:
-        """Note a request; the oldest is forgotten when there are too many."""
-        if isinstance(msg_id, str):
-            self._headers[msg_id] = raw_header
-            if len(self._headers) > MAX_REQUESTS:
-                del self._headers[next(iter(self._headers))]
-
-    def has(self, msg_id: object) -> bool:
-        """Whether a request is noted."""
-        return msg_id in self._headers
-
-    def answered(self, msg_id: object) -> None:
-        """Forget a request."""
-        self._headers.pop(msg_id, None)  # type: ignore[call-overload]
-
-    def clear(self) -> None:
-        """Forget all: the kernel that was asked is gone."""
-        self._headers.clear()
-
-    def texts(self) -> tuple[str, ...]:
-        """Return the headers as text."""
-        return tuple(header.decode("utf-8", "replace") for header in self._headers.values())
-
-    def restore(self, texts: Iterable[str]) -> None:
-        """Note again what an earlier gateway had noted."""
-        for text in texts:
-            try:
-                header = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(header, dict):
-                self.note(header.get("msg_id"), text.encode())
-
-    def take_all(self) -> list[bytes]:
-        """Return all headers and forget them."""
-        headers = list(self._headers.values())
-        self._headers.clear()
-        return headers
-
-
-def lost_reply(factory: MessageFactory, request: bytes) -> list[KernelMessage]:
-    """Return what ends the waiting for a request whose reply is lost: an error, then ``idle`` and the reply."""
-    error = {"ename": "GatewayRestarted", "evalue": LOST_REPLY, "traceback": [LOST_REPLY]}
-    return [
-        factory.make("iopub", "error", error, request),
-        factory.make("iopub", "status", {"execution_state": "idle"}, request),
-        factory.make("shell", "execute_reply", {"status": "error", "execution_count": None, **error}, request),
-    ]

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import pty
+import re
+import select
+import signal
 import socket
 import ssl
+import subprocess
+import sys
+import time
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from tests.support.certificates import Authority
@@ -111,3 +121,58 @@ def test_an_unknown_version_is_refused(server):
     app = EnterpriseGatewayApp(certfile=server[0], keyfile=server[1], ssl_version=99)
     with pytest.raises(ValueError, match="ssl_version 99"):
         app._build_ssl_options()
+
+
+def start_with_encrypted_key(server, tmp_path):
+    """Return the arguments of a gateway whose key needs the passphrase ``open``."""
+    key = serialization.load_pem_private_key(Path(server[1]).read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"open")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    (tmp_path / "encrypted.key").write_bytes(pem)
+    options = [f"--certfile={server[0]}", f"--keyfile={tmp_path}/encrypted.key", "--port=0"]
+    return [sys.executable, "-m", "enterprise_gateway", *options]
+
+
+def test_an_encrypted_key_without_a_terminal_is_said(tmp_path, server):
+    """The program ends with a sentence that says what to do, and a status that is not 0."""
+    command = start_with_encrypted_key(server, tmp_path)
+    done = subprocess.run(
+        command,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "TLS" in line]
+    assert f"{tmp_path}/encrypted.key: the key is encrypted, and there is no terminal to ask for its passphrase" in line
+    assert f"openssl pkey -in {tmp_path}/encrypted.key -out tls.key" in line
+    assert "Traceback" not in done.stderr
+
+
+def read_until(terminal, pattern, seconds=60):
+    """Return the match of ``pattern`` in what comes from a terminal."""
+    said, end = b"", time.monotonic() + seconds
+    while not (match := re.search(pattern, said)):
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], said
+        said += os.read(terminal, 1000)
+    return match
+
+
+def test_the_passphrase_of_an_encrypted_key_is_asked_for_at_a_terminal(tmp_path, authority, server):
+    """Who types it has a gateway that serves."""
+    command = start_with_encrypted_key(server, tmp_path)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp(command[0], command)
+    try:
+        read_until(terminal, rb"Passphrase of ")
+        os.write(terminal, b"open\n")
+        match = read_until(terminal, rb"is available at (https://\S+?)\s")
+        assert ask(match[1].decode(), authority.client_context())[0] == 200
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        os.close(terminal)

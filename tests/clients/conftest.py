@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import jupyter_server_process
+from tests.support.requirements import find, found, skip_without
 
 from .lab import Lab, chromium
 
@@ -20,10 +20,8 @@ OpenLab = Callable[[str], Lab]
 @pytest.fixture
 def open_lab(tmp_path: Path) -> Iterator[OpenLab]:
     """Return a function that starts JupyterLab behind a gateway's URL and opens it in a browser of its own."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("Chromium and chromedriver are not installed (Debian: chromium chromium-driver)")
+    skip_without("browser")
+    binary = find("chromium") or find("chromium-browser") or found("google-chrome")
     no_news(Path(os.environ["JUPYTER_CONFIG_DIR"]))
     work = tmp_path / "work"
     work.mkdir()
@@ -39,7 +37,7 @@ def open_lab(tmp_path: Path) -> Iterator[OpenLab]:
                 tmp_path / "lab.log", argv, root=work, program="jupyterlab", env={"KERNEL_USERNAME": "ada"}
             )
             stack.enter_context(server)
-            browser = stack.enter_context(chromium(binary, driver, tmp_path / "chromium"))
+            browser = stack.enter_context(chromium(binary, found("chromedriver"), tmp_path / "chromium"))
             return Lab(server, browser, work, Path(os.environ.get("TEST_SCREENSHOTS", tmp_path)))
 
         yield start

@@ -70,6 +70,10 @@ class Lab:
         self.wait(lambda: bool(self.browser.find_elements(By.XPATH, path)), f"a button {label}")
         self.browser.find_element(By.XPATH, path).click()
 
+    def dialogue(self) -> str:
+        """Return the text of the dialogue that is open, empty when there is none."""
+        return " ".join(dialogue.text for dialogue in self.browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog"))
+
     def kernel_status(self) -> str | None:
         """Return the kernel's status as JupyterLab knows it; None while it knows none."""
         return self._ask("panel.context.sessionContext.session?.kernel?.status")

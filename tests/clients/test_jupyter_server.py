@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,39 @@ async def test_an_unknown_kernelspec_is_said_clearly(server: Client, tmp_path: P
     response = await server.fetch("/api/kernels", "POST", {"name": "nonsense"})
     assert response.code == 404
     assert "No kernelspec named 'nonsense' is installed" in (tmp_path / "server.log").read_text()
+
+
+async def test_output_over_its_limit_arrives(server: Client) -> None:
+    """Jupyter Server cuts the connection at messages over 10 MiB: longer output comes complete nevertheless."""
+    socket = await server.websocket(await server.start_kernel())
+    text, reply = await socket.execute("print('x' * 25_000_000)", timeout=60)
+    is_complete = text == "x" * 25_000_000 + "\n"
+    assert (is_complete, reply["status"]) == (True, "ok")
+
+
+@pytest.mark.parametrize("kind", ["display_data", "execute_reply"])
+async def test_a_message_over_its_limit_is_told(server: Client, kind: str) -> None:
+    """What cannot be split is replaced by a notice in its cell, and the cell ends."""
+    socket = await server.websocket(await server.start_kernel())
+    content: dict[str, Any] = {"code": "1", "user_expressions": {"x": "'y' * 15_000_000"}}
+    if kind == "display_data":
+        content = {"code": "print('before'); display({'text/plain': 'y' * 15_000_000}, raw=True); print('after')"}
+    msg_id = await socket.send("execute_request", {"silent": False, "allow_stdin": False, **content})
+    messages, missing = [], {"execute_reply", "idle"}
+    while missing:
+        message = await socket.receive(60)
+        if message["parent_header"].get("msg_id") == msg_id:
+            messages.append(message)
+            missing -= {message["msg_type"], message["content"].get("execution_state")}
+    out = [m["content"] for m in messages if m["msg_type"] == "stream"]
+    (notice,) = [content["text"] for content in out if content["name"] == "stderr"]
+    assert notice.startswith(f"[a {kind} message of 1500")
+    assert notice.endswith("larger than the client takes]\n")
+    (reply,) = [m["content"] for m in messages if m["msg_type"] == "execute_reply"]
+    if kind == "display_data":
+        assert "".join(c["text"] for c in out if c["name"] == "stdout") == "before\nafter\n"
+        assert reply["status"] == "ok"
+    else:
+        assert (reply["status"], reply["ename"]) == ("error", "MessageTooLarge")
+    text, reply = await socket.execute("print(1)")
+    assert (text, reply["status"]) == ("1\n", "ok")

@@ -63,7 +63,7 @@ def test_cells_plots_and_widgets(gateway: ServerProcess, open_lab: OpenLab) -> N
 
 
 def test_an_endless_loop_is_interrupted_and_the_kernel_restarted(gateway: ServerProcess, open_lab: OpenLab) -> None:
-    """The stop button ends the loop within seconds; the restart forgets variables, and the notebook goes on."""
+    """The stop button ends the loop within seconds; the restart forgets variables and is not called a death."""
     lab = open_lab(gateway.url)
     lab.open_notebook("y = 1\nwhile True: pass", "print('y' in globals())")
     lab.command("notebook:run-cell")
@@ -77,6 +77,25 @@ def test_an_endless_loop_is_interrupted_and_the_kernel_restarted(gateway: Server
     lab.click_button("Restart")
     lab.wait(lambda: "Kernel restarted" in gateway.output, "the restart")
     lab.wait(lambda: lab.kernel_status() == "idle", "idle")
+    lab.browser.execute_script("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
+    lab.command("notebook:run-cell")
+    lab.wait_text(1, "False")
+    lab.screenshot("restarted")
+    assert lab.dialogue() == ""  # it would stay until somebody presses its button
+
+
+def test_a_death_is_told_and_the_notebook_goes_on(gateway: ServerProcess, open_lab: OpenLab) -> None:
+    """The dialogue says that the kernel has died, the cell has the reason and ends, and the next one runs."""
+    lab = open_lab(gateway.url)
+    lab.open_notebook("import os\nprint('before', flush=True)\nos._exit(3)", "print('os' in globals())")
+    lab.command("notebook:run-cell")
+    lab.wait(lambda: "appears to have died" in lab.dialogue(), "the dialogue")
+    lab.screenshot("died")
+    lab.click_button("Ok")
+    lab.wait(lambda: lab.kernel_status() == "idle", "idle")
+    assert "before" in lab.text(0)
+    assert "exit code 3" in lab.text(0)
+    assert "[*]" not in lab.prompt(0)
     lab.browser.execute_script("window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
     lab.command("notebook:run-cell")
     lab.wait_text(1, "False")

@@ -80,3 +80,20 @@ def test_an_error_in_a_cell_ends_the_run(tmp_path: Path, notebook: Path) -> None
         done = execute(notebook, gateway.url)
     assert done.returncode != 0
     assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("autorestart", [True, False])
+def test_a_cell_that_ends_the_kernel_ends_the_run(tmp_path: Path, notebook: Path, autorestart: bool) -> None:
+    """The run fails at once, not by a time-out, and says why, whether or not the gateway restarts the kernel."""
+    book = nbformat.read(notebook, as_version=4)
+    book.cells[1:] = [nbformat.v4.new_code_cell("import os\nos._exit(1)"), nbformat.v4.new_code_cell("print('on')")]
+    nbformat.write(book, notebook)
+    with gateway_process(tmp_path / "log", [f"--RemoteKernelManager.autorestart={autorestart}"]) as gateway:
+        done = execute(notebook, gateway.url)
+    assert done.returncode != 0
+    assert "KernelDied: The kernel died before it replied to this request: its process ended with exit code 1." in (
+        done.stderr
+    )
+    cells = nbformat.read(notebook, as_version=4).cells
+    assert cells[0].outputs[0].text == "kernel ada\n"
+    assert cells[2].outputs == []

@@ -1,7 +1,6 @@
 """A Kerberos realm of the tests' own: a real KDC on a free port of 127.0.0.1, and tickets of it.
 
-Needs the packages ``krb5-kdc krb5-admin-server krb5-user``, and for :func:`paramiko_with_gssapi`, which builds a Python
-extension, ``gcc libc6-dev libkrb5-dev``.
+:mod:`tests.support.requirements` lists what it needs; :func:`paramiko_with_gssapi` builds a Python extension.
 """
 
 from __future__ import annotations
@@ -49,13 +48,6 @@ _SERVER = """
 [logging]
  kdc = FILE:{folder}/kdc.log
 """
-
-
-def why_not() -> str:
-    """Return why this machine cannot run a :class:`Realm`; empty when it can."""
-    programs = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit", "krb5-config", "gcc")
-    missing = [name for name in programs if shutil.which(name) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 class Realm:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.processes import REPOSITORY, ServerProcess
+from tests.support.requirements import found
 
 PAGE = REPOSITORY / "docs" / "operators" / "config-availability.md"
 SERVER_LINE = re.compile(r"^( +server .*?)gateway\d\.example\.org:8888(.*)\n", re.MULTILINE)
@@ -50,9 +50,7 @@ def haproxy(directory: Path, ports: Sequence[int]) -> ServerProcess:
     [port] = free_ports(1)
     file = directory / "haproxy.cfg"
     file.write_text(_snippet("HAProxy", ports).replace("bind :8888", f"bind 127.0.0.1:{port}"))
-    return _at(
-        port, ServerProcess([_program("haproxy"), "-db", "-f", str(file)], ready="", log=file.with_suffix(".log"))
-    )
+    return _at(port, ServerProcess([found("haproxy"), "-db", "-f", str(file)], ready="", log=file.with_suffix(".log")))
 
 
 def nginx(directory: Path, ports: Sequence[int]) -> ServerProcess:
@@ -61,7 +59,7 @@ def nginx(directory: Path, ports: Sequence[int]) -> ServerProcess:
     snippet = _snippet("nginx", ports).replace("listen 8888", f"listen 127.0.0.1:{port}")
     file = directory / "nginx.conf"
     file.write_text(NGINX.format(directory=directory, snippet=snippet))
-    command = [_program("nginx"), "-c", str(file), "-e", "stderr"]
+    command = [found("nginx"), "-c", str(file), "-e", "stderr"]
     return _at(port, ServerProcess(command, ready="start worker process", log=file.with_suffix(".log")))
 
 
@@ -78,10 +76,6 @@ def _snippet(name: str, ports: Sequence[int]) -> str:
         for number, port in enumerate(ports, 1)
     )
     return found[1][: others[0].start()] + servers + found[1][last.end() :]
-
-
-def _program(name: str) -> str:
-    return shutil.which(name) or f"/usr/sbin/{name}"
 
 
 def _at(port: int, process: ServerProcess) -> ServerProcess:

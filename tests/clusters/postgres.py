@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.requirements import found
+
 PASSWORD = "sessions-are-kept-here"
 
 
@@ -74,7 +76,7 @@ class PostgresServer:
         shutil.rmtree(self.root)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [_find(program), "-D", str(self._data), *arguments]
+        command = [found(program), "-D", str(self._data), *arguments]
         with (self.root / "commands.log").open("a") as log:  # a pipe would stay open as long as the server
             result = subprocess.run(
                 command,
@@ -89,16 +91,6 @@ class PostgresServer:
             )
         if result.returncode:
             raise RuntimeError(f"{program} failed:\n{(self.root / 'commands.log').read_text()}")
-
-
-def _find(program: str) -> str:
-    found = shutil.which(program)
-    if found:
-        return found
-    candidates = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
-    if not candidates:
-        raise RuntimeError(f"{program} was not found: install PostgreSQL (Debian: apt-get install postgresql)")
-    return str(candidates[-1])
 
 
 def _children(pid: int) -> list[int]:

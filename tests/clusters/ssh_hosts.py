@@ -5,7 +5,8 @@ Two kinds:
 * :class:`LocalServer`: one ``sshd`` on a free port of 127.0.0.1. Needs ``openssh-server`` only.
 * :class:`HostLab`: three hosts behind a bridge, each with an address, a process table, users and a firewall of its own
   (Linux namespaces): 10.251.N.11, .12 and .13; this machine is 10.251.N.1, with N = 0 for the first lab that is up at
-  the same time. Needs root and the packages ``openssh-server iproute2 nftables sudo``. Nothing outside the namespaces
+  the same time. Needs root and what
+  :mod:`tests.support.requirements` lists for ``ssh``. Nothing outside the namespaces
   is changed: the hosts see their own ``/etc/passwd``, ``/etc/shadow`` and ``/etc/sudoers``.
 
 By hand::
@@ -34,16 +35,9 @@ MAX_LABS = 16
 PASSWORD = "correct horse battery staple"
 
 # Users of the hosts besides root: ted logs in with PASSWORD or the key and his shell is talkative; bob cannot log in.
-# By sudo, ted may become bob, and root anybody.
-_USERS = {"ted": 52001, "bob": 52002}
-
-
-def why_not() -> str:
-    """Return why this machine cannot run a :class:`HostLab`; empty when it can."""
-    if os.getuid() != 0:
-        return "network namespaces need root"
-    missing = [name for name in (SSHD, "ip", "nft", "sudo", "unshare") if shutil.which(name) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
+# nora's login shell refuses everybody. By sudo, ted may become bob, and root anybody.
+_USERS = {"ted": 52001, "bob": 52002, "nora": 52003}
+_LOGIN_SHELLS = {"nora": "/usr/sbin/nologin"}
 
 
 class _Server:
@@ -184,6 +178,18 @@ class Host(_Server):
             if line.startswith("sshd: ") and "[listener]" not in line:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have the host accept connections and never answer."""
+        listeners = [pid for pid, line in self._command_lines().items() if SSHD in line]
+        for pid in listeners:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in listeners:
+                os.kill(pid, signal.SIGCONT)
 
     def _command_lines(self) -> dict[int, str]:
         lines = {}
@@ -368,8 +374,9 @@ def _make_users(folder: Path) -> None:
     for name, uid in _USERS.items():
         (folder / f"home-{name}").mkdir(mode=0o755)
         os.chown(folder / f"home-{name}", uid, root.pw_gid)
-        passwd += f"{name}:x:{uid}:100::{folder / f'home-{name}'}:/bin/bash\n"
-        shadow += f"{name}:{secret if name == 'ted' else '!'}:19000:0:99999:7:::\n"
+        passwd += f"{name}:x:{uid}:100::{folder / f'home-{name}'}:{_LOGIN_SHELLS.get(name, '/bin/bash')}\n"
+        password = {"ted": secret, "bob": "!"}.get(name, "*")
+        shadow += f"{name}:{password}:19000:0:99999:7:::\n"
     (folder / "home-ted" / ".bashrc").write_text("echo Welcome to this machine\necho Mind the gap >&2\n")
     for file, text, mode in (
         ("passwd", passwd, 0o644),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enterprise_gateway.core.culling import CullPolicy, KernelUse
+from enterprise_gateway.core.culling import CullPolicy, KernelUse, unusable_entries
+from enterprise_gateway.services.kernels.remotemanager import RemoteKernelManager
 from tests.conftest import ExpectLog
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import PYTHON_ARGV, write_kernelspec
@@ -55,6 +57,45 @@ def test_a_kernelspec_overrides_the_rules() -> None:
     """Its metadata's ``cull_`` entries win over the options, one by one."""
     policy = CullPolicy(idle_timeout=60, max_age=5).for_spec({"cull_idle_timeout": 0, "cull_busy": True, "other": 1})
     assert policy == CullPolicy(idle_timeout=0, busy=True, max_age=5)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "used"),
+    [
+        ("idle_timeout", "600", 600),
+        ("max_age", " 1.5 ", 1.5),
+        ("idle_timeout", None, 60),
+        ("busy", "true", True),
+        ("busy", "False", False),
+        ("busy", 1, True),
+        ("connected", None, False),
+    ],
+)
+def test_text_in_a_kernelspec_is_read_where_it_is_clear(entry: str, value: object, used: object) -> None:
+    """Numbers and switches may be written as text, and null is no entry."""
+    metadata = {f"cull_{entry}": value}
+    assert unusable_entries(metadata) == []
+    assert getattr(CullPolicy(idle_timeout=60).for_spec(metadata), entry) == used
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "wanted"),
+    [
+        ("idle_timeout", "ten minutes", "a number of seconds"),
+        ("idle_timeout", True, "a number of seconds"),
+        ("idle_timeout", [600], "a number of seconds"),
+        ("idle_timeout", "nan", "a number of seconds"),
+        ("max_age", float("inf"), "a number of seconds"),
+        ("busy", "yes", "true or false"),
+        ("busy", 2, "true or false"),
+        ("connected", {}, "true or false"),
+    ],
+)
+def test_what_a_kernelspec_cannot_mean_is_told_and_ignored(entry: str, value: object, wanted: str) -> None:
+    """The option counts instead, and so do the kernelspec's other entries."""
+    metadata = {f"cull_{entry}": value, "cull_busy_timeout": 9}
+    assert unusable_entries(metadata) == [f"cull_{entry} must be {wanted}, not {value!r}"]
+    assert CullPolicy(idle_timeout=60).for_spec(metadata) == CullPolicy(idle_timeout=60, busy_timeout=9)
 
 
 @asynccontextmanager
@@ -140,3 +181,79 @@ async def test_the_timer_looks(expect_log: ExpectLog) -> None:
         with expect_log("Culling kernel .*: it is older than 0.5 seconds"):
             await gateway.start_kernel()
             await eventually(lambda: not gateway.app.kernel_manager.list_kernel_ids(), 15)
+
+
+async def test_a_kernelspec_that_says_nonsense_stops_nobody_from_being_culled(expect_log: ExpectLog) -> None:
+    """One warning names it, however often the culler looks; all kernels are culled by the rules they have."""
+    write_kernelspec("nonsense", metadata={"cull_idle_timeout": "soon"})
+    write_kernelspec("text", metadata={"cull_idle_timeout": "600"})
+    async with culling_gateway(cull_idle_timeout=1000) as (gateway, culler):
+        nonsense, text, plain = [await gateway.start_kernel(name) for name in ("nonsense", "text", "python3")]
+        culler.clock = later(605)
+        with expect_log("kernelspec|Culling") as logged:
+            await culler.cull_kernels()
+            await culler.cull_kernels()
+        refused, culled = [record.getMessage() for record in logged]
+        assert refused.startswith("The metadata of kernelspec nonsense is ignored here: cull_idle_timeout must be")
+        assert culled.startswith(f"Culling kernel {text}")
+        culler.clock = later(1005)
+        with expect_log("Culling kernel") as logged:
+            await culler.cull_kernels()
+        assert {record.getMessage().split()[2] for record in logged} == {nonsense, plain}
+
+
+class TroublesomeKernelManager(RemoteKernelManager):
+    """A manager of a third party whose ``last_activity`` and ``let_go`` fail for kernels named ``troublesome``."""
+
+    @property
+    def last_activity(self) -> datetime:
+        """When the kernel was used last."""
+        if self.kernel_name == "troublesome":
+            raise LookupError("no idea")
+        return super().last_activity
+
+    async def let_go(self) -> None:
+        """Let go of the kernel."""
+        await super().let_go()
+        if self.kernel_name == "troublesome":
+            raise LookupError("never")
+
+
+TROUBLESOME = f"{__name__}.TroublesomeKernelManager"
+
+
+async def test_a_kernel_that_fails_does_not_keep_others_from_being_culled_and_listed(expect_log: ExpectLog) -> None:
+    """Its error is logged with its id; the others are listed, culled and stopped."""
+    write_kernelspec("troublesome")
+    async with culling_gateway(cull_idle_timeout=600, kernel_manager_class=TROUBLESOME) as (gateway, culler):
+        kernels = gateway.app.kernel_manager
+        ids = [await kernels.start_kernel(kernel_name=name) for name in ("python3", "troublesome", "python3")]
+        with expect_log(f"Kernel {ids[1]} cannot be listed"):
+            assert [model["id"] for model in await gateway.call("/api/kernels")] == [ids[0], ids[2]]
+        culler.clock = later(605)
+        with expect_log(f"Culling|Kernel {ids[1]} could not be judged") as logged:
+            await culler.cull_kernels()
+        assert len(logged) == 3
+        assert kernels.list_kernel_ids() == [ids[1]]
+
+
+async def test_a_kernel_that_cannot_be_let_go_of_does_not_keep_others_from_it(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    """A stop that leaves kernels running ends in order, and the other kernel is found as it was left."""
+    write_kernelspec("troublesome")
+    gateway_options = {"availability_mode": "standalone", "list_kernels": True}
+    config = {
+        "EnterpriseGatewayApp": gateway_options,
+        "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
+        "FileKernelSessionManager": {"persistence_root": str(tmp_path)},
+    }
+    with expect_log("did not end in order|cannot be listed"):
+        async with running_gateway(config=config) as gateway:
+            ids = [await gateway.app.kernel_manager.start_kernel(kernel_name=n) for n in ("troublesome", "python3")]
+            await (await gateway.websocket(ids[1])).execute("x = 42")
+    del config["RemoteMappingKernelManager"]
+    gateway_options["keep_kernels_on_stop"] = False
+    async with running_gateway(config=config) as gateway:
+        assert {model["id"] for model in await gateway.call("/api/kernels")} == set(ids)
+        assert (await (await gateway.websocket(ids[1])).execute("print(x)"))[0].strip() == "42"

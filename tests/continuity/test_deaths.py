@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from enterprise_gateway.core.death import describe_exit
 from enterprise_gateway.transport.memorykills import RECENT_SECONDS, MemoryKills
 from tests.conftest import ExpectLog
-from tests.support.gateway import Gateway, running_gateway
+from tests.support.gateway import Gateway, KernelSocket, running_gateway
 from tests.support.kernelspecs import write_kernelspec
 
-from .rolling import eventually
+from .rolling import eventually, processes_with, rolling_gateway
 
 LISTED = {"EnterpriseGatewayApp": {"list_kernels": True}}
 
@@ -52,6 +53,91 @@ async def test_a_killed_kernel_is_restarted_and_its_clients_learn_why(expect_log
             assert "The kernel has died: its process was killed by signal SIGKILL." in notice["content"]["text"]
             text, _ = await socket.execute("print('x' in globals())")
         assert text == "False\n"
+
+
+HAS_CHILDREN = (
+    "import os, signal, subprocess\n"
+    "children = [subprocess.Popen(['sleep', '1000']).pid, subprocess.Popen(['sh', '-c', 'sleep 1000; :']).pid]\n"
+    "print(*children)"
+)
+
+
+async def children_of(socket: KernelSocket) -> list[int]:
+    """Have a kernel start children, and return their process ids."""
+    text, _ = await socket.execute(HAS_CHILDREN)
+    children = [int(word) for word in text.split()]
+    assert len(children) == 2
+    return children
+
+
+async def all_ended(kernel_id: str, children: list[int]) -> None:
+    """Wait until a kernel's children have ended, and theirs."""
+    await eventually(lambda: not any(map(psutil.pid_exists, children)), what="the children's end")
+    await eventually(lambda: not set(processes_with(f"KERNEL_ID={kernel_id}")) & set(children))
+
+
+@pytest.mark.parametrize("autorestart", [True, False], ids=["restarted", "not-restarted"])
+@pytest.mark.parametrize("code", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "killed"])
+async def test_a_kernel_that_dies_takes_its_children_with_it(
+    code: str, autorestart: bool, expect_log: ExpectLog
+) -> None:
+    """They are gone before it is restarted, and also when it is not."""
+    async with running_gateway(config={**LISTED, "RemoteKernelManager": {"autorestart": autorestart}}) as gateway:
+        kernel_id = await gateway.start_kernel()
+        socket = await gateway.websocket(kernel_id)
+        children = await children_of(socket)
+        with expect_log("has died: |is dead: "):
+            await socket.send("execute_request", {"code": code, "silent": False})
+            await all_ended(kernel_id, children)
+            messages: list[Any] = []
+            while not messages or messages[-1]["content"]["execution_state"] not in ("restarting", "dead"):
+                messages = await socket.receive_until("status")
+        if autorestart:
+            text, _ = await socket.execute(
+                f"import os; print([os.path.exists(f'/proc/{{pid}}') for pid in {children}])"
+            )
+            assert text == "[False, False]\n"
+
+
+async def test_a_requested_end_takes_a_kernels_children_with_it() -> None:
+    """Those of a kernel that is restarted or shut down, also when it dies of the request without a farewell to them."""
+    async with running_gateway(config=LISTED) as gateway:
+        kernel_id = await gateway.start_kernel()
+        socket = await gateway.websocket(kernel_id)
+        for method, path, status in (("POST", "/restart", 200), ("DELETE", "", 204)):
+            children = await children_of(socket)
+            await socket.execute("signal.signal(signal.SIGINT, lambda *_: os._exit(9))")
+            await gateway.call(f"/api/kernels/{kernel_id}{path}", method, status=status)
+            await all_ended(kernel_id, children)
+        while await socket.receive() is not None:
+            pass
+
+
+async def test_a_kernel_of_an_earlier_gateway_takes_its_children_with_it(tmp_path: Path) -> None:
+    """One that was taken over is no child of the gateway, and still its group goes when it dies."""
+    async with rolling_gateway(tmp_path) as gateway:
+        kernel_id = await gateway.client.start_kernel()
+        children = [int(word) for word in (await gateway.run(kernel_id, HAS_CHILDREN)).split()]
+        await gateway.roll(kill=True)
+        socket = await gateway.client.websocket(kernel_id)
+        await socket.send("execute_request", {"code": "os._exit(3)", "silent": False})
+        await all_ended(kernel_id, children)
+        assert (await socket.execute("print('again')"))[0] == "again\n"
+        socket.close()
+
+
+async def test_a_kernel_that_dies_while_no_gateway_runs_takes_its_children_with_it(tmp_path: Path) -> None:
+    """The next gateway finds them by the kernel's id in their environment."""
+    async with rolling_gateway(tmp_path) as gateway:
+        kernel_id = await gateway.client.start_kernel()
+        socket = await gateway.client.websocket(kernel_id)
+        children = await children_of(socket)
+        pid = int((await socket.execute("print(os.getpid())"))[0])
+        await gateway.kill()
+        os.kill(pid, signal.SIGKILL)
+        await gateway.start()
+        await all_ended(kernel_id, children)
+        assert await gateway.kernel_ids() == set()
 
 
 async def test_a_kernel_that_keeps_dying_is_dead_after_the_limit(expect_log: ExpectLog) -> None:

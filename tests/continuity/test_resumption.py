@@ -7,7 +7,15 @@ import json
 import pytest
 
 from enterprise_gateway.transport.messages import MessageFactory
-from enterprise_gateway.transport.resumption import MAX_REQUESTS, Memory, OpenRequests, lost_reply
+from enterprise_gateway.transport.openrequests import (
+    MAX_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_RECORDED,
+    MAX_REQUESTS,
+    OpenRequests,
+    Request,
+)
+from enterprise_gateway.transport.resumption import Memory
 
 
 def test_a_memory_survives_the_record() -> None:
@@ -25,25 +33,64 @@ def test_records_of_other_versions_are_no_obstacle(record: object) -> None:
     assert Memory.from_record(record) == Memory()
 
 
+def add(requests: OpenRequests, msg_id: str, *, filler: str = "", msg_type: str = "execute_request") -> None:
+    """Note a request of the session ``s``."""
+    raw = json.dumps({"msg_id": msg_id, "session": "s", "filler": filler}).encode()
+    requests.add(("s", msg_id), Request("shell", msg_type, raw))
+
+
 def test_open_requests_are_bounded() -> None:
-    """The oldest are forgotten; those answered, and what is no header, too."""
+    """The oldest are forgotten, by number and by bytes; a header that is too large is not kept at all."""
     requests = OpenRequests()
     for number in range(MAX_REQUESTS + 5):
-        requests.note(str(number), json.dumps({"msg_id": str(number)}).encode())
-    requests.answered("50")
-    requests.answered(None)
+        add(requests, str(number))
+    assert not requests.has(("s", "4"))
+    assert requests.has(("s", "5"))
+    add(requests, "large", filler="x" * MAX_HEADER_BYTES)
+    assert not requests.has(("s", "large"))
+    for number in range(40):
+        add(requests, f"big {number}", filler="x" * (MAX_BYTES // 20))
+    kept = requests.take()
+    assert len(kept) == 19
+    assert sum(len(request.raw_header) for request in kept) < MAX_BYTES
+    assert not requests
+
+
+def test_the_record_has_the_execute_requests_that_were_not_replied_to() -> None:
+    """The oldest first and not too many; the next gateway notes them, and passes over what is no header."""
+    requests = OpenRequests()
+    for number in range(MAX_RECORDED + 5):
+        add(requests, str(number))
+    add(requests, "other", msg_type="complete_request")
+    requests.note_reply(("s", "0"))
+    requests.note_reply(("s", "unknown"))
     texts = requests.texts()
-    assert len(texts) == MAX_REQUESTS - 1
-    assert json.loads(texts[0]) == {"msg_id": "5"}
+    assert [json.loads(text)["msg_id"] for text in texts] == [str(number) for number in range(1, MAX_RECORDED + 1)]
     other = OpenRequests()
     other.restore((*texts, "{", "[]"))
-    assert len(other.take_all()) == MAX_REQUESTS - 1
-    assert other.texts() == ()
+    assert len(other.take()) == MAX_RECORDED
 
 
 def test_a_lost_reply_ends_the_waiting() -> None:
-    """Error, idle and reply, each with the request as parent."""
-    request = json.dumps({"msg_id": "a", "session": "s", "msg_type": "execute_request"}).encode()
-    messages = lost_reply(MessageFactory(), request)
-    assert [message.msg_type for message in messages] == ["error", "status", "execute_reply"]
-    assert all(message.parent["msg_id"] == "a" for message in messages)
+    """Error, reply and idle, each with the request as parent; only what has not come yet, and only what is due."""
+    requests = OpenRequests()
+    for msg_id, msg_type in (("run", "execute_request"), ("done", "execute_request"), ("comm", "comm_msg")):
+        add(requests, msg_id, msg_type=msg_type)
+        requests.note_state(("s", msg_id), "busy")
+    add(requests, "queued")
+    add(requests, "info", msg_type="is_complete_request")
+    requests.note_reply(("s", "done"))
+    requests.note_state(("s", "comm"), "idle")
+    messages = [
+        message for request in requests.take() for message in request.failure(MessageFactory(), "KernelDied", "why")
+    ]
+    assert [(message.parent["msg_id"], message.msg_type) for message in messages] == [
+        ("done", "status"),
+        ("run", "error"),
+        ("run", "execute_reply"),
+        ("run", "status"),
+        ("queued", "execute_reply"),
+        ("queued", "status"),
+        ("info", "is_complete_reply"),
+        ("info", "status"),
+    ]

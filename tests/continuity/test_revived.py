@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,25 @@ async def test_two_hundred_kernels_are_taken_up_in_three_seconds(tmp_path: Path)
         await gateway.stop()
         await gateway.start("--EnterpriseGatewayApp.keep_kernels_on_stop=False")
         await gateway.stop()
+
+
+async def test_output_that_bypasses_jupyter_is_bounded_and_its_last_lines_stay(tmp_path: Path) -> None:
+    """Under the gateway that started the kernel, and under the next one; the kernel never notices."""
+    script = (
+        'i=0; while :; do yes 0123456789 | head -c 8000000; echo "round $i"; echo $i >"$0"; i=$((i+1)); sleep 1; done'
+    )
+    write_kernelspec("chatty", argv=["sh", "-c", script, str(tmp_path / "rounds")])
+    async with rolling_gateway(tmp_path) as gateway:
+        kernel_id = await gateway.client.start_kernel("chatty")
+        (output,) = Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob(f"kernel-{kernel_id}.*log")
+        for _ in range(2):
+            said = int((tmp_path / "rounds").read_text()) if (tmp_path / "rounds").exists() else 0
+
+            def is_small_and_new(said: int = said) -> bool:
+                text = output.read_bytes()
+                last = text[-4096:].rpartition(b"round ")[2].split(b"\n")[0]
+                return len(text) <= 1024 * 1024 and last.isdigit() and int(last) > said
+
+            await eventually(is_small_and_new, 30)
+            assert (await offload(output.read_bytes)).startswith(b"0123456789\n" * 1000)
+            await gateway.roll(kill=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +16,20 @@ from traitlets.config import Config
 
 from enterprise_gateway.core.offload import offload
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+from tests.contract.backends import LAUNCHER, LAUNCHER_OPTIONS
 from tests.support.embedded import make_app
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.proxies import ClingingProxy
 
 from .rolling import STANDALONE, eventually, processes_with, rolling_gateway, traces_of
+
+LAUNCH = [sys.executable, str(LAUNCHER), *LAUNCHER_OPTIONS]
+SQL_STORE = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
+REPLICA = (
+    "--EnterpriseGatewayApp.availability_mode=replication",
+    "--EnterpriseGatewayApp.list_kernels=True",
+    f"--EnterpriseGatewayApp.kernel_session_manager_class={SQL_STORE}",
+)
 
 
 def slow_kernelspec(seconds: float) -> None:
@@ -94,6 +107,31 @@ async def test_a_gateway_that_drains_refuses_new_requests(tmp_path: Path) -> Non
         await stop
         assert (await start).code == 201
         await gateway.start()
+
+
+async def test_a_back_end_that_fails_at_the_stop_keeps_nothing_from_being_returned(tmp_path: Path) -> None:
+    """A kernel's proxy raises: the others are let go of all the same, and leases and places in the store given back."""
+    stanza = {"class_name": f"{ClingingProxy.__module__}.ClingingProxy"}
+    write_kernelspec("clinging", argv=LAUNCH, metadata={"process_proxy": stanza})
+    database = tmp_path / "store.sqlite"
+    env = {"EG_SESSION_DATABASE_URL": f"sqlite:///{database}", "EG_RESPONSE_IP": "127.0.0.1", "EG_RESPONSE_PORT": "0"}
+    async with rolling_gateway(tmp_path, REPLICA, env) as gateway:
+        kernel_ids = [await gateway.client.start_kernel(name) for name in ("clinging", "python3", "clinging")]
+        for kernel_id in kernel_ids:
+            await gateway.run(kernel_id, "x = 1")
+        assert leases(database) == 3
+        assert await offload(gateway.process.stop) == 0
+        assert gateway.output.count("I hold on.") >= 2
+        assert leases(database) == 0
+        await gateway.start()
+        for kernel_id in kernel_ids:
+            assert await gateway.run(kernel_id, "print(x)") == "1\n"
+
+
+def leases(database: Path) -> int:
+    """Return how many leases there are in a store."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return int(connection.execute("SELECT count(*) FROM eg_kernel_leases").fetchone()[0])
 
 
 async def test_without_a_store_kernels_are_shut_down_at_once(tmp_path: Path) -> None:

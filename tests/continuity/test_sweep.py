@@ -28,7 +28,7 @@ from tests.support.kernelspecs import write_kernelspec
 from tests.support.processes import REPOSITORY
 
 from .rolling import STANDALONE, eventually, processes_with, rolling_gateway, traces_of
-from .test_revived import prepare_hosts
+from .test_revived import DISTRIBUTED, LAUNCHER_ARGV, prepare_hosts
 
 WEBHOOK = "enterprise_gateway.services.sessions.kernelsessionmanager.WebhookKernelSessionManager"
 
@@ -194,6 +194,31 @@ async def test_hosts_are_swept(tmp_path: Path, lab: HostLab, monkeypatch: pytest
         await eventually(lambda: traces_of(lost) == [])
         await gateway.start()
         assert await gateway.run(kept, "print(x)") == "42\n"
+
+
+@pytest.mark.ssh
+async def test_hosts_that_only_a_kernelspec_names_are_swept(
+    tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one of them that cannot be asked is told, and keeps none of the others from it."""
+    prepare_hosts(lab, monkeypatch, tmp_path)
+    monkeypatch.delenv("EG_REMOTE_HOSTS")
+    monkeypatch.setenv("EG_SSH_CONNECT_TIMEOUT", "1")
+    for name, hosts in {"distributed": lab.hosts[1].address, "absent": f"{lab.absent_address},no-such-host"}.items():
+        stanza = {"class_name": DISTRIBUTED, "config": {"payload_version": 2, "remote_hosts": hosts}}
+        write_kernelspec(name, argv=LAUNCHER_ARGV, metadata={"process_proxy": stanza})
+    async with rolling_gateway(tmp_path) as gateway:
+        lost = await gateway.client.start_kernel("distributed")
+        await gateway.run(lost, "x = 42")
+        await gateway.kill()
+        Path(os.environ["JUPYTER_DATA_DIR"], "kernel_sessions", f"{lost}.json").unlink()
+        status, report = await offload(sweep)
+        assert f"on {lab.hosts[1].address}: removed" in report
+        assert (status, report.count("could not be asked: ")) == (1, 1), report
+        assert lab.absent_address in report
+        assert "no-such-host" in report
+        await eventually(lambda: traces_of(lost) == [])
+        await gateway.start()
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clusters import ssh_hosts
+from tests.support import requirements
 
 from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, THIRD_PARTY_REMOTE, Backend, distributed_on
 
@@ -22,7 +22,7 @@ ON_HOSTS = EVERY[-1:]
 @pytest.fixture(scope="session", autouse=True)
 def _hosts_before_any_test(request: pytest.FixtureRequest) -> None:
     """Bring the SSH hosts up before a test's leftovers are looked for: they are not the first test's."""
-    if not ssh_hosts.why_not():
+    if not requirements.missing("ssh"):
         request.getfixturevalue("lab")
 
 

@@ -88,18 +88,22 @@ async def test_an_interrupt_stops_the_cell_and_not_the_kernel(backend: Backend) 
 
 
 async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
-    """The websocket hears of the restart and talks to the new process, whose variables are gone."""
+    """The websocket talks to the new process, whose variables are gone; nothing is said that looks like a death."""
     name = backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name)
         websocket = await gateway.websocket(kernel_id)
-        first, _ = await websocket.execute("import os; x = 1; print(os.getpid())")
+        process = "import os, socket; print(f'{socket.gethostname()}/{os.getpid()}', 'x' in globals())"
+        first, _ = await websocket.execute(f"{process}; x = 1")
         before = gateway.app.kernel_manager.get_kernel(kernel_id).get_connection_info()
         await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST", {})
         after = gateway.app.kernel_manager.get_kernel(kernel_id).get_connection_info()
-        second, _ = await websocket.execute("import os; print(os.getpid(), 'x' in globals())")
+        info = await websocket.send("kernel_info_request", {})
+        heard = await websocket.receive_until("kernel_info_reply", parent=info)
+        assert not {"restarting", "dead"} & {message["content"].get("execution_state") for message in heard}
+        second, _ = await websocket.execute(process)
         assert second.split()[1] == "False"
-        assert second.split()[0] != first.strip()
+        assert second.split()[0] != first.split()[0]
         if backend.is_remote:
             ports = [entry for entry in before if entry.endswith("_port")]
             assert len(ports) == 5
@@ -109,7 +113,7 @@ async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
 
 
 async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend, expect_log: Any) -> None:
-    """A crash is noticed by itself; the client is told and goes on with a fresh kernel."""
+    """A crash is noticed by itself; the client gets an error as reply, is told and goes on with a fresh kernel."""
     name = backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name)
@@ -118,11 +122,29 @@ async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend, 
         states = []
         with expect_log("has died: its process .*; restart 1 of 5"):
             await websocket.send("execute_request", {"code": "import os; os._exit(7)", "silent": False})
+            queued = await websocket.send("execute_request", {"code": "1", "silent": False})
+            replies = {}
             while "restarting" not in states:
                 message = await websocket.receive()
                 if message["msg_type"] == "status":
                     states.append(message["content"]["execution_state"])
+                elif message["msg_type"] == "execute_reply":
+                    replies[message["parent_header"]["msg_id"]] = message["content"]
+        assert [reply["ename"] for reply in replies.values()] == ["KernelDied", "KernelDied"]
+        assert queued in replies
         assert (await websocket.execute("6 * 7"))[0] == "42"
+
+
+async def test_a_kernel_that_dies_for_good_leaves_nobody_waiting(backend: Backend, expect_log: Any) -> None:
+    """Without automatic restarts what it was asked is replied to with an error; so is what comes afterwards."""
+    name = backend.kernelspec()
+    async with running_gateway(config={**CONFIG, "RemoteKernelManager": {"autorestart": False}}) as gateway:
+        kernel_id = await start(gateway, name)
+        websocket = await gateway.websocket(kernel_id)
+        with expect_log("is dead: its process "):
+            assert (await websocket.execute("import os; os._exit(7)"))[1]["ename"] == "KernelDied"
+            assert (await websocket.execute("6 * 7"))[1]["ename"] == "KernelDied"
+        await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
 
 
 async def test_a_kernel_outlives_a_cut_link(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.clusters import r, toree
+from tests.clusters import toree
 from tests.support.gateway import Gateway, KernelSocket, running_gateway
 
 from .backends import REPOSITORY
@@ -38,7 +38,6 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """A language's kernelspec, and how one says a few things in it."""
     monkeypatch.setenv("EG_RESPONSE_IP", "127.0.0.1")
     if request.param == "r":
-        r.install()
         install("R_distributed", PYSPARK_PYTHON=sys.executable)  # runs the launcher's listener
         return {
             "name": "r_distributed",

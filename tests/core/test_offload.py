@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from enterprise_gateway.core.offload import offload, uninterrupted
+from enterprise_gateway.core.offload import THREADS_PER_PLACE, offload, offload_to, uninterrupted
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 async def cancel_often(task: asyncio.Task[None], times: int) -> None:
@@ -56,3 +61,41 @@ async def test_results_and_errors_pass() -> None:
     assert await uninterrupted(work(1)) == 1
     with pytest.raises(ZeroDivisionError):
         await uninterrupted(work(0))
+
+
+async def test_a_place_that_does_not_answer_holds_up_nobody_else() -> None:
+    """More calls than it has threads: other places and this machine's own work go on, and it takes them in turn."""
+    answer = threading.Event()
+    calls = [asyncio.create_task(offload_to("dead", answer.wait, 30)) for _ in range(3 * THREADS_PER_PLACE)]
+    await asyncio.sleep(0.1)
+    assert threads_for("dead") == THREADS_PER_PLACE
+    assert await asyncio.wait_for(offload_to("alive", int, "1"), 5) == 1
+    assert await asyncio.wait_for(offload(int, "2"), 5) == 2
+    assert not any(call.done() for call in calls)
+    answer.set()
+    assert all(await asyncio.gather(*calls))
+
+
+async def test_a_place_at_rest_has_no_threads() -> None:
+    """However many hosts there are, only those that are asked something cost anything, errors or not."""
+    await asyncio.gather(*(offload_to(f"host-{number}", time.sleep, 0.01) for number in range(100)))
+    with pytest.raises(ValueError, match="nonsense"):
+        await offload_to("host-1", int, "nonsense")
+    while threads_for("host-"):
+        await asyncio.sleep(0.01)
+
+
+def test_a_call_when_python_ends_is_made_at_once() -> None:
+    """Notebook clients tidy up in an exit handler, when no thread takes work any more."""
+    script = (
+        "import asyncio, atexit; from enterprise_gateway.core.offload import offload, offload_to; "
+        "atexit.register(lambda: asyncio.run(offload(print, 'here'))); "
+        "atexit.register(lambda: asyncio.run(offload_to('host', print, 'there'))); asyncio.run(offload(print, 'first'))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.stderr) == (["first", "there", "here"], "")
+
+
+def threads_for(place: str) -> int:
+    return sum(thread.name.startswith(f"eg-for-{place}") for thread in threading.enumerate())

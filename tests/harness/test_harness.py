@@ -176,3 +176,27 @@ def test_a_skip_fails_in_ci_only(tmp_path: Path, body: str) -> None:
     in_ci = run_suite(tmp_path, body, CI="true")
     assert in_ci.returncode in {1, 2}
     assert "no cluster here" in in_ci.stdout
+
+
+def test_a_missing_program_is_named_with_its_package(tmp_path: Path) -> None:
+    """A test is skipped for what this machine lacks, and the last line of the run says what to install."""
+    body = "import pytest\n@pytest.mark.browser\ndef test(): raise AssertionError\n"
+    result = run_suite(tmp_path, body, PATH="/nonexistent")
+    assert result.returncode == 0, result.stdout
+    assert "needs chromium, chromedriver (Debian: chromium chromium-driver)" in result.stdout
+    assert result.stdout.rstrip().endswith("; on Debian: apt install chromium chromium-driver")
+
+
+@pytest.mark.parametrize(
+    "waiting", ["await asyncio.sleep(60)", "await asyncio.to_thread(event.wait, 3)", "event.wait(60)"]
+)
+def test_a_test_that_takes_too_long_fails_alone(tmp_path: Path, waiting: str) -> None:
+    """The time-out ends one test, wherever it waits; the run goes on."""
+    body = (
+        "import asyncio, threading, pytest\nevent = threading.Event()\n"
+        f"@pytest.mark.timeout(1, func_only=True)\nasync def test_slow():\n    {waiting}\n"
+        "async def test_other(): await asyncio.sleep(0)\n"
+    )
+    result = run_suite(tmp_path, body)
+    assert "1 failed, 1 passed" in result.stdout, result.stdout + result.stderr
+    assert "Timeout" in result.stdout

@@ -18,6 +18,7 @@ from tests.contract.test_contract import nothing_left
 from tests.kernels.test_lifecycle import CONFIG, state_of
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.proxies import CarelessProxy
 from tests.support.tinyfarm import tiny_kernels
 
 LAUNCH = [sys.executable, str(LAUNCHER), *LAUNCHER_OPTIONS]
@@ -163,4 +164,43 @@ async def test_a_remote_kernel_that_is_dead_for_good_can_be_restarted(expect_log
         await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST", {})
         websocket = await gateway.websocket(kernel_id)
         assert (await websocket.execute("1 + 1"))[0] == "2"
+        await delete(gateway, kernel_id)
+
+
+async def test_a_back_ends_plain_methods_are_called_one_at_a_time(expect_log: Any) -> None:
+    """Whoever asks for what; the loop goes on meanwhile, and polls asked for at once are one."""
+    write_kernelspec(
+        "careless", metadata={"process_proxy": {"class_name": f"{CarelessProxy.__module__}.CarelessProxy"}}
+    )
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await gateway.start_kernel("careless")
+        kernel = gateway.app.kernel_manager.get_kernel(kernel_id)
+        before, began = CarelessProxy.polls, time.monotonic()
+        polls = [asyncio.create_task(kernel.is_alive()) for _ in range(40)]
+        interrupts = [asyncio.create_task(gateway.fetch(f"/api/kernels/{kernel_id}/interrupt", "POST")) for _ in "ab"]
+        assert all(await asyncio.gather(*polls))
+        assert [response.code for response in await asyncio.gather(*interrupts)] == [204, 204]
+        assert CarelessProxy.polls - before < 10
+        assert time.monotonic() - began < 5
+        await asyncio.gather(*(gateway.fetch(f"/api/kernels/{kernel_id}/{what}", "POST") for what in ("restart",) * 2))
+        await delete(gateway, kernel_id)
+    assert CarelessProxy.most_inside == 1
+    assert CarelessProxy.inside == 0
+
+
+async def test_a_back_end_that_hangs_holds_up_its_own_kernels_only() -> None:
+    """While its poll takes long, other kernels start, answer and end, and its own are listed."""
+    stanza = {"class_name": f"{CarelessProxy.__module__}.CarelessProxy", "config": {"seconds": 3}}
+    write_kernelspec("hanging", metadata={"process_proxy": stanza})
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await gateway.start_kernel("hanging")
+        kernel = gateway.app.kernel_manager.get_kernel(kernel_id)
+        await asyncio.sleep(0.1)
+        assert CarelessProxy.inside == 1
+        polls = [asyncio.create_task(kernel.is_alive()) for _ in range(200)]
+        other = await gateway.start_kernel()
+        assert {model["id"] for model in await gateway.call("/api/kernels")} == {kernel_id, other}
+        await gateway.call(f"/api/kernels/{other}", "DELETE", status=204)
+        assert not all(poll.done() for poll in polls)
+        await asyncio.gather(*polls)
         await delete(gateway, kernel_id)

@@ -39,6 +39,10 @@ async def use(gateway: Gateway, kernel_id: str, code: str) -> str:
     websocket = await gateway.websocket(kernel_id)
     text, reply = await websocket.execute(code, timeout=110)
     assert reply["status"] == "ok"
+    while "print(" in code and not text:  # ipykernel says "idle" first when its threads wait long for a processor
+        message = await websocket.receive(60)
+        assert message is not None
+        text = message["content"].get("text", "")
     return text
 
 

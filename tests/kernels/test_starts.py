@@ -77,6 +77,20 @@ async def test_a_path_is_the_working_directory_within_the_root(witness: Path) ->
             assert cwd == str(expected), path
 
 
+async def test_any_directory_is_below_the_root_directory(witness: Path) -> None:
+    """With root_dir="/" the path is taken as it is."""
+    (witness / "deep").mkdir()
+    config = {**CONFIG, "RemoteMappingKernelManager": {"root_dir": "/"}}
+    async with running_gateway(config=config) as gateway:
+        for path, expected in [
+            (f"{witness}/deep", witness / "deep"),
+            (f"{witness}/not/there", witness),
+            ("", Path("/")),
+        ]:
+            cwd, _ = await witnessed(gateway, witness, path=path)
+            assert cwd == str(expected), path
+
+
 async def test_captured_headers_reach_the_back_end(tmp_path: Path, witness: Path) -> None:
     """Headers that kernel_headers names are handed to launch_process, in its spelling, and no others."""
     argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]

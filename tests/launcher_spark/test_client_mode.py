@@ -12,7 +12,7 @@ from enterprise_gateway.core.offload import offload
 from tests.clusters import toree
 from tests.support.launchers import launched
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.spark, pytest.mark.scala, pytest.mark.slow, pytest.mark.timeout(300)]
 
 KERNELSPECS = toree.REPOSITORY / "etc" / "kernelspecs"
 

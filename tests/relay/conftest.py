@@ -15,6 +15,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from enterprise_gateway.core.errors import NotFoundError
+from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernels.websocket import default_handlers
 from enterprise_gateway.transport.channels import ChannelLimits, KernelChannels
 from enterprise_gateway.transport.zmqsocket import make_context
@@ -45,9 +46,13 @@ class Relay:
     def listen(self) -> None:
         self._application = Application(default_handlers, kernel_manager=self)
         self._server = HTTPServer(self._application)
-        sockets = bind_sockets(0, "127.0.0.1")
-        self.port = sockets[0].getsockname()[1]
+        self.port = self.listen_on("127.0.0.1")
+
+    def listen_on(self, address: str) -> int:
+        """Listen on another address, too; return the port."""
+        sockets = bind_sockets(0, address)
         self._server.add_sockets(sockets)
+        return int(sockets[0].getsockname()[1])
 
     def configure(self, **settings: Any) -> None:
         """Change settings of the web application."""
@@ -72,9 +77,11 @@ class Relay:
             await channels.ready(5)
         return kernel_id, channels
 
-    async def open(self, kernel_id: str, session_id: str = "", **options: Any) -> WebSocketClient:
+    async def open(
+        self, kernel_id: str, session_id: str = "", *, port: int | None = None, **options: Any
+    ) -> WebSocketClient:
         query = f"?session_id={session_id}" if session_id else ""
-        return await WebSocketClient.connect(self.port, f"/api/kernels/{kernel_id}/channels{query}", **options)
+        return await WebSocketClient.connect(port or self.port, f"/api/kernels/{kernel_id}/channels{query}", **options)
 
     async def close(self) -> None:
         for kernel in self.kernels.values():
@@ -82,7 +89,7 @@ class Relay:
         await asyncio.sleep(0.02)  # clients that still read answer the close
         self._server.stop()
         await self._server.close_all_connections()
-        self._stack.close()
+        await offload(self._stack.close)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from enterprise_gateway.core.offload import offload
-from enterprise_gateway.services.kernels.keepalive import Keepalive
 from enterprise_gateway.transport.channels import KernelChannels
 from tests.support.tinykernel import TinyKernel
 from tests.support.wsclient import HandshakeError, WebSocketClient, random_id, texts, types
@@ -82,11 +81,9 @@ async def test_plain_get(relay):
 
 
 async def test_pings(relay):
-    """A client that answers pings stays; one that does not is closed."""
+    """With a limit on silence a client that answers pings stays, and one that does not is closed."""
     kernel_id, channels = await relay.add()
-    keepalive = Keepalive(0.05)
-    keepalive.timeout = 1.0
-    relay.configure(eg_keepalive=keepalive, ws_ping_interval=50)
+    relay.configure(ws_ping_interval=50, eg_ws_ping_timeout=1)
     async with await relay.open(kernel_id, "lives") as lives:
         dead = await relay.open(kernel_id, "dead")
         await lives.pending(0.25)

@@ -78,7 +78,7 @@ async def test_debugger_comms_and_restart(relay, ipykernel):
         answer = (await client.until("comm_msg"))[-1]
         assert (answer["content"]["data"], answer["buffers"]) == ({"n": 1000}, [bytes(1000)])
 
-        channels.announce_state("restarting")
+        channels.hold()
         await ipykernel.stop()
         await ipykernel.start()
         channels.connect(replace(ipykernel.info))
@@ -102,10 +102,13 @@ async def test_subshells(relay, ipykernel, v1):
 
         await client.run("import threading; go = threading.Event()", timeout=20)
         busy = client.execute("print('main', go.wait(20))")
-        code = "import threading; print(threading.current_thread() is threading.main_thread()); go.set()"
+        await client.until("execute_input", busy, timeout=20)
+        code = "import threading; print(threading.current_thread() is threading.main_thread())"
         answers = await client.run(code, timeout=20, subshell_id=subshell)
         assert texts(answers) == "False\n"
         assert {m["parent_header"]["subshell_id"] for m in answers} == {subshell}
+        assert channels.execution_state == "busy"  # the main shell is
+        await client.run("go.set()", timeout=20, subshell_id=subshell)
         assert texts(await client.finish(busy, timeout=20)) == "main True\n"
 
         for request in ("list_subshell", "delete_subshell", "list_subshell"):

@@ -20,6 +20,7 @@ from tests.clusters.load_balancers import LOAD_BALANCERS, free_ports
 from tests.clusters.postgres import PostgresServer, running_postgres
 from tests.support.gateway import Client, KernelSocket
 from tests.support.processes import ServerProcess, gateway_process
+from tests.support.requirements import skip_without
 
 STORE = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
 
@@ -129,6 +130,16 @@ class Replicas:
         self.processes[number].process.send_signal(signal.SIGKILL)
         self.processes[number].process.wait()
 
+    @contextlib.contextmanager
+    def frozen(self, number: int) -> Iterator[None]:
+        """Have a replica stand still in the block."""
+        process = self.processes[number].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     def start_again(self, number: int) -> None:
         """Start a replica that has ended; blocks."""
         self.processes[number] = self._process(number)
@@ -173,7 +184,7 @@ class Replicas:
         marker = str(self.directory).encode()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if marker in (entry / "environ").read_bytes():
+                if any(marker in (entry / name).read_bytes() for name in ("environ", "cmdline")):
                     os.kill(int(entry.name), signal.SIGKILL)
             except OSError:
                 continue
@@ -182,6 +193,7 @@ class Replicas:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """Return a server that all tests of the session share."""
+    skip_without("postgres")
     with running_postgres() as server:
         yield server
 
@@ -204,6 +216,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 @pytest.fixture
 async def replicas(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
     """Return replicas that are not started yet."""
+    skip_without("haproxy")
     running = Replicas(tmp_path, database_url)
     try:
         yield running

@@ -145,6 +145,7 @@ class Replica(web.RequestHandler):
         self.set_status(self.code)
 
 
+@pytest.mark.needs("haproxy")
 async def test_a_get_that_a_replica_refuses_goes_to_another(tmp_path):
     """With the documented HAProxy; a request that may have had an effect is not sent twice."""
     ports = free_ports(2)

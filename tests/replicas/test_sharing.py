@@ -46,9 +46,14 @@ async def test_a_kernel_of_one_replica_is_used_through_the_other(replicas):
 
     await eventually(both_count_both_websockets)
     pid = int((await here.execute("import os; os.getpid()"))[0])
+    others = [await one.websocket(kernel_id), await two.websocket(kernel_id)]
     await restart(two, kernel_id)
     texts = [(await socket.execute("'x' in globals()"))[0] for socket in (here, there)]
     assert texts == ["False", "False"]
+    for other in others:  # nothing looks like a death
+        heard = await other.receive_until("execute_input")
+        assert "restarting" not in {message["content"].get("execution_state") for message in heard}
+        other.close()
     new_pid = int((await here.execute("import os; os.getpid()"))[0])
     assert new_pid != pid
     assert not os.path.exists(f"/proc/{pid}")
@@ -87,6 +92,23 @@ async def test_the_life_of_a_session_on_all_replicas(replicas):
     assert [kernel["id"] for kernel in await one.call("/api/kernels")] == [changed["kernel"]["id"]]
     await one.call(path, "DELETE", status=204)
     await two.call(path, status=404)
+    assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
+
+
+async def test_a_session_is_for_a_kernel_that_another_replica_started(replicas):
+    """POST with the id of a kernel of one replica is answered by the other with that kernel, in the same model."""
+    one, two = await replicas.start()
+    kernel_id = await one.start_kernel()
+    body = {"path": "a", "type": "console", "name": "A", "kernel": {"id": kernel_id}}
+    session = await two.call("/api/sessions", "POST", body, status=201)
+    assert session["kernel"]["id"] == kernel_id
+    seen = await one.call(f"/api/sessions/{session['id']}")
+    assert [{**model, "kernel": None} for model in (session, seen)] == [
+        {"id": session["id"], "path": "a", "name": "A", "type": "console", "kernel": None}
+    ] * 2
+    assert [kernel["id"] for kernel in await one.call("/api/kernels")] == [kernel_id]
+    await two.call("/api/sessions", "POST", {**body, "path": "b", "kernel": {"id": "1-2-3-4-5"}}, status=404)
+    await one.call(f"/api/sessions/{session['id']}", "DELETE", status=204)
     assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
 
 
@@ -154,15 +176,23 @@ async def test_a_client_that_goes_away_at_the_very_end_of_a_start_leaves_no_kern
 
 
 async def test_a_kernel_that_dies_is_restarted_once(replicas):
-    """One replica restarts a kernel whose process was killed; websockets of both find the new one."""
+    """One replica restarts a kernel whose process was killed; clients of both are told and find the new one."""
     one, two = await replicas.start()
     kernel_id = await one.start_kernel()
     sockets = [await one.websocket(kernel_id), await two.websocket(kernel_id)]
     pid = int((await sockets[0].execute("import os; os.getpid()"))[0])
     await sockets[1].execute("pass")
+    content = {"code": "import time; time.sleep(60)", "silent": False}
+    asked = [await sockets[0].send("execute_request", content)]
+    await sockets[0].receive_until("execute_input", parent=asked[0])
+    asked.append(await sockets[1].send("execute_request", content))
+    await asyncio.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
-    for socket in sockets:
-        await socket.receive_until("status")
+    for socket, request in zip(sockets, asked, strict=True):
+        heard = await socket.receive_until("execute_reply", parent=request)
+        assert heard[-1]["content"]["ename"] == "KernelDied"
+        while heard[-1]["content"].get("execution_state") != "restarting":
+            heard = await socket.receive_until("status")
     pids = [int((await socket.execute("import os; os.getpid()"))[0]) for socket in sockets]
     assert pids[0] == pids[1] != pid
     assert replicas.output.count("has died") == 1
@@ -226,7 +256,7 @@ async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
     assert processes_of(kernel_id) == []
 
 
-@pytest.mark.parametrize("load_balancer", ["haproxy", "nginx"])
+@pytest.mark.parametrize("load_balancer", ["haproxy", pytest.param("nginx", marks=pytest.mark.needs("nginx"))])
 async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
     """Clients of a replica that was killed go on through the other one within 5 s, and it looks after the kernels."""
     replicas.load_balancer = load_balancer

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from tornado.httpclient import HTTPClientError
 from tornado.websocket import websocket_connect
 
 from tests.support.gateway import running_gateway
+from tests.support.kernelspecs import write_kernelspec
 
 UNAUTHORIZED = {"reason": "Unauthorized", "message": ""}
 
@@ -149,3 +152,68 @@ async def test_without_a_token_loopback_answers_to_its_own_names_only(
         response = await gateway.fetch("/api", headers={"Host": host})
         assert response.code == status
         assert set(json.loads(response.body)) in ({"version", "gateway_version"}, {"reason", "message"})
+
+
+async def test_head_is_answered_where_get_is() -> None:
+    """HEAD has the status and headers of GET and no body; where there is no GET, and for websockets, it is 405."""
+    write_kernelspec("plain", files={"logo-64x64.png": b"png"})
+    async with running_gateway(config={"EnterpriseGatewayApp": {"list_kernels": True}}) as gateway:
+        kernel_id = await gateway.start_kernel()
+        body = {"path": "a", "type": "notebook", "kernel": {"id": kernel_id}}
+        session = await gateway.call("/api/sessions", "POST", body, status=201)
+        for path, status in (
+            ("/api", 200),
+            ("/api/swagger.json", 200),
+            ("/api/kernelspecs", 200),
+            ("/api/kernelspecs/plain", 200),
+            ("/kernelspecs/plain/logo-64x64.png", 200),
+            ("/api/kernels", 200),
+            (f"/api/kernels/{kernel_id}", 200),
+            ("/api/kernels/1-2-3-4-5", 404),
+            ("/api/sessions", 200),
+            (f"/api/sessions/{session['id']}", 200),
+            ("/nowhere", 404),
+        ):
+            get, head = await gateway.fetch(path), await gateway.fetch(path, "HEAD")
+            assert (head.code, head.body) == (get.code, b"") == (status, b""), path
+            for name in ("Content-Length", "Content-Type", "Etag"):
+                assert head.headers.get(name) == get.headers.get(name), (path, name)
+        for path, allowed in (("interrupt", "POST, OPTIONS"), ("channels", "GET, OPTIONS")):
+            refused = await gateway.fetch(f"/api/kernels/{kernel_id}/{path}", "HEAD")
+            assert (refused.code, refused.headers["Allow"]) == (405, allowed)
+        gateway.app.list_kernels = False
+        assert (await gateway.fetch("/api/kernels", "HEAD")).code == 403
+
+
+@pytest.mark.parametrize("base_url", ["/übung 1/日本", "/%C3%BCbung%201/%e6%97%a5%e6%9c%ac/"])
+async def test_a_base_url_in_any_script_is_served_in_the_form_that_requests_have(base_url: str) -> None:
+    """However it is written in the option: requests encode it, in either case, and links in answers are encoded."""
+    async with running_gateway(config={"EnterpriseGatewayApp": {"base_url": base_url}}) as gateway:
+        root = f"http://127.0.0.1:{gateway.app.port}"
+        gateway.url = root + quote("/übung 1/日本")
+        created = await gateway.fetch("/api/kernels", "POST", {})
+        kernel_id = json.loads(created.body)["id"]
+        assert unquote(created.headers["Location"]) == f"/übung 1/日本/api/kernels/{kernel_id}"
+        assert created.headers["Location"].isascii()
+        socket = await gateway.websocket(kernel_id)
+        assert (await socket.execute("print(6 * 7)"))[0].strip() == "42"
+        resources = (await gateway.call("/api/kernelspecs/python3"))["resources"]
+        for url in resources.values():
+            assert (await gateway.http.fetch(root + url)).code == 200
+        gateway.url = root + quote("/übung 1/日本").lower()
+        await gateway.call("/api")
+        gateway.url = root
+        assert (await gateway.fetch("/api")).code == 404
+        _, port = root.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+        writer.write("GET /übung%201/日本/api HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        assert b" 200 OK" in await reader.readline(), "as curl sends it"
+        writer.close()
+
+
+async def test_a_base_url_is_no_pattern() -> None:
+    """A dot stands for itself, and so do parentheses and a plus."""
+    async with running_gateway(config={"EnterpriseGatewayApp": {"base_url": "/a.b/c+(d)"}}) as gateway:
+        await gateway.call("/api")
+        gateway.url = gateway.url.replace("a.b", "axb")
+        assert (await gateway.fetch("/api")).code == 404

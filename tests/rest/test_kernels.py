@@ -60,7 +60,9 @@ async def test_listing_kernels_is_forbidden_unless_switched_on() -> None:
     """Without list_kernels, GET /api/kernels is 403; the option takes effect on the next request."""
     async with running_gateway(config=options(list_kernels=False)) as gateway:
         refused = await gateway.call("/api/kernels", status=403)
-        assert refused == {"reason": "Forbidden", "message": "Forbidden"}
+        sentence = "This is not listed unless the gateway's option list_kernels (EG_LIST_KERNELS) is on."
+        assert refused == {"reason": "Forbidden", "message": sentence}
+        assert await gateway.call("/api/sessions", status=403) == refused
         gateway.app.list_kernels = True
         assert await gateway.call("/api/kernels") == []
 
@@ -325,7 +327,7 @@ async def test_methods_and_paths_that_do_not_exist_are_answered_as_json() -> Non
         for path in ("/", "/tree", "/api/", "/api/contents", "/api/status", "/metrics", "/login"):
             assert await gateway.call(path, status=404) == {"reason": "Not Found", "message": ""}
         assert (await gateway.call("/api/kernels", "PUT", {}, status=405))["reason"] == "Method Not Allowed"
-        assert (await gateway.fetch("/api/kernels/1-2-3-4-5", "HEAD")).code == 405
+        assert (await gateway.fetch("/api/kernels/1-2-3-4-5/interrupt", "HEAD")).code == 405
 
 
 async def test_answers_carry_their_type_and_no_content_security_policy() -> None:

@@ -55,11 +55,11 @@ ANYTHING = {
 
 
 async def test_a_session_of_the_legacy_form_lives_and_ends() -> None:
-    """POST 201 with the model of version 3, list shows it, DELETE ends session and kernel, then 410."""
+    """POST 201 with the model, list shows it, DELETE ends session and kernel, then 410."""
     async with running_gateway(config=CONFIG) as gateway:
         session = await gateway.call("/api/sessions", "POST", LEGACY, status=201)
-        assert set(session) == {"id", "notebook", "kernel"}
-        assert session["notebook"] == {"path": "anywhere"}
+        assert set(session) == {"id", "path", "name", "type", "notebook", "kernel"}
+        assert session["notebook"] == {"path": "anywhere", "name": None}
         assert session["kernel"]["name"] == "python3"
         assert await gateway.call("/api/sessions") == [session]
         await gateway.call(f"/api/sessions/{session['id']}", "DELETE", status=204)
@@ -81,6 +81,52 @@ async def test_a_session_is_shown_changed_and_found_again_by_its_path() -> None:
         replaced = await gateway.call(path, "PATCH", {"kernel": {"name": "python3"}})
         assert replaced["kernel"]["id"] != session["kernel"]["id"]
         assert [kernel["id"] for kernel in await gateway.call("/api/kernels")] == [replaced["kernel"]["id"]]
+
+
+async def test_a_session_is_for_the_running_kernel_that_its_request_names() -> None:
+    """POST with a kernel's id starts nothing: the session has that kernel, and its model is jupyter_server's."""
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await gateway.start_kernel()
+        body = {"path": "a-console", "type": "console", "name": "A", "kernel": {"id": kernel_id, "name": "ignored"}}
+        session = await gateway.call("/api/sessions", "POST", body, status=201)
+        (kernel,) = await gateway.call("/api/kernels")
+        assert kernel["id"] == kernel_id
+        console = {"id": session["id"], "path": "a-console", "name": "A", "type": "console", "kernel": kernel}
+        assert session == await gateway.call(f"/api/sessions/{session['id']}") == console
+        second = await gateway.call("/api/sessions", "POST", {**BODY, "kernel": {"id": kernel_id}}, status=201)
+        notebook = {"path": "a.ipynb", "name": None, "type": "notebook", "kernel": kernel}
+        assert second == {"id": second["id"], **notebook, "notebook": {"path": "a.ipynb", "name": None}}
+        assert await gateway.call("/api/sessions") == [session, second]
+        await gateway.call(f"/api/sessions/{session['id']}", "DELETE", status=204)
+        assert await gateway.call("/api/sessions") == await gateway.call("/api/kernels") == []
+
+
+async def test_a_session_for_a_kernel_that_is_not_there_is_not_made() -> None:
+    """POST with the id of no kernel is 404 with a sentence, also when a kernelspec is named; nothing is started."""
+    async with running_gateway(config=CONFIG) as gateway:
+        for kernel_id in ("1-2-3-4-5", "../x", "f" * 36):
+            body = {**BODY, "kernel": {"id": kernel_id, "name": "python3"}}
+            answer = await gateway.call("/api/sessions", "POST", body, status=404)
+            assert answer == {"reason": "Not Found", "message": f"Kernel does not exist: {kernel_id}"}
+        assert await gateway.call("/api/sessions") == await gateway.call("/api/kernels") == []
+        empty = {**BODY, "kernel": {"id": "", "name": ""}}
+        assert (await gateway.call("/api/sessions", "POST", empty, status=201))["kernel"]["name"] == "python3"
+
+
+async def test_every_entry_of_a_session_can_be_changed() -> None:
+    """PATCH of path, name and type, and of the kernel's id, which stops the kernel that is replaced."""
+    async with running_gateway(config=CONFIG) as gateway:
+        session = await gateway.call("/api/sessions", "POST", BODY, status=201)
+        path, other = f"/api/sessions/{session['id']}", await gateway.start_kernel()
+        change = {"path": "b", "name": "B", "type": "console", "kernel": {"id": other, "name": "ignored"}}
+        changed = await gateway.call(path, "PATCH", change)
+        kernels = await gateway.call("/api/kernels")
+        assert [kernel["id"] for kernel in kernels] == [other]
+        expected = {"id": session["id"], "path": "b", "name": "B", "type": "console", "kernel": kernels[0]}
+        assert changed == await gateway.call(path) == expected
+        legacy = await gateway.call(path, "PATCH", {"notebook": {"path": "c.ipynb"}})
+        notebook = {"path": "c.ipynb", "type": "notebook", "notebook": {"path": "c.ipynb", "name": "B"}}
+        assert legacy == {**expected, **notebook}
 
 
 @pytest.mark.parametrize(

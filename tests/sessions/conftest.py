@@ -22,6 +22,7 @@ from enterprise_gateway.services.sessions.kernelsessionmanager import (
 )
 from tests.clusters.postgres import PostgresServer, running_postgres
 from tests.support.loops import LoopRunner
+from tests.support.requirements import skip_without
 
 from .webservice import SessionService
 
@@ -62,6 +63,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> No
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """Return a server that all tests of the session share; each makes its own schema by its own database."""
+    skip_without("postgres")
     with running_postgres() as server:
         yield server
 

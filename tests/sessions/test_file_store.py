@@ -123,7 +123,7 @@ async def test_remains_of_killed_writers_are_removed(make, tmp_path):
     """Unfinished files of a writer that was killed go when they are a minute old; younger ones may be in the making."""
     directory = tmp_path / "kernel_sessions"
     directory.mkdir(mode=0o700)
-    old, young = (directory / f".{a_kernel_id()}.json.{n}.0123abcd.tmp" for n in (1, 2))
+    old, young = (directory / f".{a_kernel_id()}.json.{os.getpid()}.0123abcd.tmp" for _ in range(2))
     for path in (old, young):
         path.touch()
     os.utime(old, (time.time() - 100, time.time() - 100))

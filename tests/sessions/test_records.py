@@ -61,3 +61,8 @@ def test_without_a_name_it_is_the_user_that_the_gateway_runs_as(kwargs, monkeypa
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "mallory")
     assert KernelSessionManager.get_kernel_username(**kwargs) == gateway_user() != "mallory"
+
+
+def test_a_record_knows_its_kernel():
+    """One that does not name its kernel is that of the kernel it is filed under: nobody who reads it stumbles."""
+    assert as_loaded({"k": {"kernel_name": "python3"}}) == {"k": {"kernel_name": "python3", "kernel_id": "k"}}

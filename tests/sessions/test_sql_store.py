@@ -47,6 +47,21 @@ async def test_of_many_that_ask_one_gets_the_lease(kind, make):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_websockets_of_a_kernel_that_is_gone_are_not_counted(kind, make):
+    """What a replica tells of a kernel after another one has removed it does not stay, not even a count of none."""
+    one, two, kernel_id = make(kind), make(kind), a_kernel_id()
+    await two.acquire_lease(kernel_id, "two", 60)
+    await two.record_phase(kernel_id, "starting", **a_start())
+    await one.beat("one", {}, {kernel_id: 3})
+    assert (await two.fetch_kernels("two"))[kernel_id].connections == 3
+    await two.forget_session(kernel_id)
+    await one.beat("one", {}, {kernel_id: 1})
+    await two.acquire_lease(kernel_id, "two", 60)
+    await two.record_phase(kernel_id, "starting", **a_start())
+    assert (await two.fetch_kernels("two"))[kernel_id].connections == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_renewal_tells_which_leases_are_left(kind, make):
     """Renewing prolongs leases, also expired ones nobody took; what another has taken over is not among the result."""
     one, two = make(kind), make(kind)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from enterprise_gateway.core.offload import offload
+from enterprise_gateway.core.offload import THREADS_PER_PLACE, offload
 from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
 from tests.clusters.ssh_hosts import Host, HostLab
 from tests.support.gateway import Gateway, running_gateway
@@ -157,6 +157,27 @@ async def test_an_unreachable_host_is_skipped(
         assert time.monotonic() - started < 12
 
 
+async def test_a_host_that_never_answers_holds_up_nobody_else(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    """With more starts waiting for it than it has threads, kernels start here and on other hosts as ever."""
+    monkeypatch.setenv("EG_SSH_CONNECT_TIMEOUT", "20")
+    spec("frozen", remote_hosts=hosts[2].address)
+    spec("fine", remote_hosts=hosts[1].address)
+    async with running_gateway() as gateway:
+        with hosts[2].frozen(), expect_log("cannot be started on|could not be started on any host"):
+            starts = [
+                asyncio.create_task(gateway.fetch("/api/kernels", "POST", {"name": "frozen"}))
+                for _ in range(THREADS_PER_PLACE + 10)
+            ]
+            await asyncio.sleep(2)
+            assert "python3" in (await gateway.call("/api/kernelspecs"))["kernelspecs"]
+            async with kernel(gateway, "python3"), kernel(gateway, "fine") as there:
+                assert await hostname_of(gateway, there) == "egssh2"
+            assert not any(start.done() for start in starts)
+            assert {response.code for response in await asyncio.gather(*starts)} == {500}
+
+
 async def test_an_error_names_each_hosts_reason(
     hosts: list[Host], lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
@@ -249,6 +270,23 @@ async def test_a_kernel_is_known_to_be_dead_soon(hosts: list[Host], expect_log: 
         text, _ = await socket.execute("import socket; print(socket.gethostname())")
         assert text == "egssh2\n"
         await gateway.fetch(f"/api/kernels/{kernel_id}", "DELETE")
+
+
+async def test_a_kernel_that_dies_for_good_takes_its_children_with_it(hosts: list[Host], expect_log: Any) -> None:
+    """Also when it is not restarted, on a host as on this machine."""
+    async with running_gateway(config={"RemoteKernelManager": {"autorestart": False}}) as gateway:
+        kernel_id = await gateway.start_kernel("distributed")
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("import os, subprocess; child = subprocess.Popen(['sleep', '9876'])")
+        assert hosts[0].processes("sleep 9876")
+        with expect_log("is dead"):
+            await socket.send("execute_request", {"code": "os.kill(os.getpid(), 9)", "silent": False})
+            await until(lambda: not hosts[0].processes("sleep 9876"), 20)
+            while (await socket.receive_until("status"))[-1]["content"]["execution_state"] != "dead":
+                pass
+        await gateway.fetch(f"/api/kernels/{kernel_id}", "DELETE")
+        while await socket.receive() is not None:
+            pass
 
 
 async def test_a_cut_link_does_not_end_a_kernel(
@@ -376,3 +414,31 @@ def test_the_startup_command_of_version_3_is_still_there() -> None:
     shown = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
     assert shown == "$HOME `id`|$(id) 'quoted'"
     assert start.endswith("python 'a b' >> /tmp/kernel-abc.log 2>&1 < /dev/null & echo $!\n")
+
+
+async def test_a_login_shell_that_runs_nothing_is_said(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, expect_log: Any
+) -> None:
+    """The error names host, user and what the shell said, and does not speak of a lost connection."""
+    monkeypatch.setenv("EG_REMOTE_USER", "nora")
+    async with running_gateway() as gateway:
+        message = await failure(gateway, expect_log, "distributed", 500)
+    for host in hosts:
+        said = "the login shell of nora does not run commands: This account is currently not available."
+        assert f"{host.address}: {said}" in message
+    assert "lost" not in message
+
+
+@pytest.mark.parametrize("way", ["itself", "by a shell"])
+async def test_a_script_with_windows_line_ends_is_said(
+    hosts: list[Host], lab: HostLab, expect_log: Any, way: str
+) -> None:
+    """The error names the script and what to do, besides what the host said of it."""
+    script = lab.folder / "logs" / ("run.sh" if way == "by a shell" else "run")
+    script.parent.mkdir(exist_ok=True)
+    script.write_bytes(b"#!/bin/sh\r\nexec sleep 60\r\n")
+    script.chmod(0o755)
+    spec("windows", argv=("sh", "-e", str(script)) if way == "by a shell" else (str(script),))
+    async with running_gateway() as gateway:
+        message = await failure(gateway, expect_log, "windows", 500)
+    assert f"{script} has Windows line ends (CR LF): convert it, for example with dos2unix. Last lines of" in message

@@ -17,7 +17,7 @@ from tests.support.gateway import Client
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.processes import REPOSITORY, ServerProcess, gateway_process
 
-pytestmark = [pytest.mark.ssh, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ssh, pytest.mark.kerberos, pytest.mark.slow, pytest.mark.timeout(300)]
 
 LAUNCHER = REPOSITORY / "etc" / "kernel-launchers" / "python" / "scripts" / "launch_ipykernel.py"
 PROXY = "enterprise_gateway.services.processproxies.distributed.DistributedProcessProxy"
@@ -66,8 +66,6 @@ class Site:
 @pytest.fixture(scope="module")
 def site(lab: HostLab) -> Iterator[Site]:
     """Have a realm, and two of the lab's hosts in it."""
-    if reason := kerberos.why_not():
-        pytest.skip(reason)
     paramiko = kerberos.paramiko_with_gssapi()
     with kerberos.realm() as realm:
         realm.add_host(lab.hosts[0].address)

@@ -134,3 +134,25 @@ def test_only_running_processes_are_alive(shell: str) -> None:
         living.kill()
         living.wait()
         zombie.wait()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_only_scripts_with_windows_line_ends_are_named(shell: str, tmp_path: Path) -> None:
+    """The program itself if it is a script, and shell scripts among its arguments; no binary, nothing that is fine."""
+    files = {
+        "it's a script": b"#!/bin/sh\r\nx\r\n",
+        "run.sh": b"# no interpreter\r\n",
+        "fine.sh": b"#!/bin/sh\nx\r\n",
+        "launch.py": b"#!/usr/bin/env python\r\n",
+        "binary": b"\x7fELF\r\n",
+        "empty.sh": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    words = [str(tmp_path / name) for name in (*files, "absent.sh")]
+    result = run(shell, shell_scripts.windows_script(words))
+    assert (result.stdout.decode().splitlines(), result.stderr) == (words[:2], b"")
+    for name in ("launch.py", "binary"):
+        found = run(shell, shell_scripts.windows_script([str(tmp_path / name)])).stdout
+        assert bool(found) == (name == "launch.py")
+    assert run(shell, shell_scripts.windows_script(["sh", "-c", "true"])).stdout == b""

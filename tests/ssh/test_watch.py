@@ -11,6 +11,7 @@ import pytest
 
 from enterprise_gateway.core.errors import HostUnreachableError
 from enterprise_gateway.drivers.watch import StateWatch
+from tests.conftest import ExpectLog
 
 from .test_ssh_shell import wait_for
 
@@ -22,11 +23,14 @@ class Table:
         self.states: dict[int, str] = {}
         self.asked: list[AbstractSet[int]] = []
         self.failing = False
+        self.broken = False
 
     def query(self, keys: AbstractSet[int]) -> dict[int, str]:
         self.asked.append(keys)
         if self.failing:
             raise HostUnreachableError("away")
+        if self.broken:
+            raise KeyError("a defect of the query")
         return dict(self.states)
 
 
@@ -91,6 +95,42 @@ def test_a_failing_query_says_nothing(table: Table, watch: StateWatch[int, str])
 
     table.failing, table.states = False, {}
     wait_for(lambda: seen == ["running", None])
+
+
+def test_a_query_with_a_defect_is_asked_again(table: Table, watch: StateWatch[int, str], expect_log: ExpectLog) -> None:
+    """It is told in the log, once as long as it stays the same; who registers later hears everything."""
+    seen: list[str | None] = []
+    table.states, table.broken = {1: "running", 2: "running"}, True
+    with expect_log("on test cannot be asked for") as records:
+        watch.register(1, seen.append)
+        wait_for(lambda: len(table.asked) > 3)
+    assert len(records) == 1
+    table.broken = False
+    wait_for(lambda: seen == ["running"])
+    watch.register(2, seen.append)
+    wait_for(lambda: seen == ["running", "running"])
+
+
+def test_one_that_fails_to_listen_keeps_nobody_from_hearing(
+    table: Table, watch: StateWatch[int, str], expect_log: ExpectLog
+) -> None:
+    """The error is logged; the others are told, and so is the one that failed when something changes again."""
+    seen: list[str | None] = []
+    heard: list[str | None] = []
+
+    def fail(state: str | None) -> None:
+        heard.append(state)
+        raise ValueError("not what I expected")
+
+    table.states = dict.fromkeys(range(9), "pending")
+    with expect_log("What happened to 4 on test was not taken") as records:
+        for key in range(9):
+            watch.register(key, fail if key == 4 else seen.append)
+        wait_for(lambda: len(seen) == 8)
+        table.states = dict.fromkeys(range(9), "running")
+        wait_for(lambda: len(seen) == 16 and len(heard) == 2)
+    assert len(records) == 2
+    assert heard == ["pending", "running"]
 
 
 def test_eager_ones_are_asked_for_more_often(table: Table) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,52 @@ class UnsureProxy(ThirdPartyProxy):
         super().cleanup()
         if self.proxy_config.get("helpless"):
             raise RuntimeError("The cluster cannot be tidied up.")
+
+
+class CarelessProxy(ThirdPartyProxy):
+    """Has plain verbs that take their time and would not stand two threads at once."""
+
+    inside = 0
+    most_inside = 0
+    polls = 0
+
+    def _take_time(self) -> None:
+        cls = type(self)
+        cls.inside += 1
+        cls.most_inside = max(cls.most_inside, cls.inside)
+        time.sleep(float(self.proxy_config.get("seconds", 0.2)))
+        cls.inside -= 1
+
+    def poll(self) -> Any:
+        """Look at the process, at leisure."""
+        type(self).polls += 1
+        self._take_time()
+        return super().poll()
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Signal the process, at leisure."""
+        self._take_time()
+        return super().send_signal(signum)
+
+    def kill(self) -> bool | None:
+        """Kill the process, at leisure."""
+        self._take_time()
+        return super().kill()
+
+    def cleanup(self) -> None:
+        """Clean up, at leisure."""
+        self._take_time()
+        super().cleanup()
+
+    def get_process_info(self) -> dict[str, Any]:
+        """Tell, at leisure."""
+        self._take_time()
+        return super().get_process_info()
+
+
+class ClingingProxy(ScriptProxy):
+    """Cannot let go of its kernel."""
+
+    def let_go(self) -> None:
+        """Raise as a client library does whose service has changed."""
+        raise RuntimeError("I hold on.")

@@ -6,6 +6,7 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 
 from typing_extensions import Self
 
@@ -19,9 +20,12 @@ class TcpProxy:
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._partners: dict[socket.socket, socket.socket] = {}
+        self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="tcp-proxy")
+        self._tripwires: list[bytes] = []
+        self._is_answer_lost = self._is_tripped = False
         self.refuse = False
 
     @property
@@ -43,6 +47,20 @@ class TcpProxy:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 self._drop(one)
 
+    def freeze(self) -> None:
+        """Forward nothing any more, and close nothing: the systems at both ends acknowledge what they are sent."""
+        with self._lock:
+            for one in self._partners:
+                self._selector.unregister(one)
+
+    def cut_at(self, *texts: bytes, is_answer_lost: bool = False) -> None:
+        """Cut and refuse all connections as soon as a client has sent these texts, one after the other.
+
+        The server gets the last one if ``is_answer_lost``, and else not.
+        """
+        with self._lock:
+            self._tripwires, self._is_answer_lost = list(texts), is_answer_lost
+
     def __enter__(self) -> Self:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -63,8 +81,12 @@ class TcpProxy:
                 with self._lock:
                     if key.fileobj is self._listener:
                         self._accept()
-                    elif key.fileobj in self._partners:
+                    elif key.fileobj in self._partners and key.fd in self._selector.get_map():
                         self._forward(key.fileobj)  # type: ignore[arg-type]
+                if self._is_tripped:
+                    self._is_tripped = False
+                    time.sleep(0.1)  # the server is to do what it was sent
+                    self.cut()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
@@ -80,11 +102,15 @@ class TcpProxy:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.settimeout(10)
             self._partners[one] = other
+            if one is client:
+                self._clients.add(one)
             self._selector.register(one, selectors.EVENT_READ)
 
     def _forward(self, source: socket.socket) -> None:
         try:
             data = source.recv(1 << 16)
+            if source in self._clients and self._trips(data) and not self._is_answer_lost:
+                return
             if data:
                 self._partners[source].sendall(data)
                 return
@@ -92,11 +118,21 @@ class TcpProxy:
             pass
         self._drop(source)
 
+    def _trips(self, data: bytes) -> bool:
+        """Return whether the connections are to be cut because of what a client has sent."""
+        if not self._tripwires:
+            return False
+        while self._tripwires and self._tripwires[0] in data:
+            data = data.partition(self._tripwires.pop(0))[2]
+        self._is_tripped = self.refuse = not self._tripwires
+        return self._is_tripped
+
     def _drop(self, one: socket.socket) -> None:
         other = self._partners.pop(one, None)
         for each in (one, other):
             if each is not None:
                 self._partners.pop(each, None)
+                self._clients.discard(each)
                 with contextlib.suppress(KeyError, ValueError):
                     self._selector.unregister(each)
                 each.close()

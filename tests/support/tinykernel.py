@@ -2,8 +2,10 @@ r"""A kernel without an interpreter: real ZMQ sockets, signed messages, a few co
 
 What ``execute_request`` carries as code is a command::
 
-    print <n>           n ``stream`` messages, "line <i>\n"
+    print <n> [<m> …]   n ``stream`` messages, "line <i>\n"; half a second later more of them, up to m
     later <n>           the same after a short while
+    display <n>         one ``display_data`` message of n bytes
+    reply <n>           an ``execute_reply`` of n bytes
     write <n>           one ``stream`` message of n bytes
     binary              a ``display_data`` message with two buffers
     error               an ``error`` message and reply
@@ -20,6 +22,7 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import zmq
@@ -39,25 +42,33 @@ class TinyKernel:
         Signs messages; random unless given.
     curve
         Whether to encrypt the transport.
+    says_idle
+        Whether executions end with the status ``idle``.
+    ports
+        Where to listen, by the names of a connection file; random ports unless given.
     """
 
-    def __init__(self, key: bytes | None = None, *, curve: bool = False) -> None:
+    def __init__(
+        self,
+        key: bytes | None = None,
+        *,
+        curve: bool = False,
+        says_idle: bool = True,
+        ports: Mapping[str, int] | None = None,
+    ) -> None:
         self.key = key or uuid.uuid4().hex.encode()
         self.session = uuid.uuid4().hex
         self.received: list[dict[str, Any]] = []
+        self._says_idle = says_idle
         self._curve = zmq.curve_keypair() if curve else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._sockets = {
-            "shell": self._bind(zmq.ROUTER),
-            "control": self._bind(zmq.ROUTER),
-            "stdin": self._bind(zmq.ROUTER),
-            "iopub": self._bind(zmq.PUB),
-            "hb": self._bind(zmq.REP),
-        }
+        kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "iopub": zmq.PUB, "hb": zmq.REP}
+        self._sockets = {name: self._bind(kind, (ports or {}).get(f"{name}_port")) for name, kind in kinds.items()}
         self._ports = {name: port for name, (_, port) in self._sockets.items()}
         self._wake_address = f"inproc://{uuid.uuid4().hex}"
         self._wake_end = self._context.socket(zmq.PAIR)
         self._wake_end.bind(self._wake_address)
+        self._stopped = threading.Event()
         self._orders: list[tuple[str, list[bytes]]] = []
         self._thread = threading.Thread(target=self._serve, name="tiny-kernel", daemon=True)
 
@@ -81,6 +92,7 @@ class TinyKernel:
         """End at once, as if killed; also before it has begun."""
         if self._thread.ident is None:
             self.start()  # the thread closes the sockets
+        self._stopped.set()
         self._wake_end.send(b"")
         self._thread.join()
         self._wake_end.close()
@@ -95,14 +107,17 @@ class TinyKernel:
         """Send a proper message on iopub, from any thread."""
         self.publish_raw([b"topic", *self._message(msg_type, content, parent or {})])
 
-    def _bind(self, kind: int) -> tuple[zmq.Socket[bytes], int]:
+    def _bind(self, kind: int, port: int | None) -> tuple[zmq.Socket[bytes], int]:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.set_hwm(0)
         if self._curve:
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self._curve
-        return socket, socket.bind_to_random_port("tcp://127.0.0.1")
+        if port is None:
+            return socket, socket.bind_to_random_port("tcp://127.0.0.1")
+        socket.bind(f"tcp://127.0.0.1:{port}")
+        return socket, port
 
     def _serve(self) -> None:
         wake = self._context.socket(zmq.PAIR)
@@ -157,7 +172,8 @@ class TinyKernel:
         if reply is not None:
             message = self._message(f"{kind}_reply", reply, header)
             self._sockets[channel][0].send_multipart([*identities, *message])
-        self._publish("status", {"execution_state": "idle"}, header)
+        if self._says_idle or kind != "execute":
+            self._publish("status", {"execution_state": "idle"}, header)
 
     def _execute(self, identities: list[bytes], header: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
         code = content["code"]
@@ -165,10 +181,19 @@ class TinyKernel:
         self._publish("execute_input", {"code": code, "execution_count": 1}, header)
         if command in {"print", "later"}:
             time.sleep(0.3 if command == "later" else 0)
-            for number in range(int(argument)):
-                self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
+            printed = 0
+            for total in map(int, argument.split()):
+                time.sleep(0.5 if printed else 0)
+                for number in range(printed, total):
+                    self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
+                printed = total
         elif command == "write":
             self._publish("stream", {"name": "stdout", "text": "x" * int(argument)}, header)
+        elif command == "display":
+            data = {"data": {"text/plain": "x" * int(argument)}, "metadata": {}, "transient": {}}
+            self._publish("display_data", data, header)
+        elif command == "reply":
+            return {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {"x": "x" * int(argument)}}
         elif command == "binary":
             self._publish("display_data", {"data": {}, "metadata": {}, "transient": {}}, header, BUFFERS)
         elif command == "error":
@@ -183,7 +208,7 @@ class TinyKernel:
                 answer = json.loads(reply[reply.index(DELIMITER) + 5])["value"]
                 self._publish("stream", {"name": "stdout", "text": answer}, header)
         elif command == "sleep":
-            time.sleep(float(argument))
+            self._stopped.wait(float(argument))
         else:
             data = {"data": {"text/plain": code}, "metadata": {}, "execution_count": 1}
             self._publish("execute_result", data, header)

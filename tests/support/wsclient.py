@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import struct
 import uuid
 from itertools import pairwise
@@ -24,7 +25,9 @@ class HandshakeError(Exception):
 class WebSocketClient:
     """Speaks either kernel protocol; messages are dicts with the members of the legacy protocol.
 
-    ``closed`` is the close code and reason once the server's close frame was read, or ``(1006, "")``.
+    ``closed`` is the close code and reason once the server's close frame was read, or ``(1006, "")``. ``lengths`` are
+    the sizes of the messages in ``history`` on the wire. For a message over ``max_size`` it cuts the connection, if it
+    ``says_too_big`` after a close frame (1009), as tornado's client does.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, v1: bool) -> None:
@@ -32,13 +35,27 @@ class WebSocketClient:
         self.session = uuid.uuid4().hex
         self.closed: tuple[int, str] | None = None
         self.history: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
+        self.answers_pings = True
+        self.max_size = 1 << 62
+        self.says_too_big = True
         self._count = 0
 
     @classmethod
     async def connect(
-        cls, port: int, path: str, *, v1: bool = True, headers: dict[str, str] | None = None, buffer: int = 1 << 16
+        cls,
+        port: int,
+        path: str,
+        *,
+        v1: bool = True,
+        headers: dict[str, str] | None = None,
+        buffer: int = 1 << 16,
+        sock: socket.socket | None = None,
     ) -> WebSocketClient:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer)
+        if sock is None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer)
+        else:
+            reader, writer = await asyncio.open_connection(sock=sock, limit=buffer)
         lines = {
             "Host": f"127.0.0.1:{port}",
             "Upgrade": "websocket",
@@ -74,6 +91,7 @@ class WebSocketClient:
     async def close(self) -> None:
         """Close properly, unless the server has closed."""
         if self.closed is None:
+            self.answers_pings = False  # nothing may follow a close frame
             self.send_frame(8, struct.pack(">H", 1000))
             while self.closed is None:
                 await self.receive(timeout=5)
@@ -147,9 +165,10 @@ class WebSocketClient:
                 self.closed = (int.from_bytes(payload[:2], "big") or 1005, payload[2:].decode())
                 self.send_frame(8, payload[:2])
                 self._writer.close()
-            elif opcode == 9:
+            elif opcode == 9 and self.answers_pings:
                 self.send_frame(10, payload)
             elif opcode in {1, 2}:
+                self.lengths.append(len(payload))
                 self.history.append(self._decode(opcode, payload))
                 if len(self.history) % 20 == 0:
                     await asyncio.sleep(0)  # what is buffered already would not let go of the loop
@@ -215,6 +234,11 @@ class WebSocketClient:
         assert length < 128, "servers do not mask"
         if length >= 126:
             length = int.from_bytes(await self._reader.readexactly(2 if length == 126 else 8), "big")
+        if length > self.max_size:
+            if self.says_too_big:
+                self.send_frame(8, struct.pack(">H", 1009))
+                await asyncio.sleep(0)
+            raise ConnectionAbortedError
         return first & 15, await self._reader.readexactly(length)
 
     def _decode(self, opcode: int, payload: bytes) -> dict[str, Any]:

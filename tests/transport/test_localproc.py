@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from enterprise_gateway.core.offload import offload
-from enterprise_gateway.transport.localproc import LocalProcess
+from enterprise_gateway.transport.localproc import LocalProcess, start_time_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -86,3 +87,62 @@ def test_another_users_process_is_not_signalled() -> None:
     assert process.poll() is None
     process.kill()
     process.wait(5)
+
+
+LEAVES_A_CHILD = ("sh", "-c", "sleep 1000 & echo $! >&1; exec sleep 0.2")
+
+
+def pid_in(output: Path) -> int:
+    """Return the process id that a process has written."""
+    end = time.monotonic() + 10
+    while not output.exists() or not output.read_text().endswith("\n"):
+        assert time.monotonic() < end, "nothing was written"
+        time.sleep(0.01)
+    return int(output.read_text())
+
+
+def has_ended(pid: int) -> bool:
+    """Wait until there is no such process any more."""
+    end = time.monotonic() + 5
+    while start_time_of(pid) is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    return start_time_of(pid) is None
+
+
+async def test_what_a_process_leaves_of_its_group_goes_with_it(tmp_path: Path) -> None:
+    """As soon as its end is noticed, if that is wanted; else the rest of the group lives on."""
+    for takes_group in (True, False):
+        output = tmp_path / f"output-{takes_group}"
+        process = await offload(
+            LocalProcess.spawn, LEAVES_A_CHILD, env=dict(os.environ), output=output, takes_group=takes_group
+        )
+        child = await offload(pid_in, output)
+        assert await process.wait_for_exit() == 0
+        if takes_group:
+            assert await offload(has_ended, child)
+        else:
+            assert start_time_of(child) is not None
+            os.kill(child, signal.SIGKILL)
+
+
+async def test_the_group_of_an_adopted_process_goes_with_it(tmp_path: Path) -> None:
+    """Its parent is somebody else, who may have reaped it already."""
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        child = subprocess.Popen(LEAVES_A_CHILD, stdout=file, start_new_session=True)
+    process = LocalProcess.adopt(child.pid, start_time_of(child.pid) or 0, takes_group=True)
+    assert process is not None
+    orphan = await offload(pid_in, output)
+    await offload(child.wait)
+    assert await process.wait_for_exit() == 0
+    assert await offload(has_ended, orphan)
+
+
+def test_a_group_whose_id_is_another_ones_by_now_is_left_alone() -> None:
+    """The leader's id was given to a new process: nothing can be left of the old group."""
+    other = spawn("sleep", "100")
+    former = LocalProcess(other.pid, other.start_time - 1, is_child=False, takes_group=True)
+    assert former.poll() == 0
+    assert other.wait(0.2) is None
+    other.kill()
+    other.wait(5)

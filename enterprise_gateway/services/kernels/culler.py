@@ -11,7 +11,7 @@ from tornado.ioloop import PeriodicCallback
 from traitlets import Bool, Float, Integer
 
 from ...core import envvars
-from ...core.culling import CullPolicy, KernelUse
+from ...core.culling import CullPolicy, KernelUse, unusable_entries
 from ...core.options import EnvironmentDefaults
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class KernelCuller:
         self.clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
         self._timer: PeriodicCallback | None = None
         self._warned: set[str] = set()
+        self._refused_entries: set[tuple[str, str]] = set()
         manager.observe(self._interval_changed, "cull_interval")
 
     @property
@@ -111,20 +112,33 @@ class KernelCuller:
 
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
-        to_cull = []
-        for kernel in self.parent.kernels():
+        await asyncio.gather(*(self._look_at(kernel) for kernel in self.parent.kernels()))
+
+    async def _look_at(self, kernel: RemoteKernelManager) -> None:
+        """Judge one kernel; whatever goes wrong with it is logged and does not keep the others."""
+        try:
             if not self.parent.looks_after(kernel):
-                continue  # another replica does
-            policy = self.policy.for_spec(kernel.spec.metadata)
+                return  # another replica does
+            policy = self._policy_of(kernel)
             use = use_of(kernel)
             reason = policy.reason(use, self.clock())
             if reason is not None:
-                to_cull.append(self._cull(kernel, reason))
+                await self._cull(kernel, reason)
             elif self.parent.cull_warning > 0 and policy.reason(use, self.clock(), within=self.parent.cull_warning):
                 self._warn(kernel)
             else:
                 self._warned.discard(kernel.kernel_id)
-        await asyncio.gather(*to_cull)
+        except Exception:
+            self.log.exception("Kernel %s could not be judged or culled", kernel.kernel_id)
+
+    def _policy_of(self, kernel: RemoteKernelManager) -> CullPolicy:
+        """Return the rules for a kernel; entries of its kernelspec that cannot be used are logged once."""
+        metadata = kernel.spec.metadata
+        for reason in unusable_entries(metadata):
+            if (kernel.kernel_name, reason) not in self._refused_entries:
+                self._refused_entries.add((kernel.kernel_name, reason))
+                self.log.warning("The metadata of kernelspec %s is ignored here: %s", kernel.kernel_name, reason)
+        return self.policy.for_spec(metadata)
 
     async def _cull(self, kernel: RemoteKernelManager, reason: str) -> None:
         self.log.warning("Culling kernel %s (%s): %s", kernel.kernel_id, kernel.kernel_name, reason)
@@ -132,10 +146,7 @@ class KernelCuller:
         kernel.closing_because = f"the kernel was culled: {reason}"
         if kernel.channels is not None and kernel.execution_state != "dead":
             kernel.channels.tell(f"The kernel was culled: {reason}. Its variables are lost.\n")
-        try:
-            await self.parent.shutdown_kernel(kernel.kernel_id)
-        except Exception:
-            self.log.exception("Kernel %s could not be culled", kernel.kernel_id)
+        await self.parent.shutdown_kernel(kernel.kernel_id)
 
     def _warn(self, kernel: RemoteKernelManager) -> None:
         if kernel.kernel_id not in self._warned and kernel.channels is not None:

@@ -22,6 +22,13 @@ class StartsKernels(GatewayHandler):
     _start: asyncio.Task[str] | None = None
     _client_is_gone = False
 
+    def check_listing(self) -> None:
+        """Refuse with 403 to list what runs unless the option ``list_kernels`` allows it."""
+        if not self.settings.get("eg_list_kernels"):
+            raise web.HTTPError(
+                403, "This is not listed unless the gateway's option list_kernels (EG_LIST_KERNELS) is on."
+            )
+
     async def start_kernel(self, **arguments: Any) -> str:
         """Start a kernel and return its id; given up when the client goes away meanwhile."""
         return await self.while_wanted(self.kernel_manager.start_kernel(**arguments))
@@ -54,8 +61,7 @@ class MainKernelHandler(StartsKernels):
     async def get(self) -> None:
         """Answer the models of all kernels, if listing is switched on."""
         await self.authorize("read", "kernels")
-        if not self.settings.get("eg_list_kernels"):
-            raise web.HTTPError(403, "Forbidden")
+        self.check_listing()
         self.finish_json(await self.kernel_manager.models())
 
     async def post(self) -> None:

@@ -17,19 +17,29 @@ class Pinged(Protocol):
     def send_ping(self) -> None:
         """Send a ping; must not raise."""
 
+    def is_line_dead(self, seconds: float) -> bool:
+        """Whether the peer's system has not acknowledged what was sent, nor said anything else for ``seconds``."""
+
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Close the websocket."""
 
+    def abort(self) -> None:
+        """Cut the connection."""
+
 
 class Keepalive:
-    """Pings each websocket every ``interval`` seconds, closes those not heard of for three intervals (at least 30 s).
+    """Pings each websocket every ``interval`` seconds.
 
-    Anything that comes counts as a sign of life, not only the answer to a ping.
+    Those whose peer's system has acknowledged nothing for three intervals, ``patience`` at least, are cut. A client
+    that reads nothing meanwhile, and so answers no ping, stays: its system acknowledges. Only with a ``timeout`` (0 is
+    none) those that were not heard of for so long are closed; anything that comes counts, not only the answer to a
+    ping. All are seconds.
     """
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, *, patience: float = 30.0) -> None:
         self.interval = interval
-        self.timeout = max(3 * interval, 30.0)
+        self.timeout = 0.0
+        self._patience = patience
         self._due: dict[Pinged, float] = {}  # all wait equally long: the order of insertion is the order in time
         self._timer: asyncio.TimerHandle | None = None
 
@@ -37,7 +47,7 @@ class Keepalive:
         """Ping in another rhythm from now on; called for each websocket that opens, so mostly nothing changes."""
         if interval == self.interval:
             return
-        self.interval, self.timeout = interval, max(3 * interval, 30.0)
+        self.interval = interval
         due = time.monotonic() + interval
         self._due = dict.fromkeys(self._due, due) if interval > 0 else {}
         if self._timer is not None:
@@ -69,7 +79,9 @@ class Keepalive:
         now = time.monotonic()
         for websocket in [websocket for websocket, due in self._due.items() if due <= now]:
             del self._due[websocket]
-            if now - websocket.heard > self.timeout:
+            if websocket.is_line_dead(max(3 * self.interval, self._patience)):
+                websocket.abort()
+            elif 0 < self.timeout < now - websocket.heard:
                 websocket.close(1001, "no answer to pings")
             else:
                 self._due[websocket] = now + self.interval

@@ -48,7 +48,11 @@ class KernelRecords:
         self._manager = manager
         self._store = store
         self._revival = Revival(
-            store, revive_one=self.take_over, remove_one=self._remove_one, timeout_seconds=JUDGING_SECONDS
+            store,
+            revive_one=self.take_over,
+            remove_one=self._remove_one,
+            relaunch_one=self._relaunch_one,
+            timeout_seconds=JUDGING_SECONDS,
         )
         self._replicas: Replicas | None = None
         self._settling: asyncio.Task[None] | None = None
@@ -61,6 +65,7 @@ class KernelRecords:
             self._store,
             revive_one=self.take_over,
             remove_one=self._remove_one,
+            relaunch_one=self._relaunch_one,
             claim=replicas.claim,
             timeout_seconds=JUDGING_SECONDS,
         )
@@ -75,11 +80,18 @@ class KernelRecords:
             launch_args=launch_args,
         )
 
-    async def running(self, kernel: RemoteKernelManager) -> None:
-        """Record how a kernel that was launched is reached."""
+    async def running(self, kernel: RemoteKernelManager, *, required: bool = True) -> None:
+        """Record how a kernel that was launched is reached.
+
+        Parameters
+        ----------
+        required
+            When False, a store that is away is owed the record: it is written when the store is back.
+        """
         await self._store.record_phase(
             kernel.kernel_id,
             "running",
+            required=required,
             connection_info=kernel.get_connection_info(),
             process_info=await kernel.process_info(),
             extra={
@@ -88,12 +100,20 @@ class KernelRecords:
                 "relay": kernel.memory.to_record(),
             },
         )
-        record = await self._store.fetch_session(str(kernel.kernel_id)) if self._replicas is not None else None
+        record = self._store.recorded(kernel.kernel_id)
         kernel.reached_as = reached_as(record) if record is not None else ""
+        kernel.is_recorded = not self._store.owes(kernel.kernel_id)
 
-    async def restarting(self, kernel: RemoteKernelManager) -> None:
-        """Record that the kernel's process is about to be replaced."""
-        await self._store.record_phase(kernel.kernel_id, "restarting")
+    async def restarting(self, kernel: RemoteKernelManager, restarts: int = 0) -> None:
+        """Record that the kernel's process is about to be replaced; raises when the store cannot be told: it stays.
+
+        ``restarts`` says how often in a row because it has died; 0: somebody asked for it.
+        """
+        try:
+            await self._store.record_phase(kernel.kernel_id, "restarting", extra={"restarts": restarts})
+        except StoreUnavailableError:  # which may yet come to have it
+            await self._store.record_phase(kernel.kernel_id, "running", required=False)
+            raise
 
     async def stopping(self, kernel: RemoteKernelManager) -> None:
         """Record that the kernel is to go; a store that fails does not keep it."""
@@ -103,6 +123,8 @@ class KernelRecords:
         """Record what only the gateway knows of a kernel that it leaves running."""
         if self._replicas is not None and not self._replicas.holds(str(kernel.kernel_id)):
             return  # the replica that looks after it tells what is to be told
+        if not kernel.has_kernel and not kernel.died_because:
+            return  # its restart was given up; as long as the record says so, it is finished by whoever comes next
         with contextlib.suppress(LeaseLostError):
             await self._store.record_phase(
                 kernel.kernel_id,
@@ -166,7 +188,10 @@ class KernelRecords:
             }
             for kernel in kernels:
                 if noted.get(kernel.kernel_id) != states[kernel.kernel_id]:
-                    await self._store.note(kernel.kernel_id, {"relay": kernel.memory.to_record()})
+                    try:
+                        await self._store.note(kernel.kernel_id, {"relay": kernel.memory.to_record()})
+                    except Exception:
+                        self._manager.log.exception("What kernel %s does is not on record", kernel.kernel_id)
             noted = states
 
     async def close(self) -> None:
@@ -233,12 +258,22 @@ class KernelRecords:
             info = proxied or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
-        kernel.take_over(info, record)
+        await kernel.take_over(info, record)
         if not self._manager.revives_on_request and kernel.inherited is not None and kernel.inherited.identity:
             # Two gateways of the same identity would take each other's replies.
             kernel.relay_identity = kernel.inherited.identity
         kernel.reached_as = reached_as(record)
         return kernel
+
+    async def _relaunch_one(self, record: Mapping[str, Any]) -> None:
+        """Finish a restart that was cut short, in the background."""
+        kernel = self._manager._kernels.get(record["kernel_id"])
+        if kernel is None:
+            kernel = await self.load(record)
+            self._manager.enter(kernel)
+        self._manager.restarter.forget(kernel)
+        kernel.stop_relaying(has_died=int(record.get("restarts") or 0) > 0)
+        self._manager.restarter.finish_restart(kernel)
 
     async def _remove_one(self, record: Mapping[str, Any]) -> None:
         """Remove what may be left of a kernel: by its record, and by what carries its id."""

@@ -26,6 +26,7 @@ from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError
 from ...core.offload import offload, uninterrupted
 from ...provisioners.adapter import ProcessProxyProvisioner
+from ...transport.openrequests import KERNEL_SHUT_DOWN
 from ...transport.resumption import Memory
 from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy, gateway_user
 from ..processproxies.shared import SharedResources, gateway_environment
@@ -71,6 +72,7 @@ class RemoteKernelManager(AsyncKernelManager):
     started = datetime.now(timezone.utc)
     died_because = ""
     reached_as = ""
+    is_recorded = True  # False while the store may not know of the present process
     closing_because = ""
     restarts = 0
     inherited: Memory | None = None
@@ -256,11 +258,37 @@ class RemoteKernelManager(AsyncKernelManager):
         await self._take_steps(steps)
 
     async def release(self) -> None:
-        """Give back what a kernel that is dead for good holds - ports, tunnels, files; called by the restarter.
+        """End what a kernel that is dead for good has left, and give back what it holds; called by the restarter.
 
-        It can still be restarted, with other ports.
+        That is the rest of its process group; and ports, tunnels, files. It can still be restarted, with other ports.
         """
-        await self._take_steps([self._async_cleanup_resources])
+        await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
+
+    async def _async_cleanup_resources(self, restart: bool = False) -> None:
+        """Release what the kernel holds; its connection file is removed in a thread, not on the loop."""
+        if not restart and self._connection_file_written:
+            await offload(self.cleanup_connection_file)
+        await super()._async_cleanup_resources(restart=restart)
+
+    cleanup_resources = _async_cleanup_resources
+
+    def stop_relaying(self, *, has_died: bool) -> None:
+        """Keep what clients send for the process that is about to be started; they are told of a death only."""
+        if self.channels is None or self.execution_state == "restarting":
+            return
+        if has_died:
+            self.channels.announce_state("restarting")
+        else:
+            self.channels.hold()
+
+    async def end_process(self) -> None:
+        """End a process that the kernel has beside the one on record; its clients stay and wait."""
+        await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
+
+    async def end_remnants(self) -> None:
+        """End every process that carries the kernel's id, also those that no record describes."""
+        if isinstance(self.provisioner, ProcessProxyProvisioner):
+            await self._take_steps([self.provisioner.remove_leftovers])
 
     async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """End what there is of a kernel: one step that fails does not keep the others."""
@@ -299,14 +327,14 @@ class RemoteKernelManager(AsyncKernelManager):
         self.provisioner = await self._make_provisioner(self.spec)
         await self.provisioner.load_provisioner_info(process_info)
 
-    def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
+    async def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
         """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
         self.load_connection_info(info.to_dict())  # type: ignore[arg-type]
         self._connection_file_written = True
         launched_with = record.get("launch_args") or {}
         launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
         if launched_with.get("path") is not None:
-            launch_args["cwd"] = self.parent.cwd_for_path(launched_with["path"])
+            launch_args["cwd"] = await offload(self.parent.cwd_for_path, launched_with["path"])
         self._launch_args = launch_args
         self._attempted_start = True
         saved_at = float(record.get("saved_at") or time.time())
@@ -417,20 +445,34 @@ class RemoteKernelManager(AsyncKernelManager):
         except Exception as error:  # noqa: BLE001  # of a third party
             self.log.warning("Kernel %s could not be asked to end: %r", self.kernel_id, error)
 
-    async def _async_restart_kernel(self, now: bool = False, newports: bool = False, **kwargs: Any) -> None:
-        """Restart the kernel; a second request waits for the one under way and is done with it."""
+    async def _async_restart_kernel(
+        self,
+        now: bool = False,
+        newports: bool = False,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Restart the kernel; a second request waits for the one under way and is done with it.
+
+        ``confirm`` is asked when the old process has ended: it raises when there must be no new one.
+        """
         self._busy = self._busy or asyncio.Lock()
         under_way = self._busy.locked()
         async with self._busy:
             if under_way:
                 return
             self.restarting = True
-            if self.channels is not None and self.execution_state != "restarting":  # else it was told with a reason
-                self.channels.announce_state("restarting")
+            if self.channels is not None and self.execution_state != "restarting":  # else it was told of a death
+                self.channels.hold()
             try:
                 await self._async_shutdown_kernel(now=now, restart=True)
+                if self.channels is not None:
+                    await self.channels.last_words()
+                    self.channels.end_process()
                 if newports and isinstance(self.provisioner, ProcessProxyProvisioner):
                     self.provisioner.release_ports()
+                if confirm is not None:
+                    await confirm()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
                 if self.channels is not None:
                     self.channels.connect(self.connection())
@@ -471,7 +513,7 @@ class RemoteKernelManager(AsyncKernelManager):
         """Close the kernel's channels, and in library mode what was started for it."""
         if self.channels is not None:
             if self.closing_because and self.execution_state != "dead":
-                self.channels.announce_state("dead", self.closing_because)
+                self.channels.announce_state("dead", self.closing_because, KERNEL_SHUT_DOWN)
             self.channels.close(self.closing_because or "the kernel was shut down")
         if self._resources is not None:
             await self._resources.close()

@@ -9,7 +9,8 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -24,13 +25,22 @@ from traitlets.utils.importstring import import_item
 
 from ...core import envvars
 from ...core.deadline import Deadline
-from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError, UnknownKernelSpecError
+from ...core.errors import (
+    BrokenKernelSpecError,
+    ConflictError,
+    LeaseLostError,
+    NotFoundError,
+    StoreUnavailableError,
+    UnknownKernelSpecError,
+)
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import offload, uninterrupted
+from ...core.steps import take_all
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ..processproxies.processproxy import gateway_user, process_proxy_config
+from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
@@ -153,6 +163,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.replicas = Replicas(self, store, self.records)
             self.records.share(self.replicas)
             self.replicas.start()
+
+    def is_changing(self, kernel_id: str) -> bool:
+        """Whether a kernel is being started, restarted or stopped here."""
+        return kernel_id in self._launching or bool(self.transitions.under_way(kernel_id))
 
     def looks_after(self, kernel: RemoteKernelManager) -> bool:
         """Whether this gateway, and no other one, culls the kernel and restarts it when it dies."""
@@ -304,6 +318,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if cache is not None:
                 return name, await cache.get_kernel_spec(name)
             return name, await offload(manager.get_kernel_spec, name)
+        except BrokenKernelSpecError:
+            raise
         except NoSuchKernel as error:
             raise UnknownKernelSpecError(
                 f"No kernelspec named {name[:100]!r} is installed; GET /api/kernelspecs lists those there are."
@@ -355,10 +371,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Return the directory for an API path: the nearest one that exists below ``root_dir``."""
         root = os.path.realpath(self.root_dir)
         directory = os.path.realpath(os.path.join(root, path.lstrip("/")))
-        while not os.path.isdir(directory) and directory != root and len(directory) > len(root):
+        if os.path.commonpath([root, directory]) != root:
+            return root
+        while not os.path.isdir(directory):
             directory = os.path.dirname(directory)
-        inside = directory == root or directory.startswith(root + os.sep)
-        return directory if inside else root
+        return directory
 
     def new_kernel_id(self, **kwargs: Any) -> str:
         """Return the id for a new kernel: the client's KERNEL_ID if it is usable, else a random one."""
@@ -414,7 +431,17 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def list_kernels(self) -> list[dict[str, Any]]:
         """Return the models of all kernels in the order of their start."""
-        return [self.kernel_model(kernel_id) for kernel_id in self._kernels]
+        return self.listed(self._kernels, self.kernel_model)
+
+    def listed(self, kernel_ids: Iterable[str], model_of: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the models of kernels; one that cannot be made is logged and left out."""
+        models = []
+        for kernel_id in kernel_ids:
+            try:
+                models.append(model_of(kernel_id))
+            except Exception:
+                self.log.exception("Kernel %s cannot be listed", kernel_id)
+        return models
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models of all kernels, also those that only other replicas are attached to."""
@@ -498,23 +525,42 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
         if self.records is not None:
-            await self.records.restarting(kernel)
+            try:
+                await self.records.restarting(kernel, kernel.restarts)
+            except StoreUnavailableError:
+                if self.replicas is not None:  # who may replace the process is only known with the store
+                    raise
         await self._replace(kernel, now, newports)
 
     async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        confirm = None
+        if self.replicas is not None:
+            confirm = functools.partial(self.replicas.confirm, kernel.kernel_id)
+            newports = True  # a replica that does not know yet must not reach the new process by the old connection
         try:
-            await kernel.restart_kernel(now=now, newports=newports)
-            if self.records is not None:
-                await self.records.running(kernel)
+            if confirm is not None:
+                await confirm()
+            await kernel.restart_kernel(now=now, newports=newports, confirm=confirm)
         except LeaseLostError:
-            # We were away for so long that another replica has judged the kernel: this process is one too many.
-            self.remove_kernel(str(kernel.kernel_id))
-            await kernel.abandon()
+            kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
             raise
         except Exception as error:
             self.lose(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
+        if self.records is not None:
+            await self._record_replacement(kernel)
+
+    async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
+        """Record the new process of a kernel: it is there, so a store that is away is told later."""
+        assert self.records is not None
+        try:
+            await self.records.running(kernel, required=False)
+        except LeaseLostError:
+            # We were away for so long that another replica has judged the kernel: this process is one too many.
+            kernel.reached_as = ""
+            await uninterrupted(kernel.end_process())
+            raise
 
     async def _begin(
         self, kernel: RemoteKernelManager, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
@@ -565,9 +611,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
         for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
-            self.restarter.forget(kernel)
             self.remove_kernel(str(kernel.kernel_id))
-            await kernel.let_go()
+            await self._let_go(kernel)
         kernel_ids = [*self._launching, *self._kernels]
         results = await asyncio.gather(
             *(self.shutdown_kernel(kernel_id, now=now) for kernel_id in kernel_ids), return_exceptions=True
@@ -584,30 +629,36 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         keep_kernels
             True leaves the kernels running and only lets go of them.
         """
-        self.culler.stop()
         self._is_stopping = True
+        steps: list[Callable[[], Any]] = [self.culler.stop]
         if self.replicas is not None:
-            await self.replicas.retire()
-        self.restarter.stop()
+            steps.append(self.replicas.retire)
+        steps.append(self.restarter.stop)
         if self.records is not None:
-            await self.records.close()
-        if keep_kernels:
-            for launch in list(self._launching.values()):
-                launch.cancel()
-            if self._launching:
-                await asyncio.wait(self._launching.values())
-            await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-            await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
-            self._kernels.clear()
-        else:
-            await self.shutdown_all(now=True)
+            steps.append(self.records.close)
+        steps.append(self._keep_all if keep_kernels else functools.partial(self.shutdown_all, now=True))
         if self.replicas is not None:
-            await self.replicas.leave()
+            steps.append(self.replicas.leave)  # returns the leases, whatever went wrong before
+        await take_all(steps, "The management of kernels", self.log)
+
+    async def _keep_all(self) -> None:
+        """Let go of all kernels, which live on."""
+        for launch in list(self._launching.values()):
+            launch.cancel()
+        if self._launching:
+            await asyncio.wait(self._launching.values())
+        await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
+        await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
+        self._kernels.clear()
+
+    def find_files(self, besides: Collection[str]) -> list[Remnant]:
+        """Return the files in this gateway's runtime directory of kernels other than those given; blocks."""
+        label = self.resources.deployment.label
+        return list(local_files(Path(self.connection_dir), [label] if label else [], besides))
 
     async def close(self) -> None:
         """Release what kernels share; called once, after :meth:`stop`."""
-        await self.resources.close()
-        await self._close_context()
+        await take_all([self.resources.close, self._close_context], "The management of kernels", self.log)
 
     async def _close_context(self) -> None:
         """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
@@ -627,10 +678,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
     async def _let_go(self, kernel: RemoteKernelManager) -> None:
-        self.restarter.forget(kernel)
-        await kernel.let_go()
+        """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""
+        steps: list[Callable[[], Any]] = [functools.partial(self.restarter.forget, kernel), kernel.let_go]
         if self.records is not None:
-            await self.records.left(kernel)
+            steps.append(functools.partial(self.records.left, kernel))
+        await take_all(steps, f"Kernel {kernel.kernel_id}", self.log)
 
 
 class TrackPendingRequests:

@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 import os
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from ...core.deadline import Deadline
 from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError
-from ...core.offload import uninterrupted
+from ...core.offload import offload, uninterrupted
 from ...core.sessionrecords import Activity, Beat, StoredKernel, as_stored
 
 if TYPE_CHECKING:
@@ -27,10 +29,25 @@ if TYPE_CHECKING:
     from .remotemanager import RemoteMappingKernelManager
 
 BEATS_PER_LEASE = 3
+CLAIM_SECONDS = 30.0  # after which a kernel that was claimed is judged once more, should that not have been done
+LONGEST_PAUSE_SECONDS = 60.0  # between two judgements of a kernel that cannot be judged
 HURRIED_SECONDS = 0.2
 ACTIVITY_SECONDS = 5.0  # how much newer a kernel's activity must be before it alone is told to the others
 PLACE_SECONDS = 60.0  # a place under the limits counts as long as its kernel is not on record, this long at most
-PATIENCE_SECONDS = 60.0  # for another replica to finish what it does with a kernel
+PATIENCE_SECONDS = 30.0  # for another replica to finish what it does with a kernel
+
+
+@dataclass
+class Unjudged:
+    """A kernel that we have taken over, and of which it is still to be found out whether it lives."""
+
+    due: float
+    pause: float = HURRIED_SECONDS
+
+    def try_later(self) -> None:
+        """Wait for the next attempt, longer each time."""
+        self.due = time.monotonic() + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE_SECONDS)
 
 
 class Replicas:
@@ -59,7 +76,11 @@ class Replicas:
         self._store = store
         self._records = records
         self._held: dict[str, float] = {}  # leases, and when they were taken
-        self._held_until = 0.0
+        self._names: set[str] = set()  # other than kernels, for which leases are taken
+        self._unjudged: dict[str, Unjudged] = {}
+        self._recorded: set[str] = set()  # kernels on record at the last heartbeat
+        self._is_untidy = True  # whether kernels have ended since files were looked for
+        self._patient_until = 0.0
         self._stored: dict[str, StoredKernel] = {}
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
         self._told_activity: dict[str, Activity] = {}
@@ -94,14 +115,36 @@ class Replicas:
 
     def holds(self, kernel_id: str) -> bool:
         """Whether this replica looks after the kernel, and has told so in time."""
-        return kernel_id in self._held and time.monotonic() < self._held_until
+        return time.monotonic() < self._held.get(kernel_id, -math.inf) + self._store.lease_seconds
 
     async def claim(self, kernel_id: str) -> bool:
-        """Take the lease of a kernel that nobody else looks after; called before one is removed."""
+        """Take the lease of a kernel that nobody else looks after; called before one that may be dead is touched."""
+        if not await self._acquire(kernel_id):
+            return False
+        self._unjudged.setdefault(kernel_id, Unjudged(time.monotonic() + CLAIM_SECONDS))
+        return True
+
+    async def _acquire(self, kernel_id: str) -> bool:
         if await self._store.acquire_lease(kernel_id, self.owner, self._store.lease_seconds) is None:
             return False
         self._hold(kernel_id)
         return True
+
+    async def confirm(self, kernel_id: str) -> None:
+        """Make sure that we still look after a kernel before its process is touched.
+
+        While the store is away nobody can take the kernel over, so that what was begun with it is done.
+
+        Raises
+        ------
+        LeaseLostError
+            Another replica does: this one, or its machine, has stood still meanwhile.
+        """
+        if self.holds(kernel_id):
+            return
+        with contextlib.suppress(StoreUnavailableError):
+            if not await self._renew(kernel_id):
+                raise LeaseLostError(f"Kernel {kernel_id} is looked after by another replica of the gateway.")
 
     async def claim_new(self, kernel_id: str) -> None:
         """Take the lease of a kernel that is about to be started.
@@ -111,13 +154,19 @@ class Replicas:
         ConflictError
             Another kernel has this id.
         """
-        claimed = await self.claim(kernel_id)
-        if claimed and not await self._store.fetch_kernels(self.owner, kernel_id):
-            return
-        if claimed:
+        try:
+            # To its end: a client that goes away must not leave a lease behind.
+            if await uninterrupted(self._acquire(kernel_id)) and not await self._is_on_record(kernel_id):
+                return
+            raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
+        except BaseException:
             self._held.pop(kernel_id, None)
-            await self._store.release_lease(kernel_id, self.owner)
-        raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
+            with contextlib.suppress(StoreUnavailableError):  # the heartbeat gives it up
+                await uninterrupted(self._store.release_lease(kernel_id, self.owner))
+            raise
+
+    async def _is_on_record(self, kernel_id: str) -> bool:
+        return bool(await self._store.fetch_kernels(self.owner, kernel_id))
 
     async def begin(
         self, kernel_id: str, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
@@ -134,6 +183,7 @@ class Replicas:
             Another replica does not get done with it.
         """
         deadline = Deadline(PATIENCE_SECONDS)
+        await self._pay(kernel_id)
         while True:
             kernel = await self._take_charge(kernel_id, deadline)
             try:
@@ -171,18 +221,20 @@ class Replicas:
 
     async def _renew(self, kernel_id: str) -> bool:
         renewed = await self._store.renew_lease(kernel_id, self.owner, self._store.lease_seconds)
-        if not renewed:
+        if renewed:
+            self._held[kernel_id] = time.monotonic()
+        else:
             self.let_go(kernel_id)
         return renewed
 
     def _hold(self, kernel_id: str) -> None:
         self._held[kernel_id] = time.monotonic()
-        self._held_until = max(self._held_until, time.monotonic() + self._store.lease_seconds)
         self._told_activity.pop(kernel_id, None)
 
     def let_go(self, kernel_id: str) -> None:
         """Note that another replica has taken the kernel's lease over."""
         self._held.pop(kernel_id, None)
+        self._unjudged.pop(kernel_id, None)
 
     # -- what requests ask --------------------------------------------------------------------------------------------
 
@@ -218,7 +270,8 @@ class Replicas:
         """Return the models of the kernels of all replicas, in the order of their start."""
         kernels = await self._store.fetch_kernels(self.owner)
         self._stored.update(kernels)
-        return [self._model(stored) for stored in kernels.values() if stored.state != "starting"]
+        told = [kernel_id for kernel_id, stored in kernels.items() if stored.state != "starting"]
+        return self._manager.listed(told, lambda kernel_id: self._model(kernels[kernel_id]))
 
     def _model(self, stored: StoredKernel) -> dict[str, Any]:
         if stored.kernel_id in self._manager:
@@ -287,15 +340,17 @@ class Replicas:
         """
         deadline = Deadline(PATIENCE_SECONDS)
         async with self._lock(name):  # the lease does not keep our own requests apart
+            self._names.add(name)
             try:
-                # Else a caller who is gone could leave a lease, which our heartbeat would prolong for ever.
+                # Else a caller who is gone could leave a lease until the next heartbeat.
                 while await uninterrupted(self._take(name)) is None:
                     if deadline.expired:
                         raise ConflictError("Another replica of the gateway is doing the same; please try again.")
                     await self._next_beat()
                 yield
             finally:
-                with contextlib.suppress(StoreUnavailableError):  # it expires
+                self._names.discard(name)
+                with contextlib.suppress(StoreUnavailableError):  # the heartbeat gives it up
                     await uninterrupted(self._store.release_lease(name, self.owner))
 
     async def _take(self, name: str) -> int | None:
@@ -316,21 +371,23 @@ class Replicas:
             kernel = self._manager._kernels.get(kernel_id)
             if kernel is not None and stored is None:
                 await uninterrupted(self._drop(kernel))
-            elif kernel is not None and stored is not None and stored.owner != self.owner:
+            elif kernel is not None and stored is not None and stored.owner not in {None, self.owner}:
                 await self._follow(kernel, stored)
             return stored
 
     async def _follow(self, kernel: RemoteKernelManager, stored: StoredKernel) -> None:
         """Do here what another replica has done with a kernel."""
         self.let_go(stored.kernel_id)
+        if not kernel.is_recorded:
+            await self._end_unrecorded(kernel)
         if stored.execution_state == "dead":
             if not kernel.died_because:
                 self._manager.lose(kernel, "its process has ended")
         elif stored.version == self._seen.get(stored.kernel_id):
             return
         elif stored.state == "restarting":
-            if kernel.channels is not None and kernel.execution_state != "restarting":
-                kernel.channels.announce_state("restarting")
+            record = await self._store.fetch_session(stored.kernel_id)
+            kernel.stop_relaying(has_died=record is not None and int(record.get("restarts") or 0) > 0)
         elif stored.state == "running":
             record = await self._store.fetch_session(stored.kernel_id)
             if record is None:
@@ -339,12 +396,27 @@ class Replicas:
                 await uninterrupted(self._reattach(kernel, await self._records.load(record)))
         self._seen[stored.kernel_id] = stored.version
 
+    async def _pay(self, kernel_id: str) -> None:
+        """Write what the store is owed of a kernel, by the lease that it was done under; before another is taken."""
+        if self._store.owes(kernel_id):
+            await self._store.flush()
+
+    async def _end_unrecorded(self, kernel: RemoteKernelManager) -> None:
+        """End the process of a kernel if the store never came to know it, and another replica has one for it."""
+        await self._pay(str(kernel.kernel_id))
+        record = await self._store.fetch_session(str(kernel.kernel_id))
+        if record is None or reached_as(record) != kernel.reached_as:
+            await uninterrupted(kernel.end_process())
+        kernel.is_recorded = True
+
     async def _catch_up(self, kernel_id: str) -> None:
         """Attach anew to a kernel that this replica looks after from now on, if others have restarted it."""
         async with self._lock(kernel_id):
             record = await self._store.fetch_session(kernel_id)
             kernel = self._manager._kernels.get(kernel_id)
             if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
+                if not kernel.is_recorded:
+                    await self._end_unrecorded(kernel)
                 await uninterrupted(self._reattach(kernel, await self._records.load(record)))
 
     async def attach(self, record: Mapping[str, Any]) -> bool:
@@ -352,7 +424,7 @@ class Replicas:
         kernel_id = record["kernel_id"]
         async with self._lock(kernel_id):  # requests and the heartbeat may want it at the same time
             attached = self._manager._kernels.get(kernel_id)
-            if attached is not None and attached.reached_as == reached_as(record):
+            if attached is not None and attached.reached_as == reached_as(record) and not _waits(attached):
                 if await attached.is_alive():
                     return True
                 raise NotFoundError("its process is gone")
@@ -375,8 +447,7 @@ class Replicas:
         manager.restarter.forget(former)
         channels = former.channels
         assert channels is not None  # it is in the table
-        if channels.execution_state != "restarting":
-            channels.announce_state("restarting")
+        former.stop_relaying(has_died=kernel.restarts > 0)
         await former.give_up_process()
         kernel.claim_ports()  # they may be the same ones
         kernel.channels = channels
@@ -392,13 +463,16 @@ class Replicas:
         self._manager.remove_kernel(kernel_id)
         self.forget(kernel_id)
         self._store.disown(kernel_id)
+        if not kernel.is_recorded:
+            await kernel.end_process()
         await kernel.forget()
         self.log.info("Kernel %s was removed by another replica", kernel_id)
 
     def forget(self, kernel_id: str) -> None:
         """Forget a kernel that is gone."""
-        for table in (self._held, self._stored, self._seen, self._told_activity, self._told_connections):
+        for table in (self._held, self._unjudged, self._stored, self._seen, self._told_activity):
             table.pop(kernel_id, None)
+        self._told_connections.pop(kernel_id, None)
 
     def _lock(self, kernel_id: str) -> asyncio.Lock:
         return self._locks.setdefault(kernel_id, asyncio.Lock())
@@ -410,7 +484,7 @@ class Replicas:
             try:
                 await self._beat()
             except StoreUnavailableError:
-                pass  # logged once by the store; our leases expire, and nothing is done without one
+                self._patient_until = math.inf  # logged once by the store; our leases, and others', expire
             except Exception:
                 self.log.exception("The heartbeat of this replica failed")
             pause = HURRIED_SECONDS if self._hurry.is_set() else self._store.lease_seconds / BEATS_PER_LEASE
@@ -429,10 +503,15 @@ class Replicas:
 
     async def _beat(self) -> None:
         began = time.monotonic()
+        was_away = self._patient_until == math.inf
         activity, connections = self._changed_activity(), self._changed_connections()
         beat = await self._store.beat(self.owner, activity, connections)
-        self._told_activity.update(activity)
+        # Not of a kernel whose lease was taken meanwhile: with that, what was told before is forgotten.
+        former = {kernel_id for kernel_id, taken in self._held.items() if taken < began}
+        self._told_activity.update({kernel_id: activity[kernel_id] for kernel_id in activity.keys() & former})
         self._told_connections.update(connections)
+        if was_away:  # for all: those who are there prolong their leases, and write what they owe, before others judge
+            self._patient_until = time.monotonic() + self._store.lease_seconds
         self._learn(beat, began)
         self._beaten.set()
         self._beaten.clear()
@@ -462,16 +541,67 @@ class Replicas:
         return changed
 
     def _learn(self, beat: Beat, began: float) -> None:
+        self._is_untidy = self._is_untidy or bool(self._recorded - beat.kernels.keys())
+        self._recorded = set(beat.kernels)
         self._stored = beat.kernels
         recent = {kernel_id: at for kernel_id, at in self._held.items() if at >= began}
         self._held = {**dict.fromkeys(beat.tokens, began), **recent}
-        self._held_until = max(self._held_until, began + self._store.lease_seconds)
+        self._unjudged = {each: since for each, since in self._unjudged.items() if each in self._held}
         for kernel_id, kernel in self._manager._kernels.items():
             if kernel_id not in self._held and self._has_changed(kernel, beat.kernels.get(kernel_id)):
                 self._do(kernel_id, self._refresh_in_background(kernel_id))
-        orphans = [stored for stored in beat.kernels.values() if stored.owner is None]
+        if self._store.owes():
+            self._do("owed", self._flush())
+        strays = {name: token for name, token in beat.unrecorded.items() if not self._stands_for(name)}
+        if strays:
+            self._do("strays", self._release(strays))
+        orphans = [stored for stored in beat.kernels.values() if self._is_orphan(stored)]
         if orphans:
-            self._do("", self._take_over(orphans))
+            self._do("orphans", self._take_over(orphans))
+        now = time.monotonic()
+        due = [kernel_id for kernel_id, unjudged in self._unjudged.items() if unjudged.due <= now]
+        if due:
+            self._do("unjudged", self._judge(due))
+        if self._is_untidy:
+            self._do("files", self._tidy())
+
+    def _stands_for(self, name: str) -> bool:
+        """Whether somebody here needs the lease of this name."""
+        is_known = name in self._manager._kernels or name in self._names or name in self._unjudged
+        return is_known or self._manager.is_changing(name) or self._store.owes(name)
+
+    def _is_orphan(self, stored: StoredKernel) -> bool:
+        """Whether nobody looks after a kernel, or we should and do not know: the answer to a claim was lost."""
+        kernel_id = stored.kernel_id
+        if stored.owner is None:
+            return time.monotonic() >= self._patient_until
+        if stored.owner != self.owner or self._manager.is_changing(kernel_id) or self._store.owes(kernel_id):
+            return False
+        return kernel_id not in self._held or not self._stands_for(kernel_id)
+
+    async def _flush(self) -> None:
+        await self._store.flush()
+
+    async def _tidy(self) -> None:
+        """Remove what kernels that ended elsewhere have left in this replica's runtime directory."""
+        self._is_untidy = False
+        files = await offload(self._manager.find_files, list(self._recorded))
+        if not files:
+            return
+        try:
+            known = await self._store.fetch_kernels(self.owner)  # after the search: of what is started now, no file
+        except StoreUnavailableError:
+            self._is_untidy = True
+            return
+        for file in files:
+            if file.kernel_id not in known and not self._stands_for(file.kernel_id):
+                await offload(file.remove)
+
+    async def _release(self, strays: Mapping[str, int]) -> None:
+        """Give up leases of starts that were given up before they came on record, and of names nobody needs."""
+        with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
+            for name, token in strays.items():
+                await self._store.release_stray_lease(name, self.owner, token)
 
     def _has_changed(self, kernel: RemoteKernelManager, stored: StoredKernel | None) -> bool:
         if stored is None or (stored.execution_state == "dead") != bool(kernel.died_because):
@@ -499,29 +629,65 @@ class Replicas:
     async def _take_over(self, orphans: Iterable[StoredKernel]) -> None:
         """Look after the kernels of a replica that is gone."""
         with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
-            results = await asyncio.gather(*(self._store.seize_lease(each.kernel_id, self.owner) for each in orphans))
-            taken = [stored for stored, is_taken in zip(orphans, results, strict=True) if is_taken]
-            for stored in taken:
-                self._hold(stored.kernel_id)
-                await self._catch_up(stored.kernel_id)
+            taken = [kernel_id for kernel_id in await asyncio.gather(*map(self._seize, orphans)) if kernel_id]
             if taken:
                 self.log.info("This replica looks after %d more kernels from now on.", len(taken))
-            new = [each.kernel_id for each in taken if each.kernel_id not in self._manager or each.state != "running"]
-            if new:
-                await self._settle(new)
+                await self._judge(taken)
 
-    async def _settle(self, kernel_ids: list[str]) -> None:
-        """Judge kernels that nobody was attached to, or whose start, restart or stop was cut short."""
-        report = await self._records.revive_some(kernel_ids)
+    async def _seize(self, orphan: StoredKernel) -> str:
+        kernel_id = orphan.kernel_id
+        if not await self._store.seize_lease(kernel_id, self.owner):
+            return ""
+        self._hold(kernel_id)
+        self._unjudged[kernel_id] = Unjudged(time.monotonic() + CLAIM_SECONDS)
+        return kernel_id
+
+    async def _judge(self, kernel_ids: list[str]) -> None:
+        """Find out about kernels that we have taken over; one that cannot be judged now is judged again later."""
+        judged: set[str] = set()
+        try:
+            judged = await self._settle(kernel_ids)
+        except StoreUnavailableError:
+            pass
+        finally:
+            for kernel_id in kernel_ids:
+                if kernel_id in judged:
+                    self._unjudged.pop(kernel_id, None)
+                elif kernel_id in self._unjudged:
+                    self._unjudged[kernel_id].try_later()
+
+    async def _settle(self, kernel_ids: list[str]) -> set[str]:
+        """Judge kernels that nobody was attached to, or whose start, restart or stop was cut short; return which."""
+        judged = set()
+        unclear = []
         for kernel_id in kernel_ids:
+            if self._manager.is_changing(kernel_id):
+                judged.add(kernel_id)  # we are at it
+                continue
+            stored = self._stored.get(kernel_id)
+            if kernel_id not in self._manager or stored is None or stored.state != "running":
+                unclear.append(kernel_id)
+                continue
+            try:
+                await self._catch_up(kernel_id)
+                judged.add(kernel_id)
+            except Exception as error:  # noqa: BLE001 -- of one kernel: a host, a back end
+                self.log.warning("Kernel %s could not be taken over, which is tried again: %s", kernel_id, error)
+        if not unclear:
+            return judged
+        report = await self._records.revive_some(unclear)
+        for kernel_id in report.removed:
             kernel = self._manager._kernels.get(kernel_id)
-            if kernel is not None and kernel_id in report.removed:
+            if kernel is not None:
                 await uninterrupted(self._drop(kernel))
-            elif kernel is not None and kernel_id in report.revived:
-                with contextlib.suppress(LeaseLostError):
-                    await self._records.running(kernel)
-            elif kernel_id in report.removed:
+            else:
                 self.forget(kernel_id)
+        return judged | (set(unclear) - report.kept.keys())
+
+
+def _waits(kernel: RemoteKernelManager) -> bool:
+    """Whether a kernel's clients wait for the end of a restart that another replica has begun."""
+    return kernel.execution_state == "restarting"
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:

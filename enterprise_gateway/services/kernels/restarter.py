@@ -12,7 +12,7 @@ from traitlets.config import LoggingConfigurable
 
 from ...core import envvars
 from ...core.death import describe_exit
-from ...core.errors import ConflictError, LeaseLostError
+from ...core.errors import ConflictError, GatewayError, LeaseLostError, StoreUnavailableError
 from ...transport.memorykills import MemoryKills
 from ..processproxies.processproxy import RemoteProcessProxy
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .remotemanager import RemoteMappingKernelManager
 
 LOOK_SECONDS = 10.0
+STORE_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
 NOT_WANTED = "it is not restarted, since autorestart is off"
 
@@ -72,6 +73,20 @@ class KernelRestarter(LoggingConfigurable):
         if watch is not None and watch is not asyncio.current_task():
             watch.cancel()
 
+    def finish_restart(self, kernel: RemoteKernelManager) -> None:
+        """Restart a kernel whose process has ended, since the gateway that was restarting it did not get done."""
+        self._watches[kernel.kernel_id] = asyncio.create_task(
+            self._finish_restart(kernel), name=f"kernel {kernel.kernel_id} is to live again"
+        )
+
+    async def _finish_restart(self, kernel: RemoteKernelManager) -> None:
+        if not await self.parent.in_charge_of_dead(kernel):
+            return
+        self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
+        await kernel.end_remnants()  # among them a process that was launched, but never recorded
+        if await self._relaunch(kernel, newports=True):
+            await self._watch(kernel)
+
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
         alive_since = self.clock()
@@ -82,6 +97,8 @@ class KernelRestarter(LoggingConfigurable):
             stable = self.clock() - alive_since >= self.stable_start_time
             kernel.restarts = 1 if stable else kernel.restarts + 1
             reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
+            if kernel.channels is not None:
+                await kernel.channels.last_words()
             refusal = self._refusal(kernel)
             if refusal:
                 await kernel.release()
@@ -90,16 +107,29 @@ class KernelRestarter(LoggingConfigurable):
             self._announce(kernel, reason)
             if kernel.restarts > 1 and self.restart_backoff > 0:
                 await self.sleep(min(self.restart_backoff * 2 ** (kernel.restarts - 2), LONGEST_PAUSE_SECONDS))
-            try:
-                await self.parent.relaunch(kernel, now=True, newports=self.random_ports_until_alive and not stable)
-            except LeaseLostError:
-                self.parent.let_go(kernel)  # another replica was faster; whose turn it is is asked anew
-            except ConflictError:
-                return  # it is being stopped
-            except Exception:
-                self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
+            if not await self._relaunch(kernel, newports=self.random_ports_until_alive and not stable):
                 return
             alive_since = self.clock()
+
+    async def _relaunch(self, kernel: RemoteKernelManager, newports: bool) -> bool:
+        """Restart a kernel that has died, as soon as the store can be told; return whether it is ours and lives."""
+        while True:
+            try:
+                await self.parent.relaunch(kernel, now=True, newports=newports)
+                return True
+            except LeaseLostError:
+                self.parent.let_go(kernel)  # another replica was faster; whose turn it is is asked anew
+            except StoreUnavailableError:
+                await self.sleep(STORE_PAUSE_SECONDS)
+            except ConflictError:
+                return False  # it is being stopped
+            except GatewayError:
+                return False  # it could not be launched, which the manager has told
+            except Exception:
+                self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
+                return False
+            if not await self.parent.in_charge_of_dead(kernel):
+                return False
 
     async def _end_of(self, kernel: RemoteKernelManager) -> int | None:
         """Wait until the kernel has ended; a back end that fails to tell is asked again."""

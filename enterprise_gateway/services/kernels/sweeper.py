@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from traitlets.utils.importstring import import_item
 
 from ...core.errors import KernelLaunchError
-from ...core.offload import offload
+from ...core.offload import offload, offload_to
 from ..processproxies.deployment import ended_runs, forget_run
 from ..processproxies.processproxy import BaseProcessProxyABC, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files, local_processes
@@ -81,7 +82,7 @@ class Sweeper:
             else:
                 report.found.append(thing)
         if not dry_run:
-            await offload(self._remove, report)
+            await offload_to("sweep", self._remove, report)
             if not report.failed and not report.not_asked:
                 for label in ended:
                     await offload(forget_run, self._directory, label)
@@ -102,12 +103,13 @@ class Sweeper:
     async def _find(self, labels: set[str], report: SweepReport) -> list[tuple[str, Remnant]]:
         """Return everything labelled, with its label."""
         found: list[tuple[str, Remnant]] = []
-        classes = await self._back_ends() if labels else []
+        back_ends = await offload(self._back_ends) if labels else {}
         for label in labels:
             found += [(label, thing) for thing in await offload(self._find_here, label)]
-            for back_end in classes:
+            for back_end, configs in back_ends.items():
+                things = partial(back_end.find_remnants, self._manager.resources, [label], configs)
                 try:
-                    found += [(label, thing) for thing in await offload(self._find_there, back_end, label)]
+                    await offload_to(back_end.__qualname__, _collect, things, label, found)
                 except KernelLaunchError as error:
                     report.not_asked[back_end.__name__] = str(error)
         return found
@@ -115,21 +117,18 @@ class Sweeper:
     def _find_here(self, label: str) -> list[Remnant]:
         return [*local_processes([label]), *local_files(self._directory, [label])]
 
-    def _find_there(self, back_end: type[BaseProcessProxyABC], label: str) -> list[Remnant]:
-        return list(back_end.find_remnants(self._manager.resources, [label]))
-
-    async def _back_ends(self) -> list[type[BaseProcessProxyABC]]:
-        """Return the classes that installed kernelspecs name."""
-        return await offload(lambda: list(dict.fromkeys(self._named_classes())))
-
-    def _named_classes(self) -> Iterator[type[BaseProcessProxyABC]]:
+    def _back_ends(self) -> dict[type[BaseProcessProxyABC], list[dict[str, Any]]]:
+        """Return the classes that installed kernelspecs name, each with the kernelspecs' configurations of it."""
         specs = self._manager.kernel_spec_manager
         assert specs is not None
+        back_ends: dict[type[BaseProcessProxyABC], list[dict[str, Any]]] = {}
         for name in specs.find_kernel_specs():
             try:
-                yield import_item(process_proxy_config(specs.get_kernel_spec(name))["class_name"])
+                stanza = process_proxy_config(specs.get_kernel_spec(name))
+                back_ends.setdefault(import_item(stanza["class_name"]), []).append(stanza["config"])
             except Exception as error:  # noqa: BLE001 -- a kernelspec that cannot be used has no kernels
                 log.debug("Kernelspec %s is left out of the sweep: %s", name, error)
+        return back_ends
 
     def _remove(self, report: SweepReport) -> None:
         for thing in _processes_first(report.found):
@@ -140,6 +139,12 @@ class Sweeper:
                 log.warning("Left behind by kernel %s and not removed: %s (%s)", thing.kernel_id, thing.what, error)
             else:
                 log.warning("Left behind by kernel %s and removed: %s", thing.kernel_id, thing.what)
+
+
+def _collect(find: Callable[[], Iterable[Remnant]], label: str, found: list[tuple[str, Remnant]]) -> None:
+    """Add what is found to ``found``, also when asking fails in between."""
+    for thing in find():
+        found.append((label, thing))
 
 
 def _processes_first(things: Iterable[Remnant]) -> list[Remnant]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tornado import web
 from tornado.httputil import HTTPHeaders
-from tornado.iostream import IOStream, StreamClosedError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.iostream import IOStream, SSLIOStream
+from tornado.websocket import WebSocketHandler
 
 from ...base.handlers import GatewayHandler
 from ...transport.frames import (
@@ -22,8 +22,10 @@ from ...transport.frames import (
     decode_legacy_text,
     decode_v1,
 )
-from ...transport.outbox import Outbox
+from ...transport.outbox import JUPYTER_MESSAGE_LIMIT, Acknowledged, Outbox
 from ...transport.ratelimit import RateLimitedWarnings
+from ...transport.receipts import Receipts
+from ...transport.tcpstate import TcpState, keep_alive, read_tcp_state
 from .handlers import KERNEL_ID
 from .keepalive import Keepalive
 
@@ -37,6 +39,7 @@ DEFAULT_MAX_MESSAGE_SIZE = 100 << 20
 DEFAULT_QUEUE_LIMIT = 32 << 20
 MAX_SESSION_ID_LENGTH = 256
 MAX_REASON_BYTES = 123
+TLS_RECORD_BYTES = 17 << 10  # and a bit more; part of a record cannot be read
 
 
 class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
@@ -46,9 +49,11 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     connection's stream, past tornado's ``write_message``, which takes a task for each message.
     """
 
+    head = WebSocketHandler.head  # type: ignore[assignment]  # only GET opens a websocket
     heard = 0.0
     _channels: KernelChannels
     _outbox: Outbox | None = None
+    _stream: _CountedStream
     _first_answer: asyncio.Task[None] | None = None
     _has_waited = False
     _v1 = False
@@ -123,11 +128,15 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         self._v1 = self.selected_subprotocol == V1_PROTOCOL
         stream.set_nodelay(True)
         stream.max_buffer_size = self.max_message_size + (1 << 20)
+        keep_alive(stream.socket)
+        self._stream = _CountedStream(stream)
         self._outbox = Outbox(
-            _CountedStream(stream),
+            self._stream,
             v1=self._v1,
             limit=self.settings.get("eg_ws_queue_limit", DEFAULT_QUEUE_LIMIT),
+            split=self.settings.get("eg_ws_split_size", JUPYTER_MESSAGE_LIMIT),
             close=self.close,
+            receipts=self._receipts,
         )
         # Thousands of websockets may be open: let go of what only the handshake needed.
         self.request.headers = HTTPHeaders()
@@ -147,8 +156,10 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._warnings.warn("A message from a websocket was dropped: %s", error)
 
     def on_pong(self, data: bytes) -> None:
-        """Note that the client is alive; called by tornado."""
+        """Note that the client is alive and has got what was sent before the ping; called by tornado."""
         self.heard = time.monotonic()
+        if self._outbox is not None:
+            self._outbox.on_pong(data)
 
     def on_close(self) -> None:
         """Detach from the kernel; called by tornado when the connection is gone."""
@@ -157,6 +168,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._first_answer.cancel()
         if self._outbox is not None:
             self._keepalive.remove(self)
+            self._outbox.note_end(self.close_code)
             self._outbox.stop()
             self._channels.detach(self._outbox)
             self._outbox = None
@@ -170,11 +182,19 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         super().close(code, reason and reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
 
     def send_ping(self) -> None:
-        """Ask the client for a sign of life."""
-        try:
-            self.ping()
-        except (WebSocketClosedError, StreamClosedError):
-            log.debug("A websocket was closed before it was pinged")
+        """Ask the client for a sign of life, and for a receipt."""
+        if self._outbox is not None:
+            self._outbox.ping()
+
+    def is_line_dead(self, seconds: float) -> bool:
+        """Whether what was sent is not even acknowledged by the peer's system, which said nothing for ``seconds``."""
+        state = self._stream.tcp_state()
+        return state is not None and state.is_retransmitting and state.silence > seconds
+
+    def abort(self) -> None:
+        """Cut the connection: nobody would hear a goodbye."""
+        if self._outbox is not None:
+            self._outbox.abort()
 
     def _decode(self, message: str | bytes) -> ClientMessage:
         if isinstance(message, str):
@@ -187,8 +207,16 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         # The option's value is kept in milliseconds since Enterprise Gateway 2.
         interval = self.settings.get("ws_ping_interval", 30_000) / 1000
         keepalive: Keepalive = self.settings.setdefault("eg_keepalive", Keepalive(interval))
+        keepalive.timeout = self.settings.get("eg_ws_ping_timeout", 0)
         keepalive.change_interval(interval)
         return keepalive
+
+    @property
+    def _receipts(self) -> Receipts:
+        """The one of this process; none are asked for when there are to be no pings."""
+        receipts: Receipts = self.settings.setdefault("eg_receipts", Receipts())
+        receipts.is_on = self.settings.get("ws_ping_interval", 30_000) > 0
+        return receipts
 
     @property
     def _warnings(self) -> RateLimitedWarnings:
@@ -200,13 +228,17 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
 class _CountedStream:
     """A tornado stream as :class:`~enterprise_gateway.transport.outbox.ByteStream`.
 
-    Tornado counts both numbers but has no public name for them; they stay readable after the stream was closed.
+    Tornado counts what it is given and what the system took but has no public names for that; both numbers stay
+    readable after the stream was closed. What the system knows of the peer does not: it is noted just before.
     """
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_close_fd", "_last_state", "_stream")
 
     def __init__(self, stream: IOStream) -> None:
         self._stream = stream
+        self._last_state: TcpState | None = None
+        self._close_fd = stream.close_fd
+        stream.close_fd = self._note_and_close_fd  # type: ignore[method-assign]
 
     def write(self, data: bytes) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._stream.write(data)
@@ -219,9 +251,23 @@ class _CountedStream:
     def accepted(self) -> int:
         return self._stream._total_write_index
 
-    @property
-    def handed_over(self) -> int:
-        return self._stream._total_write_done_index
+    def acknowledged(self) -> Acknowledged:
+        taken, state = self._stream._total_write_done_index, self.tcp_state()
+        if state is None or not state.unacknowledged:
+            return Acknowledged(taken, taken, False)
+        missing = state.unacknowledged
+        if isinstance(self._stream, SSLIOStream):
+            missing += TLS_RECORD_BYTES  # counted are encrypted bytes, which are more
+        position = max(0, taken - missing)
+        return Acknowledged(position, taken if state.is_fresh else position, state.is_retransmitting)
+
+    def tcp_state(self) -> TcpState | None:
+        return self._last_state if self._stream.closed() else read_tcp_state(self._stream.socket)
+
+    def _note_and_close_fd(self) -> None:
+        self._last_state = read_tcp_state(self._stream.socket)
+        del self._stream.close_fd  # a circle of references
+        self._close_fd()
 
 
 default_handlers: list[tuple[str, Any]] = [(rf"/api/kernels/{KERNEL_ID}/channels", KernelChannelsHandler)]

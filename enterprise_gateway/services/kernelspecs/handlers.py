@@ -6,6 +6,7 @@ from jupyter_client.kernelspec import KernelSpec, NoSuchKernel
 from tornado import web
 
 from ...base.handlers import GatewayHandler
+from ...core.errors import BrokenKernelSpecError
 from ...core.offload import offload
 from .kernelspec_cache import KernelSpecCache
 from .listing import SpecListing, kernelspec_model, user_rules
@@ -24,9 +25,11 @@ class KernelSpecHandler(GatewayHandler):
         return self.settings["kernel_spec_cache"]
 
     async def find(self, kernel_name: str) -> KernelSpec:
-        """Return the kernelspec of that name, or answer 404."""
+        """Return the kernelspec of that name, or answer 404; BrokenKernelSpecError if it cannot be used."""
         try:
             return await self.kernel_spec_cache.get_kernel_spec(kernel_name)
+        except BrokenKernelSpecError:
+            raise
         except NoSuchKernel:
             raise web.HTTPError(404, "Kernel spec %s not found", kernel_name) from None
 
@@ -115,12 +118,7 @@ class KernelSpecResourceHandler(KernelSpecHandler):
             self.set_status(206)
             self.set_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.set_header("Content-Length", str(end - start))
-        if self.request.method == "GET":
-            self.write(resource.content[start:end])
-
-    async def head(self, kernel_name: str, path: str) -> None:
-        """Answer as ``get`` does, without the file's bytes."""
-        await self.get(kernel_name, path)
+        self.write(resource.content[start:end])
 
     def compute_etag(self) -> str | None:
         """Return the tag of the whole file, or none for an error; called by tornado."""

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +17,10 @@ from traitlets import Bool
 from traitlets.config import SingletonConfigurable
 
 from ...core import envvars
+from ...core.errors import BrokenKernelSpecError
 from ...core.offload import offload
 from ...core.options import EnvironmentDefaults
+from .reading import CheckedKernelSpec
 from .snapshot import CacheItem, Snapshot, fingerprint, is_resource, resource_files, take_snapshot
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         self._observed_dirs: set[str] = set()
         self._unobservable_dirs: set[str] = set()
         self._snapshot = Snapshot()
+        self._broken: dict[str, str] = {}
         self._fingerprint: tuple[Any, ...] | None = None
         self._stale = True
         self._checked_at = 0.0
@@ -75,6 +79,8 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         ------
         NoSuchKernel
             There is none, or the manager's ``allowed_kernelspecs`` do not name it.
+        BrokenKernelSpecError
+            Its ``kernel.json`` cannot be used.
         """
         allowed = getattr(self.kernel_spec_manager, "allowed_kernelspecs", None)
         if allowed and kernel_name.lower() not in {name.lower() for name in allowed}:
@@ -100,6 +106,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         """Return the kernelspecs of this moment; two equal generations are the same kernelspecs."""
         if not self._is_caching:
             items = await self._ask_manager(self.kernel_spec_manager.get_all_specs)
+            await offload(self._note_broken, items)
             return await offload(take_snapshot, items)
         if self._stale or time.monotonic() - self._checked_at >= self._check_interval:
             if self._refreshing is None or self._refreshing.get_loop() is not asyncio.get_running_loop():
@@ -171,12 +178,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         """Read the kernelspecs again if they may have changed; blocks, so coroutines offload it."""
         with self._lock:
             was_stale, self._stale = self._stale, False
-            known = self._snapshot.items.values()
-            if (
-                was_stale
-                or self._fingerprint is None
-                or fingerprint(self.kernel_spec_manager, known) != self._fingerprint
-            ):
+            if was_stale or self._fingerprint is None or self._take_fingerprint() != self._fingerprint:
                 self._scan()
             self._checked_at = time.monotonic()
 
@@ -184,9 +186,34 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         current = take_snapshot(self.kernel_spec_manager.get_all_specs())
         if current != self._snapshot:
             self._snapshot = current
-        self._fingerprint = fingerprint(self.kernel_spec_manager, current.items.values())
-        for item in current.items.values():
-            self._observe(Path(item["resource_dir"]).parent)
+        self._note_broken(current.items)
+        self._fingerprint = self._take_fingerprint()
+        for resource_dir in self._resource_dirs():
+            self._observe(Path(resource_dir).parent)
+
+    def _resource_dirs(self) -> list[str]:
+        return [item["resource_dir"] for item in self._snapshot.items.values()] + list(self._broken)
+
+    def _take_fingerprint(self) -> tuple[Any, ...] | None:
+        return fingerprint(self.kernel_spec_manager, self._resource_dirs())
+
+    def _note_broken(self, known: Mapping[str, CacheItem]) -> None:
+        """Log once of each kernelspec that was left out why it cannot be used, and again when it says otherwise."""
+        manager = self.kernel_spec_manager
+        if getattr(manager, "kernel_spec_class", None) is not CheckedKernelSpec:
+            return  # the manager says of its own kernelspecs what there is to say
+        broken = {}
+        for name, resource_dir in manager.find_kernel_specs().items():
+            if name.lower() not in known:
+                try:
+                    CheckedKernelSpec.from_resource_dir(resource_dir)
+                except BrokenKernelSpecError as error:
+                    broken[resource_dir] = str(error)
+        with self._lock:
+            for resource_dir, reason in broken.items():
+                if self._broken.get(resource_dir) != reason:
+                    self.log.warning("%s", reason)
+            self._broken = broken
 
     def _add(self, name: str, spec: KernelSpec) -> None:
         """Keep a kernelspec that the manager knew and the cache did not."""

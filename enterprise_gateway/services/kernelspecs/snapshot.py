@@ -64,12 +64,15 @@ def is_on_disk(manager: Any) -> bool:
     )
 
 
-def fingerprint(manager: Any, items: Iterable[CacheItem]) -> tuple[Any, ...] | None:
-    """Return something that differs when the kernelspecs on disk do; None when only reading them again tells."""
+def fingerprint(manager: Any, resource_dirs: Iterable[str]) -> tuple[Any, ...] | None:
+    """Return something that differs when the kernelspecs on disk do; None when only reading them again tells.
+
+    ``resource_dirs`` are those of the kernelspecs that are known, the broken ones among them.
+    """
     if not is_on_disk(manager):
         return None
     directories = list(manager.kernel_dirs)
-    paths = directories + [path for item in items for path in _watched_paths(item["resource_dir"])]
+    paths = directories + [path for resource_dir in resource_dirs for path in _watched_paths(resource_dir)]
     stats = [_stat(path) for path in paths]
     newest = max((stat[0] for stat in stats if stat), default=0)
     if time.time_ns() - newest < _SETTLED_SECONDS * 1e9:

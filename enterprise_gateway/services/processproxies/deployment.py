@@ -13,12 +13,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ...core.errors import InvalidRequestError
+from ...core.offload import offload
 
 LABEL_VARIABLE = "EG_DEPLOYMENT_ID"
 LABEL_ENTRY = "eg_deployment_id"  # in connection files
@@ -32,6 +34,10 @@ class Deployment:
     def label(self) -> str:
         """The label; empty when things cannot be labelled."""
         return ""
+
+    async def known(self) -> str:
+        """Return the label, read or made in a thread at the first use: what comes later finds it at once."""
+        return await offload(lambda: self.label)
 
     def close(self) -> None:
         """Say that this run is over; called when the gateway ends in order."""
@@ -77,17 +83,19 @@ class RunDeployment(Deployment):
         self._directory = directory
         self._label = ""
         self._lock = -1
+        self._making = threading.Lock()
 
     @property
     def label(self) -> str:
         """The label; made, and its lock taken, at the first use."""
-        if not self._label:
-            label = uuid.uuid4().hex
-            path = self._directory / f"{_PREFIX}{label}{_SUFFIX}"
-            self._lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._label = label
-        return self._label
+        with self._making:
+            if not self._label:
+                label = uuid.uuid4().hex
+                path = self._directory / f"{_PREFIX}{label}{_SUFFIX}"
+                self._lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._label = label
+            return self._label
 
     def close(self) -> None:
         """Give the lock up; nothing of the run is left."""

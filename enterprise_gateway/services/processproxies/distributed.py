@@ -19,7 +19,7 @@ from ...core.errors import (
     LauncherFailedError,
     LaunchRefusedError,
 )
-from ...core.offload import offload
+from ...core.offload import offload, offload_to
 from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
 from .hostchoice import TrackKernelOnHost
@@ -51,14 +51,15 @@ class DistributedProcessProxy(RemoteProcessProxy):
     """
 
     keeps_output = True
+    starts_kernel_itself = True
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
-        configured = self.proxy_config.get("remote_hosts") or kernel_manager.options.remote_hosts
-        self.hosts = list(envvars.comma_list(configured if isinstance(configured, str) else ",".join(configured)))
+        self.hosts = host_names(self.proxy_config.get("remote_hosts") or kernel_manager.options.remote_hosts)
         self.kernel_log = log_path(self.kernel_id)
         self.started_pid = self.started_pgid = 0  # by us, on whose word a signal is sent
         self.sudo_user = self._wanted_user = ""
+        self._kernel_cmd: list[str] = []
         self._host: RemoteHost | None = None  # None: the gateway's own, or not known yet
 
     @property
@@ -116,7 +117,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
                 self.log.warning("Kernel %s cannot be started on %s: %s", self.kernel_id, host, error)
                 if isinstance(error, OutcomeUnknownError):
                     with suppress(KernelLaunchError):
-                        await offload(self.remove_leftovers)
+                        await self.in_thread(self.remove_leftovers)
                     break  # it may be running there: a second one elsewhere would be one too many
                 if self.deadline.expired:
                     break
@@ -137,7 +138,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
             await offload(self._start_here, kernel_cmd, kwargs)
         else:
             self._host = self.kernel_manager.resources.hosts.host(host)
-            await offload(self._start_there, self._host, kernel_cmd, kwargs["env"])
+            await offload_to(host, self._start_there, self._host, kernel_cmd, kwargs["env"])
 
     def _start_here(self, kernel_cmd: list[str], kwargs: dict[str, Any]) -> None:
         """Start the kernel as a child process; in a thread, like :meth:`_start_there`."""
@@ -155,6 +156,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     def _start_there(self, host: RemoteHost, kernel_cmd: list[str], env: Mapping[str, str]) -> None:
         """Start the kernel by SSH; runs in a thread, and notes the process even if nobody waits for it any more."""
+        self._kernel_cmd = kernel_cmd
         try:
             self.started_pid, self.started_pgid = host.shell.start_detached(
                 kernel_cmd,
@@ -190,10 +192,18 @@ class DistributedProcessProxy(RemoteProcessProxy):
             await self._host.process_ended(self.started_pid, eager=True)
             await asyncio.sleep(0.2)  # its response may be on its way
             raise LauncherFailedError(
-                f"The launcher of kernel {self.kernel_id} ended on {self.assigned_host}. "
+                f"The launcher of kernel {self.kernel_id} ended on {self.assigned_host}. {await self._diagnosis()}"
                 f"Last lines of {self.kernel_log}: {await self._last_lines()}"
             )
         await asyncio.sleep(NEVER_ENDING)
+
+    async def _diagnosis(self) -> str:
+        """Return a sentence about a mistake that the launcher's own output does not tell; empty when there is none."""
+        assert self._host is not None
+        with suppress(KernelLaunchError):
+            for script in await offload(self._host.shell.windows_scripts, self._kernel_cmd):
+                return f"{script} has Windows line ends (CR LF): convert it, for example with dos2unix. "
+        return ""
 
     async def describe_timeout(self, seconds: float) -> str:
         """Add where the kernel's log is, and its end."""
@@ -204,7 +214,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
     async def _last_lines(self) -> str:
         assert self._host is not None
         try:
-            return (await offload(self._host.shell.tail, self.kernel_log, _LAST_LINES)).strip()
+            return (await offload_to(self._place, self._host.shell.tail, self.kernel_log, _LAST_LINES)).strip()
         except KernelLaunchError as error:
             return f"(not available: {error})"
 
@@ -243,7 +253,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
             return await self.local_proc.wait_for_exit()
         while (host := self._host) is not None:
             try:
-                if await offload(self.poll) is not None:
+                if await self.poll_in_thread() is not None:
                     break
             except HostUnreachableError as error:
                 self.log.debug("%s", error)
@@ -340,10 +350,20 @@ class DistributedProcessProxy(RemoteProcessProxy):
         return remote_hosts(self.kernel_manager.resources, self.hosts)
 
     @classmethod
-    def find_remnants(cls, resources: SharedResources, labels: Collection[str]) -> Iterator[Remnant]:
-        """Yield the labelled processes on all of ``remote_hosts``."""
-        for host in remote_hosts(resources, resources.options.remote_hosts):
-            yield from remote_processes(host.shell, labels)
+    def find_remnants(
+        cls, resources: SharedResources, labels: Collection[str], configs: Collection[Mapping[str, Any]]
+    ) -> Iterator[Remnant]:
+        """Yield the labelled processes on all hosts that the gateway's option or a kernelspec names."""
+        failures = []
+        named = [resources.options.remote_hosts, *(config.get("remote_hosts") or () for config in configs)]
+        for name in dict.fromkeys(name for names in named for name in host_names(names)):
+            try:
+                for host in remote_hosts(resources, [name]):
+                    yield from remote_processes(host.shell, labels)
+            except KernelLaunchError as error:
+                failures.append(str(error))
+        if failures:
+            raise HostUnreachableError("; ".join(failures))
 
     def cleanup(self) -> None:
         """Count the kernel on its host no more."""
@@ -369,7 +389,9 @@ class DistributedProcessProxy(RemoteProcessProxy):
         if not self.assigned_ip:
             return
         if is_local_address(self.assigned_ip):
-            self.local_proc = LocalProcess.adopt(self.started_pid, int(process_info.get("start_time") or -1))
+            self.local_proc = LocalProcess.adopt(
+                self.started_pid, int(process_info.get("start_time") or -1), takes_group=self.starts_kernel_itself
+            )
         else:
             self._host = self.kernel_manager.resources.hosts.host(self.assigned_host or self.assigned_ip)
         self.kernel_manager.resources.hosts.choice.load.add_kernel_id(self.assigned_host, self.kernel_id)
@@ -388,6 +410,11 @@ def remote_hosts(resources: SharedResources, names: Iterable[str]) -> list[Remot
         A name cannot be resolved.
     """
     return [resources.hosts.host(name) for name in names if not is_local_address(resolve(name))]
+
+
+def host_names(configured: str | Iterable[str]) -> list[str]:
+    """Return the names in a value of ``remote_hosts``: a comma list or a list."""
+    return list(envvars.comma_list(configured if isinstance(configured, str) else ",".join(configured)))
 
 
 def log_path(kernel_id: str) -> str:

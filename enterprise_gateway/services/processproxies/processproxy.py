@@ -19,7 +19,8 @@ import signal
 import socket
 import time
 from abc import ABCMeta, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -38,10 +39,11 @@ from ...core.errors import (
     LauncherFailedError,
     LaunchTimeoutError,
 )
-from ...core.offload import offload
+from ...core.offload import offload, offload_to
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
 from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from ...transport.outputfiles import cut
 from .remotehosts import is_local_address
 from .responses import Response, ResponseManager
 from .startup import await_startup
@@ -102,6 +104,9 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
     keeps_output = False
     """Whether :attr:`output_file` stays when the kernel is gone."""
 
+    starts_kernel_itself = False
+    """Whether :meth:`launch_kernel` starts the kernel, not a script that may end before it: its group ends with it."""
+
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         self.kernel_manager = kernel_manager
         self.proxy_config = dict(proxy_config or {})
@@ -125,6 +130,34 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         self.pid = 0
         self.pgid = 0
         self.remote_user = envvars.EG_REMOTE_USER() or gateway_user()
+        self._call_under_way = asyncio.Lock()
+        self._poll_under_way: asyncio.Task[Any] | None = None
+
+    @property
+    def _place(self) -> str:
+        """What the kernel's blocking methods wait for: calls for different places never wait for each other."""
+        return type(self).__qualname__
+
+    async def in_thread(self, method: Callable[..., Any], *args: Any, place: str = "") -> Any:
+        """Run one of the proxy's plain methods in a thread; called by the provisioner.
+
+        One at a time: third parties write them without a thought of two threads in one object.
+        """
+        async with self._call_under_way:
+            return await offload_to(place or self._place, method, *args)
+
+    async def poll_in_thread(self) -> Any:
+        """Return what a plain :meth:`poll` says; who asks while it is asked already shares the answer."""
+        task = self._poll_under_way
+        if task is None:
+            task = self._poll_under_way = asyncio.create_task(self.in_thread(self.poll))
+            task.add_done_callback(self._poll_ended)
+        return await asyncio.shield(task)
+
+    def _poll_ended(self, task: asyncio.Task[Any]) -> None:
+        self._poll_under_way = None
+        if not task.cancelled():
+            task.exception()  # seen: those who asked have it, unless they went away
 
     @abstractmethod
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
@@ -180,6 +213,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
                 output=self.output_file,
                 independent=self.kernel_manager.outlives_gateway,
                 stdin=kwargs.get("stdin", b""),
+                takes_group=self.starts_kernel_itself,
             )
         except OSError as error:
             raise LauncherFailedError(f"The command of kernel {self.kernel_id} cannot be run: {error}") from error
@@ -226,6 +260,9 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             self.local_proc.close()
         if not self.keeps_output:
             self.output_file.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):
+                cut(self.output_file, envvars.EG_KERNEL_OUTPUT_LIMIT())
 
     def remove_leftovers(self) -> None:
         """Remove whatever a launch of this kernel that was cut short has left; runs in a thread.
@@ -237,7 +274,12 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             process.kill()
 
     @classmethod
-    def find_remnants(cls, resources: SharedResources, labels: Collection[str]) -> Iterator[Remnant]:  # noqa: ARG003
+    def find_remnants(
+        cls,
+        resources: SharedResources,  # noqa: ARG003
+        labels: Collection[str],  # noqa: ARG003
+        configs: Collection[Mapping[str, Any]],  # noqa: ARG003
+    ) -> Iterator[Remnant]:
         """Yield what kernels of this back end have left behind by its label; runs in a thread.
 
         Called by the sweeper for every class that an installed kernelspec names. What is on the gateway's own machine
@@ -249,11 +291,13 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             What all kernels of the gateway share, among it the options.
         labels
             What it may be labelled with: the value of ``EG_DEPLOYMENT_ID`` in a kernel's environment.
+        configs
+            ``metadata.process_proxy.config`` of the installed kernelspecs that name the class.
 
         Raises
         ------
         KernelLaunchError
-            The back end cannot be asked.
+            The back end, or some part of it, cannot be asked; what was yielded before counts.
         """
         yield from ()
 
@@ -282,6 +326,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
     """A kernel on the gateway's own machine: the back end of every kernelspec that names no other."""
 
     calls_block = False
+    starts_kernel_itself = True
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
@@ -317,7 +362,9 @@ class LocalProcessProxy(BaseProcessProxyABC):
     def load_process_info(self, process_info: dict[str, Any]) -> None:
         """Adopt the process if it still is the one we started."""
         super().load_process_info(process_info)
-        self.local_proc = LocalProcess.adopt(self.pid, int(process_info.get("start_time") or -1))
+        self.local_proc = LocalProcess.adopt(
+            self.pid, int(process_info.get("start_time") or -1), takes_group=self.starts_kernel_itself
+        )
 
 
 class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
@@ -383,7 +430,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         if isinstance(self.local_proc, LocalProcess):
             exit_code = await self.local_proc.wait_for_exit()
             if exit_code != 0:
-                raise LauncherFailedError(self._describe_early_end(exit_code))
+                raise LauncherFailedError(await offload(self._describe_early_end, exit_code))
         await asyncio.sleep(NEVER_ENDING)
 
     def _describe_early_end(self, exit_code: int) -> str:
@@ -393,7 +440,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
 
     async def describe_timeout(self, seconds: float) -> str:
         """Return the sentence for a launch that timed out; back ends add what they know."""
-        output = last_lines(self.output_file)
+        output = await offload(last_lines, self.output_file)
         rejections = "; ".join(self.expectation.rejections)
         return (
             f"KernelID: '{self.kernel_id}' launch timeout due to: Waited too long ({seconds:g}s) to get connection file"
@@ -429,9 +476,14 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.pid, self.pgid, self.ip = info.pid, info.pgid, self.assigned_ip
         self.connection = replace(info, ip=self.assigned_ip)
         if envvars.EG_ENABLE_TUNNELING() and not is_local_address(self.assigned_ip):
-            self.connection = await offload(self._open_tunnels, self.connection)
+            self.connection = await offload_to(self._place, self._open_tunnels, self.connection)
         if self.connection.comm_port:
             self._open_comm_port(self.connection.ip, self.connection.comm_port, self.expectation.payload_version == 2)
+
+    @property
+    def _place(self) -> str:
+        """The kernel's host; before that is known, the back end."""
+        return self.assigned_host or self.assigned_ip or super()._place
 
     @property
     def tunnel_host(self) -> str:
@@ -525,7 +577,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         """
         while True:
             try:
-                if await offload(self.poll) is not None:
+                if await self.poll_in_thread() is not None:
                     return 0
             except HostUnreachableError as error:
                 self.log.debug("%s", error)

@@ -46,10 +46,12 @@ def local_processes(labels: Collection[str]) -> Iterator[Remnant]:
             yield Remnant(kernel_id, f"process {pid} of this machine", process.kill)
 
 
-def local_files(directory: Path, labels: Collection[str]) -> Iterator[Remnant]:
-    """Yield the labelled connection files and logs in the Jupyter runtime directory; blocks."""
+def local_files(directory: Path, labels: Collection[str], besides: Collection[str] = ()) -> Iterator[Remnant]:
+    """Yield the labelled connection files and logs in the Jupyter runtime directory, not ``besides``' ones; blocks."""
     for path in directory.glob("kernel-*"):
         stem, _, rest = path.name.removeprefix("kernel-").partition(".")
+        if stem in besides:
+            continue
         label = rest.removesuffix(".log") if rest.endswith(".log") else label_in(path) if rest == "json" else ""
         if label in labels:
             yield Remnant(stem, f"file {path}", partial(path.unlink, missing_ok=True))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ...core.errors import HostUnreachableError
-from ...core.offload import offload
+from ...core.offload import offload_to
 from .hostchoice import HostChoice
 
 if TYPE_CHECKING:
@@ -95,12 +95,15 @@ class RemoteHosts:
         with self._lock:
             hosts, self._hosts, self._pool = list(self._hosts.values()), {}, None
         for host in hosts:
-            host.close()
+            try:
+                host.close()
+            except Exception:  # noqa: BLE001 -- of one host; the others are closed
+                self._log.exception("The connection to %s was not closed in order; the others are", host.shell.host)
 
 
 async def address_of(host: str) -> str:
     """Return the IP address of a host; see :func:`resolve`."""
-    return await offload(resolve, host)
+    return await offload_to(host, resolve, host)
 
 
 def resolve(host: str) -> str:

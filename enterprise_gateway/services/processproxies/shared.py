@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core import envvars
 from ...core.offload import offload
 from ...core.ports import HIGHEST, PortPool, PortRange
+from ...core.steps import take_all
 from ...core.turns import Turns
+from ...transport.outputfiles import OutputFiles
 from .deployment import Deployment
 from .remotehosts import RemoteHosts
 
@@ -21,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class SharedResources:
-    """The options in force, the ports in use, the turns of launches, the response server and the remote hosts.
+    """The options in force, and what launches and kernels use together: ports, turns, hosts, output files.
 
     Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
 
@@ -37,6 +41,7 @@ class SharedResources:
         self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
         self.turns = Turns()
         self.hosts = RemoteHosts(log)
+        self.outputs = OutputFiles(log)
         self.deployment = Deployment()
         self._responses: ResponseServer | None = None
 
@@ -59,11 +64,10 @@ class SharedResources:
 
     async def close(self) -> None:
         """Stop what was started here."""
-        if self._responses is not None:
-            await self._responses.stop()
-            self._responses = None
-        await offload(self.hosts.close)
-        self.deployment.close()
+        responses, self._responses = self._responses, None
+        steps: list[Callable[[], Any]] = [responses.stop] if responses is not None else []
+        steps += [self.outputs.close, partial(offload, self.hosts.close), partial(offload, self.deployment.close)]
+        await take_all(steps, "What kernels share", log)
 
 
 def is_free_port(port: int) -> bool:

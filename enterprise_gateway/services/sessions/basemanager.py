@@ -319,8 +319,10 @@ class KernelSessionManager(LoggingConfigurable):
 
     async def flush(self) -> set[str]:
         """Try once more to write what the store has not yet; return the ids of kernels for which that failed."""
-        writes = [self._save(kernel_id, required=False) for kernel_id in list(self._unsaved)]
+        writes = [self._calls.in_time(self._write(kernel_id), finish=True) for kernel_id in self._unsaved]
         await asyncio.gather(*writes, return_exceptions=True)
+        if self._unsaved:
+            self._retry_later()
         return set(self._unsaved)
 
     async def close(self) -> None:
@@ -344,6 +346,14 @@ class KernelSessionManager(LoggingConfigurable):
     def store_available(self) -> bool:
         """Whether the last call of the store succeeded."""
         return self._calls.available
+
+    def recorded(self, kernel_id: str) -> Record | None:
+        """Return what this gateway has recorded or read of a kernel, None when that is nothing."""
+        return self._table.get(kernel_id)
+
+    def owes(self, kernel_id: str | None = None) -> bool:
+        """Whether the store has not yet what this gateway recorded of a kernel, or (None) of any."""
+        return bool(self._unsaved) if kernel_id is None else kernel_id in self._unsaved
 
     def interrupt_store(self) -> None:
         """Make calls end that have been under way for longer than the time-out.
@@ -385,6 +395,9 @@ class KernelSessionManager(LoggingConfigurable):
         if not self.enable_persistence:
             return
         self._unsaved.add(kernel_id)
+        if not required and not self._calls.available:
+            self._retry_later()  # it would only be waited for in vain
+            return
         try:
             await self._calls.in_time(self._write(kernel_id), finish=True)
         except StoreUnavailableError:

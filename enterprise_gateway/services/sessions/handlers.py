@@ -24,11 +24,11 @@ class SessionRequests(StartsKernels):
         return self.settings["session_manager"]
 
     def kernel_entries(self, body: dict[str, Any]) -> tuple[str | None, str | None]:
-        """Return ``kernel.name`` and ``kernel.id`` of a request."""
+        """Return ``kernel.name`` and ``kernel.id`` of a request; an empty one is none."""
         kernel = body.get("kernel") or {}
         if not isinstance(kernel, dict):
             raise InvalidRequestError("'kernel' must be a JSON object.")
-        return text_entry(kernel, "name"), text_entry(kernel, "id")
+        return text_entry(kernel, "name") or None, text_entry(kernel, "id") or None
 
 
 class SessionRootHandler(SessionRequests):
@@ -37,20 +37,19 @@ class SessionRootHandler(SessionRequests):
     async def get(self) -> None:
         """Answer the models of all sessions, if listing is switched on."""
         await self.authorize("read", "sessions")
-        if not self.settings.get("eg_list_kernels"):
-            raise web.HTTPError(403, "Forbidden")
+        self.check_listing()
         self.finish_json(await self.session_manager.list_sessions())
 
     async def post(self) -> None:
-        """Create a session, with a new kernel; an existing session of the same path is answered as it is."""
+        """Create a session, for the kernel ``kernel.id`` or a new one; a path that has one is answered with that."""
         await self.authorize("write", "sessions")
         body = self.get_json_body()
         if not body:
             raise InvalidRequestError("No JSON data provided")
         path, kind = self._path_and_type(body)
         name = text_entry(body, "name")
-        kernel_name, _ = self.kernel_entries(body)
-        opened = self.session_manager.open_session(path, name, kind, kernel_name)
+        kernel_name, kernel_id = self.kernel_entries(body)
+        opened = self.session_manager.open_session(path, name, kind, kernel_name, kernel_id)
         try:
             session_id = await self.while_wanted(opened)
         except UnknownKernelSpecError as error:
@@ -94,9 +93,11 @@ class SessionHandler(SessionRequests):
         await self.authorize("write", "sessions")
         body = self.get_json_body()
         changes = {field: value for field in ("name", "type") if (value := text_entry(body, field)) is not None}
-        for source in (body, body.get("notebook")):
-            if isinstance(source, dict) and (path := text_entry(source, "path")) is not None:
-                changes["path"] = path
+        if (path := text_entry(body, "path")) is not None:
+            changes["path"] = path
+        notebook = body.get("notebook")
+        if isinstance(notebook, dict) and (path := text_entry(notebook, "path")) is not None:
+            changes.update(path=path, type="notebook")
         kernel_name, kernel_id = self.kernel_entries(body)
         session = await self.session_manager.get_session(session_id)
         started = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -27,6 +26,7 @@ class RevivalReport:
     """What has become of the kernels on record; reasons are sentences for the log."""
 
     revived: list[str] = field(default_factory=list)
+    relaunched: list[str] = field(default_factory=list)
     removed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -48,6 +48,9 @@ class Revival:
     remove_one
         Removes what is left of a kernel that is not of use, or whose start or stop was cut short: processes,
         containers, files that carry its id. Raises when it could not; the record is kept then.
+    relaunch_one
+        Begins to launch a kernel anew whose restart was cut short after its process had ended. Without it, such a
+        kernel is removed.
     claim
         Returns whether this gateway may change or remove the kernel: takes its lease where replicas share the store.
         Asked before a kernel is removed, and before one whose start, restart or stop was cut short is touched at all.
@@ -66,6 +69,7 @@ class Revival:
         *,
         revive_one: Callable[[Record], Awaitable[bool]],
         remove_one: Callable[[Record], Awaitable[None]] | None = None,
+        relaunch_one: Callable[[Record], Awaitable[None]] | None = None,
         claim: Callable[[str], Awaitable[bool]] | None = None,
         concurrency: int = 50,
         timeout_seconds: float = 60.0,
@@ -75,6 +79,7 @@ class Revival:
         self.log = manager.log
         self._revive_one = revive_one
         self._remove_one = remove_one
+        self._relaunch_one = relaunch_one
         self._claim = claim
         self._timeout_seconds = timeout_seconds
         self._settled_after_seconds = settled_after_seconds
@@ -104,7 +109,7 @@ class Revival:
             self.log.info(
                 "Of %d kernels on record %d are taken up, %d removed, %d kept for later, in %.1f s.",
                 len(wanted),
-                len(report.revived),
+                len(report.revived) + len(report.relaunched),
                 len(report.removed),
                 len(report.kept),
                 report.seconds,
@@ -120,8 +125,12 @@ class Revival:
         while self.unsettled:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
-            with contextlib.suppress(StoreUnavailableError):
+            try:
                 await self.run(list(self.unsettled))
+            except StoreUnavailableError:
+                continue
+            except Exception:
+                self.log.exception("Kernels on record could not be judged; they will be once more")
 
     async def revive(self, kernel_id: str) -> Record | None:
         """Take up one kernel that this gateway does not know: on request, where replicas share a store.
@@ -153,7 +162,7 @@ class Revival:
         await self._judge(record, report, self._claim_on_request)
         if kernel_id in report.kept and phase_of(record) in ("running", "restarting"):
             raise StoreUnavailableError(f"Kernel {kernel_id} cannot be reached now: {report.kept[kernel_id]}.")
-        return record if report.revived else None
+        return record if report.revived or report.relaunched else None
 
     def _lock(self, kernel_id: str) -> asyncio.Lock:
         """Return what keeps a request and :meth:`settle` from taking the same kernel up twice."""
@@ -196,7 +205,13 @@ class Revival:
         reason = await self._reason_to_remove(record, phase)
         if not reason:
             self.manager.adopt_session(record)
+            if phase != "running":  # what was begun with it has not come about
+                await self.manager.record_phase(kernel_id, "running", required=False)
             report.revived.append(kernel_id)
+        elif phase == "restarting" and self._relaunch_one:
+            self.manager.adopt_session(record)
+            await self._relaunch_one(record)
+            report.relaunched.append(kernel_id)
         elif claimed or await claim(record):
             await self._remove(record, reason)
             report.removed[kernel_id] = reason

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """One session; ``path`` is the notebook's."""
+    """One session; ``path`` is the notebook's, or any name that a client chose."""
 
     session_id: str
     path: str
@@ -123,8 +123,12 @@ class SessionManager(LoggingConfigurable):
         """Return the session of a path whose kernel exists."""
         return next((session for session in await self._table.load() if session.path == path), None)
 
-    async def open_session(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
-        """Return the id of the session of a path, starting its kernel if there is none; called for POST.
+    async def open_session(
+        self, path: str, name: str | None, type: str | None, kernel_name: str | None, kernel_id: str | None = None
+    ) -> str:
+        """Return the id of the session of a path; called for POST.
+
+        A path without a session gets one, for the running kernel ``kernel_id`` or, without an id, for a new kernel.
 
         Requests for a path that come while its kernel is being started wait for that start, and share its failure;
         when another replica is starting it, they wait for that one to be done.
@@ -133,11 +137,11 @@ class SessionManager(LoggingConfigurable):
         Raises
         ------
         GatewayError
-            The kernel could not be started.
+            The kernel could not be started, or there is none of that id.
         """
         opening = self._openings.get(path)
         if opening is None:
-            opening = _Opening(asyncio.create_task(self._open(path, name, type, kernel_name)))
+            opening = _Opening(asyncio.create_task(self._open(path, name, type, kernel_name, kernel_id)))
             self._openings[path] = opening
             opening.task.add_done_callback(lambda task: self._close_opening(path, task))
         opening.waiting += 1
@@ -149,13 +153,21 @@ class SessionManager(LoggingConfigurable):
                 self._close_opening(path, opening.task)
                 opening.task.cancel()
 
-    async def _open(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> str:
+    async def _open(
+        self, path: str, name: str | None, type: str | None, kernel_name: str | None, kernel_id: str | None
+    ) -> str:
+        async def make() -> Session:
+            if kernel_id is None:
+                return await self._start(path, name, type, kernel_name)
+            await self.kernel_manager.find_kernel(kernel_id)
+            return await self.create_session(path, kernel_id, name, type)
+
         session = await self.find_by_path(path)
         replicas = self.kernel_manager.replicas
         if session is None and replicas is not None:
             async with replicas.alone(f"path:{hashlib.sha256(path.encode()).hexdigest()}"):
-                session = await self.find_by_path(path) or await self._start(path, name, type, kernel_name)
-        session = session or await self._start(path, name, type, kernel_name)
+                session = await self.find_by_path(path) or await make()
+        session = session or await make()
         return session.session_id
 
     async def _start(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> Session:
@@ -176,7 +188,7 @@ class SessionManager(LoggingConfigurable):
     async def create_session(
         self, path: str, kernel_id: str, name: str | None = None, type: str | None = None
     ) -> Session:
-        """Enter a session for a kernel that was started."""
+        """Enter a session for a kernel that runs."""
         session = Session(str(uuid.uuid4()), path, name, type, kernel_id)
         await self._table.save(session)
         return session
@@ -223,4 +235,14 @@ class SessionManager(LoggingConfigurable):
 
 
 def _model(session: Session, kernel: dict[str, Any]) -> dict[str, Any]:
-    return {"id": session.session_id, "notebook": {"path": session.path}, "kernel": kernel}
+    """Return jupyter_server's model: ``notebook``, the form of its earlier versions, is there for notebooks only."""
+    model = {
+        "id": session.session_id,
+        "path": session.path,
+        "name": session.name,
+        "type": session.type,
+        "kernel": kernel,
+    }
+    if session.type == "notebook":
+        model["notebook"] = {"path": session.path, "name": session.name}
+    return model

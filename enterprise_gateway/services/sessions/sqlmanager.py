@@ -92,7 +92,7 @@ class SQLKernelSessionManager(KernelSessionManager):
         for kernel_id, text in self._store().load_all():
             try:
                 self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
-            except (ValueError, StoreUnavailableError) as error:
+            except (ValueError, RecursionError, StoreUnavailableError) as error:
                 self.unusable.add(kernel_id)
                 self.log.warning("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
 
@@ -172,6 +172,12 @@ class SQLKernelSessionManager(KernelSessionManager):
         if token is None:
             return False
         return await self._ask(lambda store: store.release_lease(kernel_id, owner, token))
+
+    async def release_stray_lease(self, name: str, owner: str, token: int) -> None:
+        """Give up a lease that nobody here stands for, if it still is the one with this token."""
+        if self._tokens.get(name) == token:
+            del self._tokens[name]
+        await self._ask(lambda store: store.release_lease(name, owner, token))
 
     async def fetch_lease_owners(self) -> dict[str, str]:
         """Return who holds the leases that have not expired, by kernel id."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 from enterprise_gateway.core.errors import GatewayError, StoreUnavailableError
-from enterprise_gateway.core.offload import offload
+from enterprise_gateway.core.offload import offload_to
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class StoreCalls:
     timeout
         Returns the seconds that a caller waits.
     concurrency
-        How many calls may be under way, so that a store that hangs does not take the threads of all others.
+        How many calls may be under way.
     interrupt
         Called when a call took too long: may make such calls end.
     """
@@ -58,7 +58,7 @@ class StoreCalls:
         """
         async with self._slots:
             try:
-                result = await offload(function, *args, **kwargs)
+                result = await offload_to("session-store", function, *args, **kwargs)
             except GatewayError:
                 raise
             except Exception as error:

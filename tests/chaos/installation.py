@@ -1,0 +1,197 @@
+"""Three replicas and their database, all of which can be made to fail, and the way to send them requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from tests.clusters.load_balancers import free_ports
+from tests.clusters.postgres import PostgresServer
+from tests.replicas.conftest import Replicas
+from tests.support.gateway import Client, KernelSocket
+from tests.support.tcpproxy import TcpProxy
+
+from .journal import Journal
+from .plan import LONGEST_FREEZE_SECONDS, REPLICAS, Episode
+
+REQUEST_SECONDS = 42.0
+"""How long an answer may take: what Jupyter Server's gateway client waits for by default."""
+STOP_SECONDS = 40.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back; status 0 when the replica was stopped or killed before it answered."""
+
+    status: int
+    body: Any = None
+
+
+class Installation(Replicas):
+    """Replicas without a load balancer: each client chooses, so that every failed request is known to be excused."""
+
+    def __init__(self, directory: Path, server: PostgresServer, proxy: TcpProxy, journal: Journal) -> None:
+        super().__init__(directory, server.url.replace(f":{server.port}/", f":{proxy.port}/"))
+        self.server, self.proxy_of_store, self.journal = server, proxy, journal
+        self._troubles: dict[int, list[tuple[float, float]]] = {number: [] for number in range(REPLICAS)}
+
+    async def start_all(self, *options: str) -> None:
+        """Start the replicas."""
+        self.options, self.ports = list(options), free_ports(REPLICAS)
+        self.processes = [self._process(number) for number in range(REPLICAS)]
+        await asyncio.gather(*(asyncio.to_thread(process.start) for process in self.processes))
+        self.clients = [Client(f"http://127.0.0.1:{port}") for port in self.ports]
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    async def fail(self, episode: Episode) -> None:
+        """Let the fault of an episode happen, and mend it."""
+        number = episode.target
+        if episode.fault == "store stops":
+            await asyncio.to_thread(self.server.stop)
+            await asyncio.sleep(episode.lasts_seconds)
+            await asyncio.to_thread(self.server.start)
+        elif episode.fault == "store is cut off":
+            self.proxy_of_store.refuse = True
+            await asyncio.to_thread(self.proxy_of_store.cut)
+            await asyncio.sleep(episode.lasts_seconds)
+            self.proxy_of_store.refuse = False
+        elif episode.fault == "freeze":
+            with self._trouble(number):
+                await self._frozen(number, episode.lasts_seconds)
+        else:
+            with self._trouble(number):
+                await self._replaced(number, episode)
+        self.journal.note("mended")
+
+    async def _frozen(self, number: int, seconds: float) -> None:
+        process = self.processes[number].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    async def _replaced(self, number: int, episode: Episode) -> None:
+        began = time.monotonic()
+        if episode.fault == "replica is killed":
+            await asyncio.to_thread(self.kill, number)
+        else:
+            try:
+                code = await asyncio.to_thread(self.processes[number].stop, STOP_SECONDS)
+            except AssertionError:
+                self.journal.violation(f"replica {number} did not end within {STOP_SECONDS:g} s of SIGTERM")
+            else:
+                if code:
+                    self.journal.violation(f"replica {number} ended with {code} after SIGTERM")
+        self.journal.note(f"replica {number} has ended after {time.monotonic() - began:.1f} s")
+        await asyncio.sleep(episode.lasts_seconds)
+        await asyncio.to_thread(self.start_again, number)
+
+    @contextlib.contextmanager
+    def _trouble(self, number: int) -> Iterator[None]:
+        troubles = self._troubles[number]
+        troubles.append((time.monotonic(), float("inf")))
+        try:
+            yield
+        finally:
+            troubles[-1] = (troubles[-1][0], time.monotonic())
+
+    def is_in_trouble(self, number: int) -> bool:
+        """Whether a replica is frozen or gone."""
+        return self.seconds_of_trouble(number, time.monotonic()) > 0
+
+    def seconds_of_trouble(self, number: int, since: float) -> float:
+        """Return for how much of the time since then a replica has been frozen or gone; a moment counts, too."""
+        now = time.monotonic()
+        recent = [(max(begin, since), min(end, now)) for begin, end in self._troubles[number] if end >= since]
+        return sum(max(0.001, end - begin) for begin, end in recent)
+
+    def choose(self, random: Random) -> int:
+        """Return one of the replicas that are well."""
+        return random.choice([number for number in range(REPLICAS) if not self.is_in_trouble(number)])
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def ask(
+        self, number: int, verb: str, path: str, body: Any = None, *, allowed: Collection[int], kernel_id: str = ""
+    ) -> Answer:
+        """Send a request to a replica; what comes back is clean, in time, and of an allowed status, or a violation."""
+        sent, what = time.monotonic(), f"{verb} {path} of replica {number}"
+        try:
+            response = await self.clients[number].fetch(
+                path, verb, body, request_timeout=REQUEST_SECONDS + LONGEST_FREEZE_SECONDS + 5
+            )
+        except (HTTPClientError, OSError) as error:
+            self._check_time(number, sent, what, kernel_id)
+            if not self.seconds_of_trouble(number, sent):
+                self.journal.violation(f"{what} was not answered: {error!r}", kernel_id)
+            return Answer(0)
+        self._check_time(number, sent, what, kernel_id)
+        answer = Answer(response.code, _json(response.body))
+        if problem := _problem(answer, allowed):
+            self.journal.violation(f"{what}: {response.code} {response.body[:500]!r}, {problem}", kernel_id)
+        return answer
+
+    async def open(self, number: int, kernel_id: str, session_id: str) -> KernelSocket | None:
+        """Open a websocket through a replica; None when it is refused cleanly."""
+        sent, what = time.monotonic(), f"a websocket of replica {number}"
+        patience = REQUEST_SECONDS + LONGEST_FREEZE_SECONDS + 5
+        url = f"{self.clients[number].url}/api/kernels/{kernel_id}/channels?session_id={session_id}"
+        request = HTTPRequest(url.replace("http", "ws", 1), connect_timeout=patience, request_timeout=patience)
+        try:
+            connection = await websocket_connect(request)
+        except (HTTPClientError, OSError) as error:
+            self._check_time(number, sent, what, kernel_id)
+            status = error.code if isinstance(error, HTTPClientError) and error.code < 599 else 0
+            if status != 503 and (status or not self.seconds_of_trouble(number, sent)):
+                self.journal.violation(f"{what} was refused: {error!r}", kernel_id)
+            return None
+        self._check_time(number, sent, what, kernel_id)
+        return KernelSocket(connection, session_id)
+
+    def _check_time(self, number: int, sent: float, what: str, kernel_id: str) -> None:
+        seconds = time.monotonic() - sent - self.seconds_of_trouble(number, sent)
+        if seconds > REQUEST_SECONDS:
+            self.journal.violation(f"{what} took {seconds:.0f} s", kernel_id, kind="slow answer")
+
+    def end(self) -> None:
+        """End what a run that broke off has left, frozen or not; blocks."""
+        for process in self.processes:
+            if process._process is not None and process.process.poll() is None:
+                process.process.kill()
+                process.process.wait()
+        self._kill_what_is_left()
+
+    def files(self) -> list[str]:
+        """Return the files of kernels that there are."""
+        data = Path(os.environ["JUPYTER_DATA_DIR"])
+        found = [path for root in (data, *self.directory.glob("runtime*")) for path in root.rglob("*kernel-*")]
+        return sorted(str(path) for path in found)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body) if body else None
+    except ValueError:
+        return body
+
+
+def _problem(answer: Answer, allowed: Collection[int]) -> str:
+    if answer.status not in allowed:
+        return f"allowed are {sorted(allowed)}"
+    if answer.status >= 400 and not (isinstance(answer.body, dict) and answer.body.get("message")):
+        return "without a message"
+    return "with a traceback" if "Traceback" in str(answer.body) else ""
