@@ -214,7 +214,8 @@ def _translate(error: BaseException, client: paramiko.SSHClient, host: str, user
         return HostAuthenticationError(f"{host}: Kerberos needs the Python package gssapi: {error}")
     if isinstance(error, getattr(paramiko, "GSS_EXCEPTIONS", ())):  # no SSHExceptions; paramiko 5 has none
         return HostAuthenticationError(f"{host}: Kerberos: {error}")
-    if isinstance(error, paramiko.SSHException) and transport is not None and transport.is_active():
+    is_connected = transport is not None and transport.is_active() and transport.initial_kex_done
+    if isinstance(error, paramiko.SSHException) and is_connected:
         return HostAuthenticationError(f"{host}: user {user} was refused ({error})")
     if isinstance(error, paramiko.AuthenticationException):
         return HostAuthenticationError(f"{host}: user {user} was refused ({error})")

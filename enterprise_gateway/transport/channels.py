@@ -549,7 +549,7 @@ class KernelChannels:
 
     def _answer(self, request: Request, ename: str, text: str) -> None:
         """Reply in the kernel's place, by an error."""
-        for message in request.failure(self._connection.factory, ename, text):
+        for message in request.failure(self._connection.factory, ename, text, self.kernel_info or {}):
             if message.channel == "iopub":
                 self._broadcast(message)
             else:

@@ -61,13 +61,21 @@ class Request:
         """Whether the protocol has a reply to requests of this type: comm messages, say, have none."""
         return self.msg_type.endswith("_request")
 
-    def failure(self, factory: MessageFactory, ename: str, text: str) -> list[KernelMessage]:
-        """Return what the kernel still owes to this request, as an error: its output, the reply, and ``idle``."""
+    def failure(
+        self, factory: MessageFactory, ename: str, text: str, kernel_info: Mapping[str, Any]
+    ) -> list[KernelMessage]:
+        """Return what the kernel still owes to this request, as an error: its output, the reply, and ``idle``.
+
+        ``kernel_info`` is what the kernel has said of itself. Who asks for that gets it with the error: papermill reads
+        the language out of the reply whatever its status, when the cell that ended the kernel has failed.
+        """
         error = {"ename": ename, "evalue": text, "traceback": [f"{ename}: {text}"]}  # notebooks show the last
         owed = []
         if self.has_reply and not self.is_replied:
             content: dict[str, Any] = {"status": "error", **error}
-            if self.msg_type == "execute_request":
+            if self.msg_type == "kernel_info_request":
+                content = {**kernel_info, **content}
+            elif self.msg_type == "execute_request":
                 content["execution_count"] = None
                 if self.has_begun:  # else a notebook that waited in line would have the error below each of its cells
                     owed.append(factory.make("iopub", "error", error, self.raw_header))

@@ -98,6 +98,18 @@ async def test_a_dead_kernel_is_no_silence(relay):
         assert await client.pending() == []
 
 
+async def test_a_dead_kernel_is_still_known(relay):
+    """The error for who asks what kind of kernel it is has what is known: papermill looks for the language there."""
+    kernel_id, channels = await relay.add()
+    async with await relay.open(kernel_id) as client:
+        known = await channels.ready(5)
+        channels.announce_state("dead", "it exited with code 1")
+        client.send("shell", "kernel_info_request", {})
+        reply = (await client.until("kernel_info_reply", timeout=1))[-1]["content"]
+        assert reply["ename"] == "KernelDied"
+        assert reply == {**known, **{name: reply[name] for name in ("status", "ename", "evalue", "traceback")}}
+
+
 async def test_a_requested_restart_ends_what_the_old_process_was_asked(relay):
     """Its clients hear of no death: replies by the old process, then an error for the rest, then the new process."""
     kernel_id, channels = await relay.add()
