@@ -109,8 +109,7 @@ class WebSocketClient:
             head += bytes((0x80 | length,))
         else:
             head += struct.pack(">BH", 0xFE, length) if length < 65536 else struct.pack(">BQ", 0xFF, length)
-        self._writer.write(head + b"\0\0\0\0")  # masked with zeros
-        self._writer.write(payload)
+        self._writer.write(head + b"\0\0\0\0" + payload)  # masked with zeros
 
     def send(
         self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any
@@ -228,18 +227,27 @@ class WebSocketClient:
         return messages
 
     async def _frame(self) -> tuple[int, bytes]:
-        first, length = await self._reader.readexactly(2)
+        first, length = await self._read(2)
         assert first & 0x70 == 0, "no extensions"
         assert first & 0x80, "no fragments"
         assert length < 128, "servers do not mask"
         if length >= 126:
-            length = int.from_bytes(await self._reader.readexactly(2 if length == 126 else 8), "big")
+            length = int.from_bytes(await self._read(2 if length == 126 else 8), "big")
         if length > self.max_size:
             if self.says_too_big:
                 self.send_frame(8, struct.pack(">H", 1009))
                 await asyncio.sleep(0)
             raise ConnectionAbortedError
-        return first & 15, await self._reader.readexactly(length)
+        return first & 15, await self._read(length)
+
+    async def _read(self, count: int) -> bytes:
+        """Return that many bytes; what came before a reset, as after a pong that nobody reads any more, counts."""
+        try:
+            return await self._reader.readexactly(count)
+        except ConnectionError:
+            self._reader.set_exception(None)  # type: ignore[arg-type]
+            self._reader.feed_eof()
+            return await self._reader.readexactly(count)
 
     def _decode(self, opcode: int, payload: bytes) -> dict[str, Any]:
         if self.v1:
