@@ -25,7 +25,7 @@ def write(content: bytes | object, name: str = "broken") -> Path:
 
 
 BROKEN = {
-    "syntax": (b'{\n "argv": ["x"],\n}', r"line 3, column 1 is not JSON (Expecting property name enclosed in"),
+    "syntax": (b'{\n "argv": ["x"]\n "env": {}\n}', "line 3, column 2 is not JSON (Expecting ',' delimiter)."),
     "empty": (b"", "line 1, column 1 is not JSON (Expecting value)."),
     "latin-1": (
         b'{"argv": ["x"],\n "display_name": "caf\xe9"}',

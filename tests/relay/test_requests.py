@@ -293,6 +293,9 @@ async def test_a_reply_without_idle_ends_the_work(relay):
 async def test_a_cell_of_an_earlier_gateway_is_open_work(relay):
     """A kernel that was taken over while busy stays so when a request on a subshell ends."""
     _, channels = await relay.add(kernel := relay.tiny_kernel())
+    await channels.ready(5)
+    await channels.request("kernel_info_request", {}, "shell")  # what was asked before is answered by now
+    await asyncio.sleep(0.1)  # and the answers are here: one that came later would prove the kernel idle
     cell = request()
     channels.resume(Memory(execution_state="busy", last_cell=json.dumps(cell)))
     sub = request(subshell_id="1")
