@@ -82,7 +82,7 @@ def test_a_lost_reply_ends_the_waiting() -> None:
     requests.note_reply(("s", "done"))
     requests.note_state(("s", "comm"), "idle")
     messages = [
-        message for request in requests.take() for message in request.failure(MessageFactory(), "KernelDied", "why")
+        message for request in requests.take() for message in request.failure(MessageFactory(), "KernelDied", "why", {})
     ]
     assert [(message.parent["msg_id"], message.msg_type) for message in messages] == [
         ("done", "status"),
