@@ -10,12 +10,13 @@ import pytest
 from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernels.keepalive import Keepalive
 from enterprise_gateway.transport.receipts import Receipts
-from tests.support.faraway import Faraway, why_not
+from tests.support.faraway import Faraway
+from tests.support.requirements import NAMESPACES
 from tests.support.tcpproxy import TcpProxy
 from tests.support.wsclient import texts, types
 
 LINES = [f"line {number}\n" for number in range(100)]
-needs_faraway = pytest.mark.skipif(bool(why_not()), reason=why_not())
+needs_faraway = pytest.mark.needs("ip", NAMESPACES)
 
 
 @pytest.fixture

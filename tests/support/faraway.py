@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing_extensions import Self
 
 _CLONE_NEWNET = 0x40000000
-
-
-def why_not() -> str:
-    """Return why this machine cannot have one; empty when it can."""
-    if os.getuid() != 0:
-        return "network namespaces need root"
-    return "" if shutil.which("ip") else "not installed: iproute2"
 
 
 class Faraway:
