@@ -15,6 +15,8 @@ from ..core.offload import offload
 LOOK_SECONDS = 10.0
 BUSY_LOOK_SECONDS = 0.5
 BEGINNING = 64 * 1024
+_CHUNK = 1024 * 1024
+_ROUNDS = 64
 LEFT_OUT = b"\n[... what was written here was left out, for the file not to grow beyond its limit ...]\n"
 
 
@@ -101,8 +103,14 @@ def _cut(descriptor: int, limit: int) -> None:
     end = os.pread(descriptor, limit // 2, max(0, size - limit // 2))
     _, newline, rest = end.partition(b"\n")
     kept = LEFT_OUT + (rest if newline else end)
-    beginning = min(BEGINNING, limit // 4)
-    os.pwrite(descriptor, kept, beginning)
-    late = os.pread(descriptor, limit // 8, size)  # written since; there is room for it: the file ends at `size`
-    os.pwrite(descriptor, late, beginning + len(kept))
-    os.ftruncate(descriptor, beginning + len(kept) + len(late))
+    target = min(BEGINNING, limit // 4)
+    target += os.pwrite(descriptor, kept, target)
+    # What was written since moves down too, all of it, for its end may be the process's last words. A process that
+    # writes as fast as this reads must not keep the thread for ever.
+    for _ in range(_ROUNDS):
+        late = os.pread(descriptor, _CHUNK, size)
+        if not late:
+            break
+        size += len(late)
+        target += os.pwrite(descriptor, late, target)
+    os.ftruncate(descriptor, target)

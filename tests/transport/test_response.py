@@ -62,7 +62,7 @@ async def never(expectation: response.Expectation, seconds: float = 0.2) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("secret", [None, SECRET])
+@pytest.mark.parametrize("secret", [None, SECRET], ids=["no-secret", "secret"])
 async def test_report_reaches_who_waits(server, secret):
     """A message of either version, in one piece or in several, ends the wait of its kernel and of no other."""
     with server.expect("one", secret=secret) as one, server.expect("two", secret=secret) as two:
