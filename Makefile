@@ -11,6 +11,8 @@ PORT ?= 8888
 ARGS ?=
 SECONDS ?= 180
 SEED ?=
+# Processes that run tests side by side; 0 runs them in one, so that ARGS may ask for a debugger.
+WORKERS ?= 2
 DIST := dist
 
 BIN := $(VENV)/bin
@@ -63,11 +65,12 @@ run-dev: run ## the same with debug messages
 
 test: $(VENV)/.installed-test ## run the tests (ARGS=… for pytest)
 	@$(if $(ARGS),,echo "On two processors all tests take about 12 minutes, and about 40 with all programs that some of them drive.")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup $(ARGS)
 
 chaos: $(VENV)/.installed-test ## let three replicas, their database and kernels fail (SECONDS=… SEED=…)
 	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest --capture=no tests/chaos $(ARGS)
 
+test-debug: WORKERS = 0
 test-debug: ARGS += -vv --capture=no --log-cli-level=DEBUG
 test-debug: test ## run the tests with all that they say
 

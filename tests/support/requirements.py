@@ -132,6 +132,16 @@ def skip_without(*names: str) -> None:
         pytest.skip(f"needs {', '.join(programs)}" + (f" (Debian: {' '.join(packages)})" if packages else ""))
 
 
+def wanted() -> list[str]:
+    """Return the programs that tests in this process were skipped for."""
+    return sorted(_wanted)
+
+
+def want(programs: Iterable[str]) -> None:
+    """Add programs that tests in another process were skipped for."""
+    _wanted.update(programs)
+
+
 def summary() -> str:
     """Return one line about what tests were skipped for; empty when they were not."""
     if not _wanted:
