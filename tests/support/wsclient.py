@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import struct
 import uuid
 from itertools import pairwise
@@ -51,11 +52,13 @@ class WebSocketClient:
         headers: dict[str, str] | None = None,
         buffer: int = 1 << 16,
         sock: socket.socket | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> WebSocketClient:
-        if sock is None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer)
-        else:
-            reader, writer = await asyncio.open_connection(sock=sock, limit=buffer)
+        options: dict[str, Any] = {"limit": buffer}
+        options |= {"host": "127.0.0.1", "port": port} if sock is None else {"sock": sock}
+        if context is not None:
+            options |= {"ssl": context, "server_hostname": "127.0.0.1"}
+        reader, writer = await asyncio.open_connection(**options)
         lines = {
             "Host": f"127.0.0.1:{port}",
             "Upgrade": "websocket",
