@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
@@ -18,6 +20,7 @@ from tests.support.kernelspecs import PYTHON_ARGV, write_kernelspec
 
 from .rolling import begin, eventually
 
+SQL_STORE = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 
 
@@ -257,3 +260,61 @@ async def test_a_kernel_that_cannot_be_let_go_of_does_not_keep_others_from_it(
     async with running_gateway(config=config) as gateway:
         assert {model["id"] for model in await gateway.call("/api/kernels")} == set(ids)
         assert (await (await gateway.websocket(ids[1])).execute("print(x)"))[0].strip() == "42"
+
+
+async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    """What the others do is on record, each time that it is noted; the error is logged with the kernel's id."""
+    write_kernelspec("troublesome")
+    config = {
+        "EnterpriseGatewayApp": {"availability_mode": "standalone", "keep_kernels_on_stop": False},
+        "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
+        "FileKernelSessionManager": {"persistence_root": str(tmp_path)},
+    }
+
+    def noted(kernel_id: str) -> Any:
+        path = tmp_path / "kernel_sessions" / f"{kernel_id}.json"
+        return json.loads(path.read_bytes())[kernel_id]["relay"]["execution_state"]
+
+    with expect_log("does is not on record") as logged:
+        async with running_gateway(config=config) as gateway:
+            kernels = gateway.app.kernel_manager
+            kernels.records.note_seconds = 0.2
+            troublesome, plain = [await kernels.start_kernel(kernel_name=name) for name in ("troublesome", "python3")]
+            socket = await gateway.websocket(plain)
+            for _ in range(2):
+                await begin(socket, "import time; time.sleep(1)")
+                await eventually(lambda: noted(plain) == "busy")
+                await socket.receive_until("execute_reply")
+                await eventually(lambda: noted(plain) == "idle")
+    assert {record.getMessage().split()[2] for record in logged} == {troublesome}
+
+
+async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    """The replica goes on to look after all its kernels; the error is logged once, with the kernel's id."""
+    write_kernelspec("troublesome")
+    monkeypatch.setenv("EG_SESSION_DATABASE_URL", f"sqlite:///{tmp_path / 'store.sqlite'}")
+    config = {
+        "EnterpriseGatewayApp": {
+            "availability_mode": "replication",
+            "keep_kernels_on_stop": False,
+            "kernel_session_manager_class": SQL_STORE,
+        },
+        "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
+        "SQLKernelSessionManager": {"lease_seconds": 1.5},
+    }
+    with expect_log("cannot be told to other replicas") as logged:
+        async with running_gateway(config=config) as gateway:
+            kernels = gateway.app.kernel_manager
+            ids = [await kernels.start_kernel(kernel_name=name) for name in ("troublesome", "python3")]
+            socket = await gateway.websocket(ids[1])
+            await begin(socket, "import time; time.sleep(3)")
+            await asyncio.sleep(2)
+            assert [kernels.replicas.holds(kernel_id) for kernel_id in ids] == [True, True]
+            stored = await kernels.kernel_session_manager.fetch_kernels(kernels.replicas.owner)
+            assert stored[ids[1]].execution_state == "busy"
+            await socket.receive_until("execute_reply")
+    assert [record.getMessage().split()[2] for record in logged] == [ids[0]]

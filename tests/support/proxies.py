@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from enterprise_gateway.services.processproxies.processproxy import (
     LocalProcessProxy,
     RemoteProcessProxy,
 )
+from enterprise_gateway.services.processproxies.remnants import Remnant
 
 
 class SlowProxy(LocalProcessProxy):
@@ -257,3 +259,17 @@ class ClingingProxy(ScriptProxy):
     def let_go(self) -> None:
         """Raise as a client library does whose service has changed."""
         raise RuntimeError("I hold on.")
+
+
+class LitteringProxy(ThirdPartyProxy):
+    """Knows of one thing that was left behind and cannot remove it, and of no others."""
+
+    @classmethod
+    def find_remnants(cls, *_args: Any) -> Iterator[Remnant]:
+        """Find one thing, and raise as a client library does whose service does not answer."""
+        yield Remnant("litter", "job 17 of the cluster", cls._remove)
+        raise RuntimeError("The cluster does not answer.")
+
+    @staticmethod
+    def _remove() -> None:
+        raise TypeError("The cluster wants a number.")
