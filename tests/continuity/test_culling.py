@@ -306,7 +306,7 @@ async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
         "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
         "SQLKernelSessionManager": {"lease_seconds": 1.5},
     }
-    with expect_log("cannot be told to other replicas") as logged:
+    with expect_log("cannot be told to other replicas|cannot be listed") as logged:
         async with running_gateway(config=config) as gateway:
             kernels = gateway.app.kernel_manager
             ids = [await kernels.start_kernel(kernel_name=name) for name in ("troublesome", "python3")]
@@ -316,5 +316,8 @@ async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
             assert [kernels.replicas.holds(kernel_id) for kernel_id in ids] == [True, True]
             stored = await kernels.kernel_session_manager.fetch_kernels(kernels.replicas.owner)
             assert stored[ids[1]].execution_state == "busy"
+            assert [model["id"] for model in await kernels.models()] == [ids[1]]
             await socket.receive_until("execute_reply")
-    assert [record.getMessage().split()[2] for record in logged] == [ids[0]]
+    told, listed = [record.getMessage() for record in logged]
+    assert told.startswith(f"What kernel {ids[0]} does cannot be told")
+    assert listed == f"Kernel {ids[0]} cannot be listed"

@@ -18,6 +18,7 @@ from enterprise_gateway.services.processproxies.processproxy import (
     RemoteProcessProxy,
 )
 from enterprise_gateway.services.processproxies.remnants import Remnant
+from tests.support.kernelspecs import write_kernelspec
 
 
 class SlowProxy(LocalProcessProxy):
@@ -273,3 +274,44 @@ class LitteringProxy(ThirdPartyProxy):
     @staticmethod
     def _remove() -> None:
         raise TypeError("The cluster wants a number.")
+
+
+class FussyProxy(LocalProcessProxy):
+    """Raises at each verb for which there is a file ``fails-<verb>`` in ``folder`` of the config."""
+
+    def _check(self, verb: str) -> None:
+        if (Path(self.proxy_config["folder"]) / f"fails-{verb}").exists():
+            raise TypeError(f"The cluster wants no {verb}.")
+
+    def load_process_info(self, process_info: dict[str, Any]) -> None:
+        """Raise, or take the process over."""
+        self._check("load")
+        super().load_process_info(process_info)
+
+    def poll(self) -> Any:
+        """Raise, or look at the process."""
+        self._check("poll")
+        return super().poll()
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Raise, or signal the process."""
+        self._check("signal")
+        return super().send_signal(signum)
+
+    def kill(self) -> bool | None:
+        """Raise, or kill the process."""
+        self._check("kill")
+        return super().kill()
+
+    def cleanup(self) -> None:
+        """Raise, or clean up."""
+        self._check("cleanup")
+        super().cleanup()
+
+
+def write_fussy_kernelspec(name: str, folder: Path, *verbs: str) -> list[Path]:
+    """Write a kernelspec for :class:`FussyProxy`; return the files that, once there, make ``verbs`` fail."""
+    (folder / name).mkdir()
+    stanza = {"class_name": f"{__name__}.FussyProxy", "config": {"folder": str(folder / name)}}
+    write_kernelspec(name, metadata={"process_proxy": stanza})
+    return [folder / name / f"fails-{verb}" for verb in verbs]
