@@ -178,6 +178,36 @@ async def test_a_busy_kernel_is_culled_by_the_busy_limit_only(expect_log: Expect
             pass
 
 
+@pytest.mark.parametrize("long_on_subshell", [False, True], ids=["main", "subshell"])
+async def test_a_kernel_is_not_culled_while_one_of_its_shells_works(
+    long_on_subshell: bool, expect_log: ExpectLog
+) -> None:
+    """That a later request has ended, on another shell, makes no kernel idle; the end of the long one does."""
+    async with culling_gateway(cull_interval=1, cull_connected=True) as (gateway, _):
+        kernels = gateway.app.kernel_manager
+        kernel_id = await gateway.start_kernel()
+        kernel = kernels.get_kernel(kernel_id)
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("import threading; go = threading.Event()")
+        if "kernel subshells" not in kernel.channels.kernel_info.get("supported_features", ()):
+            pytest.skip("not applicable: ipykernel 6 has no subshells")
+        created = await socket.send("create_subshell_request", channel="control")
+        reply = (await socket.receive_until("create_subshell_reply", parent=created))[-1]
+        main, subshell = {}, {"subshell_id": reply["content"]["subshell_id"]}
+        long, short = (subshell, main) if long_on_subshell else (main, subshell)
+        await begin(socket, "go.wait(60)", **long)
+        assert (await socket.execute("6 * 7", **short))[0] == "42"
+        kernels.cull_idle_timeout = 1
+        await asyncio.sleep(3.5)  # the culler looks three times
+        assert kernels.list_kernel_ids() == [kernel_id]
+        assert kernel.execution_state == "busy"
+        with expect_log(f"Culling kernel {kernel_id}.*: it has been idle for more than 1 seconds"):
+            await socket.execute("go.set()", **short)
+            while await socket.receive() is not None:
+                pass
+        assert kernels.list_kernel_ids() == []
+
+
 async def test_the_timer_looks(expect_log: ExpectLog) -> None:
     """Without being told, the culler looks every cull_interval seconds."""
     async with culling_gateway(cull_interval=1, cull_max_age=0.5) as (gateway, _):

@@ -12,6 +12,7 @@ import uuid
 from itertools import pairwise
 from typing import Any
 
+ABSENT = "<absent>"  # for members of a header that it is not to have
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
@@ -117,7 +118,7 @@ class WebSocketClient:
     def send(
         self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any
     ) -> str:
-        """Send a message and return its id."""
+        """Send a message and return its id; ``header`` has members of the header that differ, or are :data:`ABSENT`."""
         self._count += 1
         header = {
             "msg_id": f"{self.session}_{self._count}",
@@ -128,6 +129,7 @@ class WebSocketClient:
             "version": "5.4",
             **header,
         }
+        header = {name: value for name, value in header.items() if value != ABSENT}
         if self.v1:
             parts = [
                 channel.encode(),
