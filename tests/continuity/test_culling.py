@@ -236,7 +236,17 @@ async def test_a_kernelspec_that_says_nonsense_stops_nobody_from_being_culled(ex
 
 
 class TroublesomeKernelManager(RemoteKernelManager):
-    """A manager of a third party whose ``last_activity`` and ``let_go`` fail for kernels named ``troublesome``."""
+    """A manager of a third party whose ``last_activity`` and ``let_go`` fail for kernels named ``troublesome``.
+
+    Its ``execution_state`` does for those named ``stateless``.
+    """
+
+    @property
+    def execution_state(self) -> str:
+        """What the kernel does."""
+        if self.kernel_name == "stateless":
+            raise LookupError("no state")
+        return super().execution_state
 
     @property
     def last_activity(self) -> datetime:
@@ -292,11 +302,24 @@ async def test_a_kernel_that_cannot_be_let_go_of_does_not_keep_others_from_it(
         assert (await (await gateway.websocket(ids[1])).execute("print(x)"))[0].strip() == "42"
 
 
+async def test_a_kernel_that_fails_does_not_keep_others_from_being_started(expect_log: ExpectLog) -> None:
+    """One that cannot tell whether it is dead is counted under the limits, and no more than that."""
+    write_kernelspec("stateless")
+    async with culling_gateway(kernel_manager_class=TROUBLESOME) as (gateway, _):
+        kernels = gateway.app.kernel_manager
+        gateway.app.max_kernels = 2
+        stateless = await kernels.start_kernel(kernel_name="stateless")
+        with expect_log(f"Kernel {stateless} counts as one that runs"):
+            await gateway.start_kernel()
+            await gateway.call("/api/kernels", "POST", {"name": "python3"}, status=403)
+
+
+@pytest.mark.parametrize("name", ["troublesome", "stateless"])
 async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
-    tmp_path: Path, expect_log: ExpectLog
+    name: str, tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     """What the others do is on record, each time that it is noted; the error is logged with the kernel's id."""
-    write_kernelspec("troublesome")
+    write_kernelspec(name)
     config = {
         "EnterpriseGatewayApp": {"availability_mode": "standalone", "keep_kernels_on_stop": False},
         "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
@@ -307,25 +330,27 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
         path = tmp_path / "kernel_sessions" / f"{kernel_id}.json"
         return json.loads(path.read_bytes())[kernel_id]["relay"]["execution_state"]
 
-    with expect_log("does is not on record") as logged:
+    with expect_log("does is not on record|counts as one that runs") as logged:
         async with running_gateway(config=config) as gateway:
             kernels = gateway.app.kernel_manager
             kernels.records.note_seconds = 0.2
-            troublesome, plain = [await kernels.start_kernel(kernel_name=name) for name in ("troublesome", "python3")]
+            failing, plain = [await kernels.start_kernel(kernel_name=each) for each in (name, "python3")]
             socket = await gateway.websocket(plain)
             for _ in range(2):
                 await begin(socket, "import time; time.sleep(1)")
                 await eventually(lambda: noted(plain) == "busy")
                 await socket.receive_until("execute_reply")
                 await eventually(lambda: noted(plain) == "idle")
-    assert {record.getMessage().split()[2] for record in logged} == {troublesome}
+    told = [record.getMessage() for record in logged if "counts" not in record.getMessage()]
+    assert {sentence.split()[2] for sentence in told} == {failing}
 
 
+@pytest.mark.parametrize("name", ["troublesome", "stateless"])
 async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
     """The replica goes on to look after all its kernels; the error is logged once, with the kernel's id."""
-    write_kernelspec("troublesome")
+    write_kernelspec(name)
     monkeypatch.setenv("EG_SESSION_DATABASE_URL", f"sqlite:///{tmp_path / 'store.sqlite'}")
     config = {
         "EnterpriseGatewayApp": {
@@ -339,7 +364,7 @@ async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
     with expect_log("cannot be told to other replicas|cannot be listed") as logged:
         async with running_gateway(config=config) as gateway:
             kernels = gateway.app.kernel_manager
-            ids = [await kernels.start_kernel(kernel_name=name) for name in ("troublesome", "python3")]
+            ids = [await kernels.start_kernel(kernel_name=each) for each in (name, "python3")]
             socket = await gateway.websocket(ids[1])
             await begin(socket, "import time; time.sleep(3)")
             await asyncio.sleep(2)
