@@ -1,4 +1,4 @@
-"""Names, classes and signatures that version 3 offered and that others import stay where they are."""
+"""Names, classes and signatures that version 3 offered, or the documentation does, stay where they are."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import importlib
 import inspect
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
 
 PACKAGE = "enterprise_gateway"
 PROXIES = f"{PACKAGE}.services.processproxies"
@@ -26,6 +29,9 @@ NAMES = {
         "TokenAuthorizationMixin",
     ],
     f"{PACKAGE}.client.gateway_client": ["GatewayClient", "KernelClient"],
+    f"{PACKAGE}.client.kernelclient": ["GatewayKernelClient"],
+    f"{PACKAGE}.client.kernelmanager": ["GatewayError", "GatewayKernelManager"],
+    f"{PACKAGE}.client.papermill_engine": ["GatewayEngine"],
     f"{PACKAGE}.services.kernelspecs": ["KernelSpecCache"],
     f"{KERNELS}.handlers": ["MainKernelHandler"],
     f"{KERNELS}.remotemanager": [
@@ -91,11 +97,19 @@ SIGNATURES = {
     f"{PACKAGE}.client.gateway_client:KernelClient.shutdown": [],
     f"{PACKAGE}.client.gateway_client:KernelClient.start_interrupt_thread": ["wait_time"],
     f"{PACKAGE}.client.gateway_client:KernelClient.terminate_interrupt_thread": [],
+    f"{PACKAGE}.client.papermill_engine:GatewayEngine.execute_notebook": ["nb", "kernel_name"],
+    f"{PACKAGE}.client.papermill_engine:GatewayEngine.nb_kernel_name": ["nb", "name"],
+    f"{PACKAGE}.client.papermill_engine:GatewayEngine.nb_language": ["nb", "language"],
 }
 
 APPLICATION_ATTRIBUTES = [
     *("AVAILABILITY_REPLICATION", "AVAILABILITY_STANDALONE"),
     *("base_url", "config_file_name", "list_kernels", "load_config_file", "log", "shutdown"),
+]
+
+KERNEL_MANAGER_OPTIONS = [
+    *("allowed_envs", "auth_token", "ca_certs", "client_cert", "client_key", "connect_timeout", "env", "keep_kernel"),
+    *("kernel_id", "launch_timeout", "reconnect_timeout", "request_timeout", "url", "validate_cert"),
 ]
 
 PROXY_ATTRIBUTES = [
@@ -135,6 +149,26 @@ def resolve(path: str) -> object:
 def test_the_application_has_the_attribute(name: str) -> None:
     """Extensions read it from the application."""
     assert hasattr(resolve(f"{PACKAGE}.enterprisegatewayapp:EnterpriseGatewayApp"), name)
+
+
+@pytest.mark.parametrize("name", KERNEL_MANAGER_OPTIONS)
+def test_the_kernel_manager_has_the_option(name: str) -> None:
+    """Programs configure it under ``GatewayKernelManager``, as ``docs/users/pipelines.md`` says."""
+    assert name in resolve(f"{PACKAGE}.client.kernelmanager:GatewayKernelManager").class_traits(config=True)
+
+
+def test_the_kernel_manager_makes_the_kernel_client() -> None:
+    """Both are those of jupyter_client to whoever asks, nbclient for instance."""
+    manager = resolve(f"{PACKAGE}.client.kernelmanager:GatewayKernelManager")
+    assert issubclass(manager, AsyncKernelManager)
+    assert manager.client_factory.klass is resolve(f"{PACKAGE}.client.kernelclient:GatewayKernelClient")
+    assert issubclass(manager.client_factory.klass, AsyncKernelClient)
+
+
+def test_papermill_finds_the_engine() -> None:
+    """By its entry point."""
+    (engine,) = entry_points(group="papermill.engine", name="enterprise_gateway")
+    assert engine.load() is resolve(f"{PACKAGE}.client.papermill_engine:GatewayEngine")
 
 
 def test_the_constants_of_the_client() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 import requests
 
 from tests.support.certificates import Authority
-from tests.support.processes import ServerProcess, gateway_process
+from tests.support.processes import REPOSITORY, ServerProcess, gateway_process
 from tests.support.tcpproxy import TcpProxy
 
 TOKEN = "s3cret-t0ken"
@@ -89,6 +90,30 @@ def test_papermill_runs_a_notebook_with_parameters(tmp_path: Path) -> None:
     texts = printed(output)[-21:]
     assert texts[0] == "".join(f"ada {i}\n" for i in range(2000))
     assert texts[1:] == [f"{number}\n" for number in range(20)]
+
+
+def test_papermill_runs_a_notebook_as_the_documentation_says_for_python(tmp_path: Path) -> None:
+    """The documented lines, as they are, run it with their parameters, as the user that the environment names."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/users/pipelines.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "papermill.execute_notebook" in block]
+    assert 'engine_name="enterprise_gateway"' in code
+    write(tmp_path / "in.ipynb", "import os", "for i in range(count): print(os.environ['KERNEL_USERNAME'], i)")
+    with gateway_with_token(tmp_path) as (gateway, env):
+        done = subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, **env, "KERNEL_USERNAME": "alice"},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Kernel started" in gateway.output
+        assert TOKEN not in done.stdout + done.stderr
+        for bad in ("never retrieved", "was destroyed", "ResourceWarning"):
+            assert bad not in done.stderr
+    assert printed(tmp_path / "out.ipynb")[-1] == "".join(f"alice {i}\n" for i in range(10))
 
 
 def test_a_connection_cut_in_the_middle_of_a_cell_loses_nothing(tmp_path: Path) -> None:

@@ -163,10 +163,10 @@ async def eventually(condition: Any, seconds: float = 10, what: str = "it") -> N
         await asyncio.sleep(0.05)
 
 
-async def begin(socket: KernelSocket, code: str) -> str:
+async def begin(socket: KernelSocket, code: str, **header: Any) -> str:
     """Send code to be run, wait until it runs, and return the request's id."""
     content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
-    request = await socket.send("execute_request", content)
+    request = await socket.send("execute_request", content, **header)
     await socket.receive_until("execute_input", parent=request)
     return request
 

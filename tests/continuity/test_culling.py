@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
@@ -18,6 +20,7 @@ from tests.support.kernelspecs import PYTHON_ARGV, write_kernelspec
 
 from .rolling import begin, eventually
 
+SQL_STORE = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 
 
@@ -175,6 +178,36 @@ async def test_a_busy_kernel_is_culled_by_the_busy_limit_only(expect_log: Expect
             pass
 
 
+@pytest.mark.parametrize("long_on_subshell", [False, True], ids=["main", "subshell"])
+async def test_a_kernel_is_not_culled_while_one_of_its_shells_works(
+    long_on_subshell: bool, expect_log: ExpectLog
+) -> None:
+    """That a later request has ended, on another shell, makes no kernel idle; the end of the long one does."""
+    async with culling_gateway(cull_interval=1, cull_connected=True) as (gateway, _):
+        kernels = gateway.app.kernel_manager
+        kernel_id = await gateway.start_kernel()
+        kernel = kernels.get_kernel(kernel_id)
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("import threading; go = threading.Event()")
+        if "kernel subshells" not in kernel.channels.kernel_info.get("supported_features", ()):
+            pytest.skip("not applicable: ipykernel 6 has no subshells")
+        created = await socket.send("create_subshell_request", channel="control")
+        reply = (await socket.receive_until("create_subshell_reply", parent=created))[-1]
+        main, subshell = {}, {"subshell_id": reply["content"]["subshell_id"]}
+        long, short = (subshell, main) if long_on_subshell else (main, subshell)
+        await begin(socket, "go.wait(60)", **long)
+        assert (await socket.execute("6 * 7", **short))[0] == "42"
+        kernels.cull_idle_timeout = 1
+        await asyncio.sleep(3.5)  # the culler looks three times
+        assert kernels.list_kernel_ids() == [kernel_id]
+        assert kernel.execution_state == "busy"
+        with expect_log(f"Culling kernel {kernel_id}.*: it has been idle for more than 1 seconds"):
+            await socket.execute("go.set()", **short)
+            while await socket.receive() is not None:
+                pass
+        assert kernels.list_kernel_ids() == []
+
+
 async def test_the_timer_looks(expect_log: ExpectLog) -> None:
     """Without being told, the culler looks every cull_interval seconds."""
     async with culling_gateway(cull_interval=1, cull_max_age=0.5) as (gateway, _):
@@ -203,7 +236,17 @@ async def test_a_kernelspec_that_says_nonsense_stops_nobody_from_being_culled(ex
 
 
 class TroublesomeKernelManager(RemoteKernelManager):
-    """A manager of a third party whose ``last_activity`` and ``let_go`` fail for kernels named ``troublesome``."""
+    """A manager of a third party whose ``last_activity`` and ``let_go`` fail for kernels named ``troublesome``.
+
+    Its ``execution_state`` does for those named ``stateless``.
+    """
+
+    @property
+    def execution_state(self) -> str:
+        """What the kernel does."""
+        if self.kernel_name == "stateless":
+            raise LookupError("no state")
+        return super().execution_state
 
     @property
     def last_activity(self) -> datetime:
@@ -257,3 +300,79 @@ async def test_a_kernel_that_cannot_be_let_go_of_does_not_keep_others_from_it(
     async with running_gateway(config=config) as gateway:
         assert {model["id"] for model in await gateway.call("/api/kernels")} == set(ids)
         assert (await (await gateway.websocket(ids[1])).execute("print(x)"))[0].strip() == "42"
+
+
+async def test_a_kernel_that_fails_does_not_keep_others_from_being_started(expect_log: ExpectLog) -> None:
+    """One that cannot tell whether it is dead is counted under the limits, and no more than that."""
+    write_kernelspec("stateless")
+    async with culling_gateway(kernel_manager_class=TROUBLESOME) as (gateway, _):
+        kernels = gateway.app.kernel_manager
+        gateway.app.max_kernels = 2
+        stateless = await kernels.start_kernel(kernel_name="stateless")
+        with expect_log(f"Kernel {stateless} counts as one that runs"):
+            await gateway.start_kernel()
+            await gateway.call("/api/kernels", "POST", {"name": "python3"}, status=403)
+
+
+@pytest.mark.parametrize("name", ["troublesome", "stateless"])
+async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
+    name: str, tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    """What the others do is on record, each time that it is noted; the error is logged with the kernel's id."""
+    write_kernelspec(name)
+    config = {
+        "EnterpriseGatewayApp": {"availability_mode": "standalone", "keep_kernels_on_stop": False},
+        "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
+        "FileKernelSessionManager": {"persistence_root": str(tmp_path)},
+    }
+
+    def noted(kernel_id: str) -> Any:
+        path = tmp_path / "kernel_sessions" / f"{kernel_id}.json"
+        return json.loads(path.read_bytes())[kernel_id]["relay"]["execution_state"]
+
+    with expect_log("does is not on record|counts as one that runs") as logged:
+        async with running_gateway(config=config) as gateway:
+            kernels = gateway.app.kernel_manager
+            kernels.records.note_seconds = 0.2
+            failing, plain = [await kernels.start_kernel(kernel_name=each) for each in (name, "python3")]
+            socket = await gateway.websocket(plain)
+            for _ in range(2):
+                await begin(socket, "import time; time.sleep(1)")
+                await eventually(lambda: noted(plain) == "busy")
+                await socket.receive_until("execute_reply")
+                await eventually(lambda: noted(plain) == "idle")
+    told = [record.getMessage() for record in logged if "counts" not in record.getMessage()]
+    assert {sentence.split()[2] for sentence in told} == {failing}
+
+
+@pytest.mark.parametrize("name", ["troublesome", "stateless"])
+async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    """The replica goes on to look after all its kernels; the error is logged once, with the kernel's id."""
+    write_kernelspec(name)
+    monkeypatch.setenv("EG_SESSION_DATABASE_URL", f"sqlite:///{tmp_path / 'store.sqlite'}")
+    config = {
+        "EnterpriseGatewayApp": {
+            "availability_mode": "replication",
+            "keep_kernels_on_stop": False,
+            "kernel_session_manager_class": SQL_STORE,
+        },
+        "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
+        "SQLKernelSessionManager": {"lease_seconds": 1.5},
+    }
+    with expect_log("cannot be told to other replicas|cannot be listed") as logged:
+        async with running_gateway(config=config) as gateway:
+            kernels = gateway.app.kernel_manager
+            ids = [await kernels.start_kernel(kernel_name=each) for each in (name, "python3")]
+            socket = await gateway.websocket(ids[1])
+            await begin(socket, "import time; time.sleep(3)")
+            await asyncio.sleep(2)
+            assert [kernels.replicas.holds(kernel_id) for kernel_id in ids] == [True, True]
+            stored = await kernels.kernel_session_manager.fetch_kernels(kernels.replicas.owner)
+            assert stored[ids[1]].execution_state == "busy"
+            assert [model["id"] for model in await kernels.models()] == [ids[1]]
+            await socket.receive_until("execute_reply")
+    told, listed = [record.getMessage() for record in logged]
+    assert told.startswith(f"What kernel {ids[0]} does cannot be told")
+    assert listed == f"Kernel {ids[0]} cannot be listed"

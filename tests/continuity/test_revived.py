@@ -13,6 +13,7 @@ import pytest
 from enterprise_gateway.core.offload import offload
 from tests.clusters.ssh_hosts import HostLab
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.proxies import write_fussy_kernelspec
 
 from .rolling import (
     RollingGateway,
@@ -152,6 +153,39 @@ async def test_a_kernel_whose_host_cannot_be_asked_is_not_unknown(
 
         await eventually(is_back, 30)
         assert await gateway.run(kernel_id, "print(x)") == "42\n"
+
+
+async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_up(tmp_path: Path) -> None:
+    """Neither when the gateway starts nor when those that were kept are judged again, however its back end fails."""
+    failing = {
+        "cannot-load": write_fussy_kernelspec("cannot-load", tmp_path, "load"),
+        "cannot-poll": write_fussy_kernelspec("cannot-poll", tmp_path, "poll"),
+        "late": write_fussy_kernelspec("late", tmp_path, "poll"),
+    }
+    async with rolling_gateway(tmp_path) as gateway:
+        ids = {name: await gateway.client.start_kernel(name) for name in (*failing, "python3")}
+        for kernel_id in ids.values():
+            await gateway.run(kernel_id, "x = 42")
+        await gateway.stop()
+        for files in failing.values():
+            files[0].touch()
+        await gateway.start()
+        assert await gateway.kernel_ids() == {ids["python3"]}
+        assert await gateway.run(ids["python3"], "print(x)") == "42\n"
+        assert gateway.output.count("stays on record but is not taken up: The cluster wants no") == 3
+
+        failing["late"][0].unlink()
+        expected = {ids["python3"], ids["late"]}
+
+        async def is_taken_up() -> bool:
+            return await gateway.kernel_ids() == expected
+
+        await eventually(is_taken_up, 20)
+        assert await gateway.run(ids["late"], "print(x)") == "42\n"
+        for name in ("cannot-load", "cannot-poll"):
+            assert await gateway.status(f"/api/kernels/{ids[name]}") == 503
+            failing[name][0].unlink()
+            assert await gateway.run(ids[name], "print(x)") == "42\n"
 
 
 def prepare_hosts(lab: HostLab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

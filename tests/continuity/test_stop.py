@@ -19,7 +19,7 @@ from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from tests.contract.backends import LAUNCHER, LAUNCHER_OPTIONS
 from tests.support.embedded import make_app
 from tests.support.kernelspecs import write_kernelspec
-from tests.support.proxies import ClingingProxy
+from tests.support.proxies import ClingingProxy, write_fussy_kernelspec
 
 from .rolling import STANDALONE, eventually, processes_with, rolling_gateway, traces_of
 
@@ -126,6 +126,26 @@ async def test_a_back_end_that_fails_at_the_stop_keeps_nothing_from_being_return
         await gateway.start()
         for kernel_id in kernel_ids:
             assert await gateway.run(kernel_id, "print(x)") == "1\n"
+
+
+async def test_a_kernel_that_cannot_be_ended_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """A stop that ends the kernels ends those before and after it, and says what could not be done."""
+    failing = write_fussy_kernelspec("fussy", tmp_path, "poll", "signal", "kill", "cleanup")
+    async with rolling_gateway(tmp_path, [*STANDALONE, "--EnterpriseGatewayApp.keep_kernels_on_stop=False"]) as gateway:
+        first, fussy, last = [await gateway.client.start_kernel(name) for name in ("python3", "fussy", "python3")]
+        for file in failing:
+            file.touch()
+        try:
+            await gateway.stop()
+            assert await offload(traces_of, first) == await offload(traces_of, last) == []
+            for verb in ("kill", "cleanup"):
+                assert (
+                    f"Kernel {fussy} could not be cleaned up completely: TypeError('The cluster wants no {verb}.')"
+                    in (gateway.output)
+                )
+        finally:
+            for process in await offload(processes_with, f"KERNEL_ID={fussy}"):
+                process.kill()
 
 
 def leases(database: Path) -> int:

@@ -82,6 +82,22 @@ async def test_what_lost_its_record_is_reported_and_removed(tmp_path: Path) -> N
         assert await gateway.run(kept, "print(x)") == "42\n"
 
 
+async def test_a_back_end_that_fails_keeps_nothing_else_from_being_removed(tmp_path: Path) -> None:
+    """What a third party's process proxy raises when it looks for remnants, or removes one, is told, with status 1."""
+    write_kernelspec("littering", metadata={"process_proxy": {"class_name": "tests.support.proxies.LitteringProxy"}})
+    async with rolling_gateway(tmp_path) as gateway:
+        lost = await gateway.client.start_kernel()
+        await gateway.kill()
+        Path(os.environ["JUPYTER_DATA_DIR"], "kernel_sessions", f"{lost}.json").unlink()
+        status, report = await offload(sweep)
+        assert (status, report.count(": removed")) == (1, 3), report
+        assert "kernel litter: job 17 of the cluster: TypeError('The cluster wants a number.')" in report
+        assert "LitteringProxy could not be asked: RuntimeError('The cluster does not answer.')" in report
+        await eventually(lambda: traces_of(lost) == [])
+        await gateway.start()
+        await eventually(lambda: "What kernels of LitteringProxy have left behind is not known" in gateway.output)
+
+
 async def test_a_gateway_sweeps_when_it_starts(tmp_path: Path) -> None:
     """Standalone gateways remove what earlier ones have left, and log it."""
     async with rolling_gateway(tmp_path) as gateway:

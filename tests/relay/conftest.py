@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernels.websocket import default_handlers
 from enterprise_gateway.transport.channels import ChannelLimits, KernelChannels
 from enterprise_gateway.transport.zmqsocket import make_context
+from tests.support.certificates import Authority
 from tests.support.tinykernel import TinyKernel
 from tests.support.wsclient import WebSocketClient, random_id
 
@@ -37,15 +39,22 @@ class Relay:
         self.kernels: dict[str, Kernel] = {}
         self._context = context
         self._stack = contextlib.ExitStack()
+        self._client_context: ssl.SSLContext | None = None
 
     async def find_kernel(self, kernel_id: str) -> Kernel:
         if kernel_id not in self.kernels:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}")
         return self.kernels[kernel_id]
 
-    def listen(self) -> None:
+    def listen(self, authority: Authority | None = None) -> None:
+        """Listen on loopback; over TLS, with a certificate of ``authority``, if there is one."""
         self._application = Application(default_handlers, kernel_manager=self)
-        self._server = HTTPServer(self._application)
+        certificate = None
+        if authority is not None:
+            certificate = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            certificate.load_cert_chain(*authority.issue("127.0.0.1"))
+            self._client_context = authority.client_context()
+        self._server = HTTPServer(self._application, ssl_options=certificate)
         self.port = self.listen_on("127.0.0.1")
 
     def listen_on(self, address: str) -> int:
@@ -81,7 +90,8 @@ class Relay:
         self, kernel_id: str, session_id: str = "", *, port: int | None = None, **options: Any
     ) -> WebSocketClient:
         query = f"?session_id={session_id}" if session_id else ""
-        return await WebSocketClient.connect(port or self.port, f"/api/kernels/{kernel_id}/channels{query}", **options)
+        path = f"/api/kernels/{kernel_id}/channels{query}"
+        return await WebSocketClient.connect(port or self.port, path, context=self._client_context, **options)
 
     async def close(self) -> None:
         for kernel in self.kernels.values():
@@ -101,9 +111,9 @@ def zmq_context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 @pytest.fixture
-async def relay(zmq_context) -> AsyncIterator[Relay]:
-    """Yield a relay that listens on loopback."""
+async def relay(request, zmq_context, tmp_path) -> AsyncIterator[Relay]:
+    """Yield a relay that listens on loopback; over TLS where the test is parametrized by ``relay="tls"``."""
     relay = Relay(zmq_context)
-    relay.listen()
+    relay.listen(Authority(tmp_path) if getattr(request, "param", "plain") == "tls" else None)
     yield relay
     await relay.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.support.wsclient import texts, types
 
 LINES = [f"line {number}\n" for number in range(100)]
 needs_faraway = pytest.mark.needs("ip", NAMESPACES)
+over_tls_too = pytest.mark.parametrize("relay", ["plain", "tls"], indirect=True)
 
 
 @pytest.fixture
@@ -35,6 +37,20 @@ class Clock:
         return time.monotonic() + self.ahead
 
 
+async def begin(client, count=15, *, answers=True):
+    """Have 15 lines printed, and the others half a second later; return the request's id when ``count`` have come.
+
+    That is before the others are printed, and when the ping behind those that came is answered if ``answers``.
+    """
+    msg_id = client.execute("print 15 100")
+    while len(texts(client.history).splitlines()) < count:
+        await client.receive()
+    if answers:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(client.pending(0.3), 0.3)
+    return msg_id
+
+
 async def finish(client, msg_id, seen=()):
     """Return all answers to a request, with those that another websocket has seen before."""
     client.history += seen
@@ -49,6 +65,7 @@ def assert_complete(messages):
     assert sorted(others) == ["busy", "execute_input", "execute_reply", "idle"]
 
 
+@over_tls_too
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("away", [2, 100])
 async def test_client_behind_a_proxy_vanishes(relay, away, v1):
@@ -57,10 +74,7 @@ async def test_client_behind_a_proxy_vanishes(relay, away, v1):
     kernel_id, _ = await relay.add()
     with TcpProxy(relay.port) as proxy:
         client = await relay.open(kernel_id, "s", port=proxy.port, v1=v1)
-        msg_id = client.execute("print 15 100")
-        while len(texts(client.history).splitlines()) < 15:
-            await client.receive()
-        await client.pending(0.3)
+        msg_id = await begin(client)
         proxy.freeze()
         await asyncio.sleep(2)
         clock.ahead = away - 2
@@ -69,15 +83,13 @@ async def test_client_behind_a_proxy_vanishes(relay, away, v1):
         client.cut()
 
 
+@over_tls_too
 async def test_proxy_gives_up_its_client(relay):
     """The same when it was the proxy that ended the connection meanwhile."""
     kernel_id, channels = await relay.add()
     with TcpProxy(relay.port) as proxy:
         client = await relay.open(kernel_id, "s", port=proxy.port)
-        msg_id = client.execute("print 15 100")
-        while len(texts(client.history).splitlines()) < 15:
-            await client.receive()
-        await client.pending(0.3)
+        msg_id = await begin(client)
         proxy.freeze()
         await asyncio.sleep(2)
         proxy.cut()
@@ -88,16 +100,15 @@ async def test_proxy_gives_up_its_client(relay):
         client.cut()
 
 
-@needs_faraway
-@pytest.mark.parametrize("count", [15, 100])
-async def test_line_dies(relay, far, count):
-    """When the cable is pulled out after some lines, or after all, a client that comes back gets the rest, once."""
+async def outlive_the_line(relay, far, count, *, answers):
+    """Pull out the cable when ``count`` lines have come, and come back.
+
+    Returns the answers that came before and after, and the sizes of what came after.
+    """
     kernel_id, _ = await relay.add()
     port = relay.listen_on(far.address)
     client = await relay.open(kernel_id, "s", port=port, sock=await offload(far.connect, port))
-    msg_id = client.execute("print 15 100")
-    while len(texts(client.history).splitlines()) < count:
-        await client.receive()
+    msg_id = await begin(client, count, answers=answers)
     await asyncio.sleep(0.1)  # systems may acknowledge 40 ms later, and what is not can only be sent again
     await offload(far.pull_out)
     await asyncio.sleep(2)
@@ -105,19 +116,49 @@ async def test_line_dies(relay, far, count):
     client.cut()
     await offload(far.plug_in)
     async with await relay.open(kernel_id, "s", port=port, sock=await offload(far.connect, port)) as back:
-        assert_complete(await finish(back, msg_id, client.history))
+        seen = client.history
+        messages = await finish(back, msg_id, seen)
+        before = [m for m in seen if m["parent_header"].get("msg_id") == msg_id]
+        return before, messages[len(before) :], back.lengths
 
 
 @needs_faraway
+@pytest.mark.parametrize(
+    ("relay", "answers"),
+    [("plain", False), ("plain", True), ("tls", True)],
+    indirect=["relay"],
+    ids=["plain-tcp", "plain-ping", "tls-ping"],
+)
+@pytest.mark.parametrize("count", [15, 100])
+async def test_line_dies(relay, far, count, answers):
+    """When the cable is pulled out after some lines, or after all, a client that comes back gets the rest, once.
+
+    This is known by the answer to a ping; and, unless there is TLS, by what TCP has acknowledged.
+    """
+    before, after, _ = await outlive_the_line(relay, far, count, answers=answers)
+    assert_complete(before + after)
+
+
+@needs_faraway
+@pytest.mark.parametrize("relay", ["tls"], indirect=True)
+@pytest.mark.parametrize("count", [15, 100])
+async def test_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
+    """Nothing is lost; what comes twice is the end of what came before, 16 kB of it and no message more."""
+    before, after, lengths = await outlive_the_line(relay, far, count, answers=False)
+    twice = len(before + after) - len({m["header"]["msg_id"] for m in before + after})
+    assert before[len(before) - twice :] == after[:twice]
+    assert_complete(before + after[twice:])
+    assert sum(lengths[:twice]) < (16 << 10) + 2 * max(lengths)
+
+
+@needs_faraway
+@over_tls_too
 async def test_laptop_wakes_up(relay, far):
     """The same when its old connection is still open and takes at last what was sent into it."""
     kernel_id, _ = await relay.add()
     port = relay.listen_on(far.address)
     client = await relay.open(kernel_id, "s", port=port, sock=await offload(far.connect, port))
-    msg_id = client.execute("print 15 100")
-    while len(texts(client.history).splitlines()) < 15:
-        await client.receive()
-    await client.pending(0.3)
+    msg_id = await begin(client)
     await offload(far.pull_out)
     await asyncio.sleep(2)
     await offload(far.plug_in)
@@ -128,6 +169,7 @@ async def test_laptop_wakes_up(relay, far):
 
 
 @needs_faraway
+@over_tls_too
 async def test_dead_line_is_cut(relay, far):
     """A websocket whose peer's system has acknowledged nothing for a while is cut."""
     relay.configure(eg_keepalive=Keepalive(0.2, patience=1.0), ws_ping_interval=200)
@@ -141,6 +183,7 @@ async def test_dead_line_is_cut(relay, far):
     client.cut()
 
 
+@over_tls_too
 @pytest.mark.parametrize("through_proxy", [False, True], ids=["direct", "proxy"])
 async def test_client_vanishes_that_has_all(relay, through_proxy):
     """A client that got everything before its network went sees nothing twice."""
@@ -157,6 +200,7 @@ async def test_client_vanishes_that_has_all(relay, through_proxy):
         client.cut()
 
 
+@over_tls_too
 @pytest.mark.parametrize("command", ["print 3", "write 4000000"], ids=["little", "much"])
 async def test_client_that_reads_only_while_it_waits(relay, command):
     """A client that reads nothing for long is not closed, and loses nothing."""
@@ -172,6 +216,7 @@ async def test_client_that_reads_only_while_it_waits(relay, command):
     await client.close()
 
 
+@over_tls_too
 async def test_client_that_answers_no_pings(relay):
     """A client that never answers pings gets nothing twice either: what its system acknowledged counts."""
     kernel_id, _ = await relay.add()

@@ -14,7 +14,7 @@ from jupyter_client.connect import write_connection_file
 
 from enterprise_gateway.core.connection import ConnectionInfo
 from tests.support.loops import loop_may_be_held
-from tests.support.wsclient import texts, types
+from tests.support.wsclient import ABSENT, texts, types
 
 
 class IPykernel:
@@ -117,6 +117,26 @@ async def test_subshells(relay, ipykernel, v1):
             reply = (await client.until(f"{request}_reply", sent, timeout=20))[-1]
             assert reply["content"]["status"] == "ok"
         assert reply["content"]["subshell_id"] == []
+
+
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
+@pytest.mark.parametrize("session", [ABSENT, "", None], ids=["absent", "empty", "null"])
+async def test_a_request_without_a_session(relay, ipykernel, session, v1):
+    """Reply, output and question come to the websocket that asked, and the reply and the question to no other."""
+    kernel_id, channels = await relay.add(ipykernel, ready=False)
+    await channels.ready(30)
+    async with await relay.open(kernel_id, "a", v1=v1) as client, await relay.open(kernel_id, "b", v1=v1) as other:
+        await other.run("1", timeout=20, session=session)
+        msg_id = client.execute("print(input('name? ')); 6 * 7", allow_stdin=True, session=session)
+        await client.until("input_request", msg_id, timeout=20)
+        client.send("stdin", "input_reply", {"value": "ab"}, session=session)
+        messages = await client.finish(msg_id, timeout=20)
+        assert texts(messages) == "ab\n"
+        (result,) = [m["content"]["data"] for m in messages if m["header"]["msg_type"] == "execute_result"]
+        assert result["text/plain"] == "42"
+        info = client.send("shell", "kernel_info_request", {}, session=session)
+        assert (await client.until("kernel_info_reply", info, timeout=20))[-1]["content"]["status"] == "ok"
+        assert not {"execute_reply", "input_request", "kernel_info_reply"} & set(types(await other.pending()))
 
 
 async def test_long_output(relay, ipykernel):

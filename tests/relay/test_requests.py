@@ -11,7 +11,7 @@ import pytest
 
 from enterprise_gateway.transport.channels import LOST_IDLE_SECONDS
 from enterprise_gateway.transport.resumption import Memory
-from tests.support.wsclient import WebSocketClient, texts, types
+from tests.support.wsclient import ABSENT, WebSocketClient, texts, types
 
 
 def answers(messages: list[dict[str, Any]], msg_id: str) -> list[str]:
@@ -175,7 +175,7 @@ async def test_a_request_to_an_earlier_gateway_is_not_forgotten(relay):
 
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
-@pytest.mark.parametrize("session", ["", None, 5, ["x"]])
+@pytest.mark.parametrize("session", [ABSENT, "", None, 5, ["x"]], ids=repr)
 async def test_a_reply_needs_no_session(relay, session, v1):
     """A client whose headers name no session, or nonsense, gets its replies and is asked for input."""
     kernel_id, _ = await relay.add()

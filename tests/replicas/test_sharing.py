@@ -14,6 +14,7 @@ from tornado.simple_httpclient import HTTPTimeoutError
 from tornado.websocket import WebSocketClosedError
 
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.proxies import write_fussy_kernelspec
 
 from .conftest import connected, eventually, processes_of
 
@@ -290,3 +291,27 @@ async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
         return processes_of(kernels[0]) not in ([], [pid])
 
     await eventually(has_new_process)
+
+
+async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_over(replicas, tmp_path):
+    """A back end that raises while a replica takes over another's kernels is asked again; the others are used."""
+    load, poll = (write_fussy_kernelspec(f"no-{verb}", tmp_path, verb)[0] for verb in ("load", "poll"))
+    first, second = await replicas.start()
+    fussy = [await first.start_kernel(name) for name in ("no-load", "no-poll")]
+    plain = [await first.start_kernel() for _ in range(2)]
+    for kernel_id in fussy + plain:
+        await (await first.websocket(kernel_id)).execute("x = 42")
+    load.touch()
+    poll.touch()
+    replicas.kill(0)
+    while "This replica looks after 4 more kernels" not in replicas.output:
+        await asyncio.sleep(0.1)
+    for kernel_id in plain:
+        assert (await (await second.websocket(kernel_id)).execute("x"))[0] == "42"
+    for kernel_id in fussy:
+        assert f"Kernel {kernel_id} stays on record but is not taken up: The cluster wants no" in replicas.output
+        assert (await second.fetch(f"/api/kernels/{kernel_id}")).code == 503
+    load.unlink()
+    poll.unlink()
+    for kernel_id in fussy:
+        assert (await (await second.websocket(kernel_id)).execute("x"))[0] == "42"

@@ -104,11 +104,18 @@ class KernelSocket:
     has_ended: bool = False
     """Whether :meth:`receive` has seen the end; nothing comes any more, not even the end once more."""
 
-    async def send(self, msg_type: str, content: Any = None, *, channel: str = "shell", parent: Any = None) -> str:
-        """Send a message and return its id."""
+    async def send(
+        self, msg_type: str, content: Any = None, *, channel: str = "shell", parent: Any = None, **more: Any
+    ) -> str:
+        """Send a message, with ``more`` in its header, and return its id."""
         msg_id = uuid.uuid4().hex
         header = {"msg_id": msg_id, "msg_type": msg_type, "session": self.session_id, "username": "", "version": "5.4"}
-        message = {"header": header, "parent_header": parent or {}, "metadata": {}, "content": content or {}}
+        message = {
+            "header": {**header, **more},
+            "parent_header": parent or {},
+            "metadata": {},
+            "content": content or {},
+        }
         await self.connection.write_message(json.dumps({**message, "channel": channel, "buffers": []}))
         return msg_id
 
@@ -134,10 +141,10 @@ class KernelSocket:
         await asyncio.wait_for(collect(), timeout)
         return messages
 
-    async def execute(self, code: str, timeout: float = 30) -> tuple[str, Any]:
+    async def execute(self, code: str, timeout: float = 30, **header: Any) -> tuple[str, Any]:
         """Run code; return its printed and returned text, and the content of the reply."""
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
-        msg_id = await self.send("execute_request", content)
+        msg_id = await self.send("execute_request", content, **header)
         text, reply, idle = "", None, False
 
         async def collect() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from enterprise_gateway.services.processproxies.processproxy import (
     LocalProcessProxy,
     RemoteProcessProxy,
 )
+from enterprise_gateway.services.processproxies.remnants import Remnant
+from tests.support.kernelspecs import write_kernelspec
 
 
 class SlowProxy(LocalProcessProxy):
@@ -257,3 +260,58 @@ class ClingingProxy(ScriptProxy):
     def let_go(self) -> None:
         """Raise as a client library does whose service has changed."""
         raise RuntimeError("I hold on.")
+
+
+class LitteringProxy(ThirdPartyProxy):
+    """Knows of one thing that was left behind and cannot remove it, and of no others."""
+
+    @classmethod
+    def find_remnants(cls, *_args: Any) -> Iterator[Remnant]:
+        """Find one thing, and raise as a client library does whose service does not answer."""
+        yield Remnant("litter", "job 17 of the cluster", cls._remove)
+        raise RuntimeError("The cluster does not answer.")
+
+    @staticmethod
+    def _remove() -> None:
+        raise TypeError("The cluster wants a number.")
+
+
+class FussyProxy(LocalProcessProxy):
+    """Raises at each verb for which there is a file ``fails-<verb>`` in ``folder`` of the config."""
+
+    def _check(self, verb: str) -> None:
+        if (Path(self.proxy_config["folder"]) / f"fails-{verb}").exists():
+            raise TypeError(f"The cluster wants no {verb}.")
+
+    def load_process_info(self, process_info: dict[str, Any]) -> None:
+        """Raise, or take the process over."""
+        self._check("load")
+        super().load_process_info(process_info)
+
+    def poll(self) -> Any:
+        """Raise, or look at the process."""
+        self._check("poll")
+        return super().poll()
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Raise, or signal the process."""
+        self._check("signal")
+        return super().send_signal(signum)
+
+    def kill(self) -> bool | None:
+        """Raise, or kill the process."""
+        self._check("kill")
+        return super().kill()
+
+    def cleanup(self) -> None:
+        """Raise, or clean up."""
+        self._check("cleanup")
+        super().cleanup()
+
+
+def write_fussy_kernelspec(name: str, folder: Path, *verbs: str) -> list[Path]:
+    """Write a kernelspec for :class:`FussyProxy`; return the files that, once there, make ``verbs`` fail."""
+    (folder / name).mkdir()
+    stanza = {"class_name": f"{__name__}.FussyProxy", "config": {"folder": str(folder / name)}}
+    write_kernelspec(name, metadata={"process_proxy": stanza})
+    return [folder / name / f"fails-{verb}" for verb in verbs]

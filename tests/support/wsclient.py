@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import struct
 import uuid
 from itertools import pairwise
 from typing import Any
 
+ABSENT = "<absent>"  # for members of a header that it is not to have
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
@@ -51,11 +53,13 @@ class WebSocketClient:
         headers: dict[str, str] | None = None,
         buffer: int = 1 << 16,
         sock: socket.socket | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> WebSocketClient:
-        if sock is None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=buffer)
-        else:
-            reader, writer = await asyncio.open_connection(sock=sock, limit=buffer)
+        options: dict[str, Any] = {"limit": buffer}
+        options |= {"host": "127.0.0.1", "port": port} if sock is None else {"sock": sock}
+        if context is not None:
+            options |= {"ssl": context, "server_hostname": "127.0.0.1"}
+        reader, writer = await asyncio.open_connection(**options)
         lines = {
             "Host": f"127.0.0.1:{port}",
             "Upgrade": "websocket",
@@ -114,7 +118,7 @@ class WebSocketClient:
     def send(
         self, channel: str, msg_type: str, content: dict[str, Any], buffers: list[bytes] | None = None, **header: Any
     ) -> str:
-        """Send a message and return its id."""
+        """Send a message and return its id; ``header`` has members of the header that differ, or are :data:`ABSENT`."""
         self._count += 1
         header = {
             "msg_id": f"{self.session}_{self._count}",
@@ -125,6 +129,7 @@ class WebSocketClient:
             "version": "5.4",
             **header,
         }
+        header = {name: value for name, value in header.items() if value != ABSENT}
         if self.v1:
             parts = [
                 channel.encode(),

@@ -54,6 +54,7 @@ class KernelRecords:
             relaunch_one=self._relaunch_one,
             timeout_seconds=JUDGING_SECONDS,
         )
+        self.note_seconds = NOTE_SECONDS
         self._replicas: Replicas | None = None
         self._settling: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
@@ -181,17 +182,16 @@ class KernelRecords:
     async def _note_activity(self) -> None:
         noted: dict[str, tuple[object, ...]] = {}
         while True:
-            await asyncio.sleep(NOTE_SECONDS)
-            kernels = self._manager.kernels()
-            states: dict[str, tuple[object, ...]] = {
-                kernel.kernel_id: (kernel.execution_state, kernel.last_activity) for kernel in kernels
-            }
-            for kernel in kernels:
-                if noted.get(kernel.kernel_id) != states[kernel.kernel_id]:
-                    try:
-                        await self._store.note(kernel.kernel_id, {"relay": kernel.memory.to_record()})
-                    except Exception:
-                        self._manager.log.exception("What kernel %s does is not on record", kernel.kernel_id)
+            await asyncio.sleep(self.note_seconds)
+            states: dict[str, tuple[object, ...]] = {}
+            for kernel in self._manager.kernels():
+                kernel_id = str(kernel.kernel_id)
+                try:
+                    states[kernel_id] = (kernel.execution_state, kernel.last_activity)
+                    if noted.get(kernel_id) != states[kernel_id]:
+                        await self._store.note(kernel_id, {"relay": kernel.memory.to_record()})
+                except Exception:
+                    self._manager.log.exception("What kernel %s does is not on record", kernel_id)
             noted = states
 
     async def close(self) -> None:

@@ -382,7 +382,15 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         return new_kernel_id(**kwargs)
 
     def _running_by_user(self) -> Counter[str]:
-        return Counter(kernel.username for kernel in self._kernels.values() if kernel.execution_state != "dead")
+        return Counter(kernel.username for kernel in self._kernels.values() if self._takes_place(kernel))
+
+    def _takes_place(self, kernel: RemoteKernelManager) -> bool:
+        """Whether a kernel counts under the limits: unless it is dead, also when it fails to tell."""
+        try:
+            return kernel.execution_state != "dead"
+        except Exception as error:  # noqa: BLE001 -- of one kernel: others are to be started
+            self.log.warning("Kernel %s counts as one that runs: %r", kernel.kernel_id, error)
+            return True
 
     # --- find, list
 

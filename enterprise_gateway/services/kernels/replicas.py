@@ -85,6 +85,7 @@ class Replicas:
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
         self._told_activity: dict[str, Activity] = {}
         self._told_connections: dict[str, int] = {}
+        self._untellable: set[str] = set()  # kernels of which that has been logged
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._hurry = asyncio.Event()
@@ -473,6 +474,7 @@ class Replicas:
         for table in (self._held, self._unjudged, self._stored, self._seen, self._told_activity):
             table.pop(kernel_id, None)
         self._told_connections.pop(kernel_id, None)
+        self._untellable.discard(kernel_id)
 
     def _lock(self, kernel_id: str) -> asyncio.Lock:
         return self._locks.setdefault(kernel_id, asyncio.Lock())
@@ -522,7 +524,13 @@ class Replicas:
             kernel = self._manager._kernels.get(kernel_id)
             if kernel is None:
                 continue
-            now = Activity(kernel.execution_state, kernel.last_activity.timestamp())
+            try:
+                now = Activity(kernel.execution_state, kernel.last_activity.timestamp())
+            except Exception as error:  # noqa: BLE001 -- of one kernel: the others' leases are to be prolonged
+                if kernel_id not in self._untellable:
+                    self._untellable.add(kernel_id)
+                    self.log.warning("What kernel %s does cannot be told to other replicas: %r", kernel_id, error)
+                continue
             told = self._told_activity.get(kernel_id)
             if (
                 told is None

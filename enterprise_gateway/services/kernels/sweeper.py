@@ -107,11 +107,11 @@ class Sweeper:
         for label in labels:
             found += [(label, thing) for thing in await offload(self._find_here, label)]
             for back_end, configs in back_ends.items():
-                things = partial(back_end.find_remnants, self._manager.resources, [label], configs)
                 try:
+                    things = partial(back_end.find_remnants, self._manager.resources, [label], configs)
                     await offload_to(back_end.__qualname__, _collect, things, label, found)
-                except KernelLaunchError as error:
-                    report.not_asked[back_end.__name__] = str(error)
+                except Exception as error:  # noqa: BLE001 -- of a third party's back end; the others are asked
+                    report.not_asked[back_end.__name__] = _reason(error)
         return found
 
     def _find_here(self, label: str) -> list[Remnant]:
@@ -134,9 +134,9 @@ class Sweeper:
         for thing in _processes_first(report.found):
             try:
                 thing.remove()
-            except (OSError, KernelLaunchError) as error:
-                report.failed[thing.what] = str(error)
-                log.warning("Left behind by kernel %s and not removed: %s (%s)", thing.kernel_id, thing.what, error)
+            except Exception as error:  # noqa: BLE001 -- of a third party's back end; the rest is removed
+                report.failed[thing.what] = reason = _reason(error)
+                log.warning("Left behind by kernel %s and not removed: %s (%s)", thing.kernel_id, thing.what, reason)
             else:
                 log.warning("Left behind by kernel %s and removed: %s", thing.kernel_id, thing.what)
 
@@ -145,6 +145,11 @@ def _collect(find: Callable[[], Iterable[Remnant]], label: str, found: list[tupl
     """Add what is found to ``found``, also when asking fails in between."""
     for thing in find():
         found.append((label, thing))
+
+
+def _reason(error: Exception) -> str:
+    """Return the sentence of an error that is meant to be told; of another one its type, too."""
+    return str(error) if isinstance(error, OSError | KernelLaunchError) else repr(error)
 
 
 def _processes_first(things: Iterable[Remnant]) -> list[Remnant]:

@@ -39,7 +39,7 @@ DEFAULT_MAX_MESSAGE_SIZE = 100 << 20
 DEFAULT_QUEUE_LIMIT = 32 << 20
 MAX_SESSION_ID_LENGTH = 256
 MAX_REASON_BYTES = 123
-TLS_RECORD_BYTES = 17 << 10  # and a bit more; part of a record cannot be read
+TLS_RECORD_BYTES = 16 << 10  # at most; part of a record cannot be read
 
 
 class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
@@ -257,7 +257,7 @@ class _CountedStream:
             return Acknowledged(taken, taken, False)
         missing = state.unacknowledged
         if isinstance(self._stream, SSLIOStream):
-            missing += TLS_RECORD_BYTES  # counted are encrypted bytes, which are more
+            missing += TLS_RECORD_BYTES  # counted are encrypted bytes, which are no fewer
         position = max(0, taken - missing)
         return Acknowledged(position, taken if state.is_fresh else position, state.is_retransmitting)
 
