@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -37,11 +37,13 @@ class Relay:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.kernels: dict[str, Kernel] = {}
+        self.when_asked: Callable[[], None] = lambda: None
         self._context = context
         self._stack = contextlib.ExitStack()
         self._client_context: ssl.SSLContext | None = None
 
     async def find_kernel(self, kernel_id: str) -> Kernel:
+        self.when_asked()
         if kernel_id not in self.kernels:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}")
         return self.kernels[kernel_id]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -51,6 +53,22 @@ async def test_origin(relay, origin, allow_origin, status):
     else:
         refusal = await refused(relay, kernel_id, headers=headers)
         assert (refusal.status, refusal.body) == (403, b"Cross origin websockets not allowed")
+
+
+async def test_client_that_is_gone_when_its_websocket_is_accepted(relay):
+    """A connection that breaks just then is no failure of the gateway, and nothing of it stays attached."""
+    kernel_id, channels = await relay.add()
+    client = socket.create_connection(("127.0.0.1", relay.port))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that closing resets
+    relay.when_asked = client.close
+    client.sendall(
+        b"GET /api/kernels/%s/channels HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n" % kernel_id.encode()
+    )
+    while client.fileno() >= 0:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert channels.connections == 0
 
 
 async def test_own_origin(relay):

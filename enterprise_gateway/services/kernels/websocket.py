@@ -115,7 +115,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     def open(self, kernel_id: str) -> None:
         """Attach to the kernel; called by tornado after the handshake."""
         stream = self.ws_connection.stream if self.ws_connection is not None else None
-        if stream is None:
+        if stream is None or stream.closed():  # the client has gone meanwhile; tornado calls on_close next
             return
         traffic: Traffic | None = self.settings.get("eg_traffic")
         if traffic is not None:
