@@ -13,12 +13,14 @@ from tornado.websocket import WebSocketClosedError
 
 from tests.clusters.load_balancers import free_ports, haproxy
 from tests.support.gateway import Client
+from tests.support.kernelspecs import write_kernelspec
 
 from .conftest import connected, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 RESTARTS = 20
+SLOW = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": 3}}
 GET, POST = ("GET",), ("POST", {})
 
 
@@ -130,6 +132,41 @@ async def test_twenty_rolling_restarts_lose_nothing(replicas):
     assert {kernel["id"] for kernel in await client.call("/api/kernels")} == set(kernel_ids)
     assert "Traceback" not in replicas.output
     assert "has died" not in replicas.output
+
+
+@pytest.mark.needs("nginx")
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("load_balancer", ["haproxy", "nginx"])
+async def test_starts_under_way_are_answered_when_their_replica_is_stopped(replicas, load_balancer):
+    """However long they take; the load balancer finds the replica's port closed meanwhile and cuts nothing."""
+    replicas.load_balancer = load_balancer
+    await replicas.start()
+    write_kernelspec("slow", metadata={"process_proxy": SLOW})
+    client = replicas.through_proxy
+    starts = [asyncio.create_task(client.fetch("/api/kernels", "POST", {"name": "slow"})) for _ in range(4)]
+    await asyncio.sleep(1)
+    await replicas.restart(0)
+    answers = await asyncio.gather(*starts)
+    assert [answer.code for answer in answers] == [201] * 4
+    kernel_ids = {json.loads(answer.body)["id"] for answer in answers}
+    assert {kernel["id"] for kernel in await client.call("/api/kernels")} == kernel_ids
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_replica_that_stands_still_gets_no_more_requests(replicas):
+    """HAProxy finds out within seconds; what the replica had got it answers when it goes on."""
+    await replicas.start()
+    client = replicas.through_proxy
+    with replicas.frozen(0):
+        caught = [asyncio.create_task(client.fetch("/api/kernels")) for _ in range(2)]
+
+        async def all_are_answered():
+            quick = [client.fetch("/api/kernels", request_timeout=1) for _ in range(4)]
+            answers = await asyncio.gather(*quick, return_exceptions=True)
+            return all(getattr(answer, "code", 0) == 200 for answer in answers)
+
+        await eventually(all_are_answered)
+    assert [(await request).code for request in caught] == [200, 200]
 
 
 class Replica(web.RequestHandler):
