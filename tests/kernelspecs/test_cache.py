@@ -12,6 +12,7 @@ import time
 import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
+from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernelspecs import KernelSpecCache
 from enterprise_gateway.services.kernelspecs.snapshot import fingerprint
 from tests.support.kernelspecs import write_kernelspec
@@ -132,7 +133,7 @@ async def test_what_no_event_reports_shows_by_the_files_times(manager, tmp_path)
 
         await eventually(is_fresh, timeout=5)
     finally:
-        cache.stop()
+        await offload(cache.stop)
 
 
 class WithoutWatches(KernelSpecCache):
@@ -153,7 +154,7 @@ async def test_without_observer_every_answer_is_fresh(manager, tmp_path, expect_
                 write_kernelspec("test1", directory=tmp_path, display_name=f"Edit {number}")
                 assert (await cache.get_kernel_spec("test1")).display_name == f"Edit {number}"
         finally:
-            cache.stop()
+            await offload(cache.stop)
     assert len(told) == 1
 
 
@@ -172,7 +173,7 @@ async def test_the_same_specs_keep_their_generation(manager, tmp_path):
 
         await eventually(is_new)
     finally:
-        cache.stop()
+        await offload(cache.stop)
 
 
 async def test_reading_is_no_change(manager):
@@ -183,7 +184,7 @@ async def test_reading_is_no_change(manager):
         await asyncio.sleep(0.3)
         assert cache._stale is False
     finally:
-        cache.stop()
+        await offload(cache.stop)
 
 
 async def test_the_allow_list_hides_and_refuses(cache, manager):
@@ -207,7 +208,7 @@ async def test_broken_specs_do_not_hide_others(tmp_path, expect_log):
         with expect_log("Error loading kernelspec 'bad'"):
             assert set(await cache.get_all_specs()) == {"good"}
     finally:
-        cache.stop()
+        await offload(cache.stop)
 
 
 class AsyncManager:
@@ -253,7 +254,7 @@ async def test_managers_that_find_elsewhere_are_asked_again(tmp_path):
     assert set(await cache.get_all_specs()) == {"conda-a"}
     manager.names = ("conda-a", "conda-b")
     assert set(await cache.get_all_specs()) == {"conda-a", "conda-b"}
-    cache.stop()
+    await offload(cache.stop)
 
 
 async def test_many_requests_share_one_scan(tmp_path):
@@ -269,7 +270,7 @@ async def test_many_requests_share_one_scan(tmp_path):
     cache = KernelSpecCache(kernel_spec_manager=Counting())
     await asyncio.gather(*(cache.get_all_specs() for _ in range(100)))
     assert len(reads) == 1
-    cache.stop()
+    await offload(cache.stop)
 
 
 def test_the_environment_switches_it(monkeypatch, manager):

@@ -20,6 +20,7 @@ from typing import Any
 
 import ipykernel
 import pytest
+import zmq
 
 from enterprise_gateway.core.deadline import Deadline
 from enterprise_gateway.core.errors import LaunchTimeoutError
@@ -431,10 +432,11 @@ async def answers(connection: dict[str, Any]) -> bool:
     client = AsyncKernelClient()
     client.load_connection_info(connection)
     client.start_channels(hb=False)
+    client.shell_channel.socket.setsockopt(zmq.SNDTIMEO, 1500)  # sending waits while there is no connection
     try:
-        client.kernel_info()
+        await offload(client.kernel_info)
         await client.get_shell_msg(timeout=1.5)
-    except queue.Empty:
+    except (queue.Empty, zmq.Again):
         return False
     finally:
         client.stop_channels()
