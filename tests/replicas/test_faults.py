@@ -70,6 +70,18 @@ def begin_restart(cause, client, kernel_id, pid):
     return None
 
 
+async def held_restart(replicas, cause, step):
+    """Have the first replica stop at a step of a restart; return the used kernel, the restart, and the step."""
+    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
+    await replicas.start()
+    used = await used_kernel(replicas)
+    kernel_id, pid, _ = used
+    held = Step(replicas, 0, step)
+    restart = begin_restart(cause, replicas.clients[0], kernel_id, pid)
+    await held.reached()
+    return used, restart, held
+
+
 async def all_idle(replicas, kernel_id):
     answers = await asyncio.gather(*(client.fetch(f"/api/kernels/{kernel_id}") for client in replicas.clients))
     return [answer.code == 200 and b'"idle"' in answer.body for answer in answers] == [True] * len(answers)
@@ -115,12 +127,7 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
 
     It comes back before or after the leases have expired.
     """
-    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
-    await replicas.start()
-    kernel_id, pid, sockets = await used_kernel(replicas)
-    held = Step(replicas, 0, step)
-    restart = begin_restart(cause, replicas.clients[0], kernel_id, pid)
-    await held.reached()
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     await asyncio.to_thread(postgres.stop)
     held.go_on()
     await asyncio.sleep(outage)
@@ -135,12 +142,7 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause, step):
     """Another replica finishes the restart meanwhile; the one that wakes up starts no second process and follows."""
-    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
-    await replicas.start()
-    kernel_id, pid, sockets = await used_kernel(replicas)
-    held = Step(replicas, 0, step)
-    restart = begin_restart(cause, replicas.clients[0], kernel_id, pid)
-    await held.reached()
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     with replicas.frozen(0):
         held.go_on()
 
