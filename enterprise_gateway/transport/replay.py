@@ -57,7 +57,8 @@ class ReplayLog:
     """Messages that a client may still come back for, numbered in the order of their arrival.
 
     Among them are the gateway's own *notices* of what has become of the kernel's process. Those of former processes
-    are not for a session that the present one has served, through another gateway: it would take them for news.
+    are not for a session that the present one has served, through another gateway: it would take them for news. Nor
+    has nobody seen them, then.
 
     Parameters
     ----------
@@ -244,7 +245,7 @@ class ReplayLog:
         missed.dropped, missed.dropped_parent = session.dropped, session.dropped_parent
         anything = session.session_id == _NOBODY
         missed.sessions = () if anything else session.aliases
-        stale = self._stale_notices({session_id, *session.aliases})
+        stale = self._stale_notices(self._served if anything else {session_id, *session.aliases})
         for number, recipient, message in chain(self._essential, self._entries):
             # Broadcasts end where the new websocket's own began; replies have waited for this session alone.
             is_new = number > session.cursor and (number <= up_to or recipient is not None)
