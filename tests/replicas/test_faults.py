@@ -220,6 +220,29 @@ async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_ans
         await check_that_it_lives(replicas, kernel_id, pid, sockets)
 
 
+@pytest.mark.parametrize("write", [b'"state": "stopping"', b"DELETE FROM eg_kernel"])
+async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, replicas, write):
+    """The line breaks at one of a delete's writes, and comes back when the replica is gone: no deleted kernel returns.
+
+    It is gone if the client was told so, and else it is as it was.
+    """
+    replicas.database_url = line.database_url
+    one, two = await replicas.start()
+    kernel_id, pid, sockets = await used_kernel(replicas, "python3")
+    line.cut_at(write)
+    answer = await one.fetch(f"/api/kernels/{kernel_id}", "DELETE")
+    replicas.kill(0)
+    line.refuse = False
+    await asyncio.sleep(5)  # by then another one has taken it over
+    if answer.code == 503:
+        assert int(await pid_told_to(sockets[1])) == pid
+        await two.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+    else:
+        assert answer.code == 204
+    await two.call(f"/api/kernels/{kernel_id}", status=404)
+    assert processes_of(kernel_id) == []
+
+
 async def test_a_kernel_that_could_not_be_judged_is_judged_again(line, replicas):
     """A replica dies while it starts a kernel, and the store fails when another one wants to know what that was.
 
