@@ -76,6 +76,15 @@ def test_a_session_served_elsewhere_has_heard_of_former_processes(log, returns_t
     assert log.size == 0
 
 
+def test_what_somebody_saw_elsewhere_is_not_for_whoever_comes_first(log):
+    """Nobody was attached here, but somebody to another gateway."""
+    log.append(message("1"))
+    log.append(message("it has died"), is_notice=True)
+    log.begin_process()
+    log.note_served_elsewhere("a")
+    assert names(log.attach("b")) == ["1"]
+
+
 def test_what_an_earlier_process_served_proves_nothing(log):
     """A session that no other gateway has served since the restart hears of it."""
     log.attach("a")
