@@ -138,6 +138,19 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
     assert "is dead" not in replicas.output
 
 
+@pytest.mark.parametrize("cause", ["client", "death"])
+async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgres, cause):
+    """A delete gives up the restart under way, and is refused because PostgreSQL is away: the restart is done yet."""
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, "launch")
+    await asyncio.to_thread(postgres.stop)
+    assert (await replicas.clients[0].fetch(f"/api/kernels/{kernel_id}", "DELETE")).code == 503
+    held.go_on()
+    await asyncio.to_thread(postgres.start)
+    if restart is not None:
+        assert (await restart).code == 409
+    await check_that_it_lives(replicas, kernel_id, pid, sockets)
+
+
 @pytest.mark.parametrize("step", ["ended", "launch", "launched"])
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause, step):
