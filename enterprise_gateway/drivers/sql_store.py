@@ -25,6 +25,9 @@ from enterprise_gateway.core.errors import LeaseLostError, LimitReachedError
 
 SCHEMA_VERSION = 1
 _ORPHANED_AFTER_SECONDS = 86400.0
+# A replica that stands still, or whose line is dead, in the middle of a transaction keeps its locks for so long. We do
+# nothing else between two statements.
+_IDLE_SECONDS = 2.0
 # Serializes, on PostgreSQL, what must see all rows: making the tables, and reserving.
 _ADVISORY_LOCK = 0x4547_5345
 
@@ -374,10 +377,10 @@ class SqlStore:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
             return
-        milliseconds = round(self._timeout * 1000)
+        idle_seconds = min(self._timeout, _IDLE_SECONDS)
         with connection.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = {milliseconds}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
+            cursor.execute(f"SET statement_timeout = {round(self._timeout * 1000)}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {round(idle_seconds * 1000)}")
         connection.commit()
 
     def _use_wal(self, connection: Any) -> None:

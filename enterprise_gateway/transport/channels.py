@@ -177,6 +177,7 @@ class KernelChannels:
     def connect(self, info: ConnectionInfo) -> None:
         """Connect to the kernel, in place of an earlier connection; returns at once."""
         self.end_process()
+        self._replay.begin_process()
         self._connection.connect(info)
         self._is_dead = False
         self._set_state("starting")
@@ -226,7 +227,7 @@ class KernelChannels:
             self._connection.drop_pending()
         self.end_process(ename, text)
         content = {"execution_state": state, "reason": reason} if reason else {"execution_state": state}
-        self._broadcast(self._connection.factory.make("iopub", "status", content))
+        self._broadcast(self._connection.factory.make("iopub", "status", content), is_notice=True)
         self._flush()
         self._set_state(state)
 
@@ -270,7 +271,7 @@ class KernelChannels:
 
     def tell(self, text: str) -> None:
         """Show ``text`` to all clients as error output of the cell that was executed last."""
-        self._broadcast(self._notice(text, self._last_cell))
+        self._broadcast(self._notice(text, self._last_cell), is_notice=True)
         self._flush()
 
     async def ready(self, timeout: float) -> dict[str, Any]:
@@ -581,9 +582,9 @@ class KernelChannels:
         replacement = {"ename": "ExecutionError", "evalue": "Execution error"}
         return message.with_content({**content, **replacement, "traceback": [self._limits.traceback_replacement]})
 
-    def _broadcast(self, message: KernelMessage) -> None:
+    def _broadcast(self, message: KernelMessage, *, is_notice: bool = False) -> None:
         if self._replay.is_needed:
-            self._replay.append(message)
+            self._replay.append(message, is_notice=is_notice)
         for client in self._clients:
             client.put(message)
         self._batch.append(message)
@@ -623,6 +624,8 @@ class KernelChannels:
         if is_tracked:
             if message.parent.get("msg_type") == "execute_request":
                 self._last_cell = message.parts[1]
+                if state == "busy" and key and key[0] and not (self._requests.has(key) or self._inherited.has(key)):
+                    self._replay.note_served_elsewhere(key[0])
             self._follow_work(message.parent, state)
         elif self.execution_state == "starting" and state != "starting":
             self._set_state("idle")

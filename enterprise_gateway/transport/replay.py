@@ -10,6 +10,7 @@ from itertools import chain
 from .messages import KernelMessage
 
 _NOBODY = ""  # addressed to no session in particular
+_MAX_SERVED = 1_000
 
 
 class DetachedSession:
@@ -55,6 +56,10 @@ class Missed:
 class ReplayLog:
     """Messages that a client may still come back for, numbered in the order of their arrival.
 
+    Among them are the gateway's own *notices* of what has become of the kernel's process. Those of former processes
+    are not for a session that the present one has served, through another gateway: it would take them for news. Nor
+    has nobody seen them, then.
+
     Parameters
     ----------
     max_bytes
@@ -68,6 +73,7 @@ class ReplayLog:
     """
 
     __slots__ = (
+        "_began",
         "_bytes",
         "_clock",
         "_detached",
@@ -77,7 +83,9 @@ class ReplayLog:
         "_max_age",
         "_max_bytes",
         "_max_sessions",
+        "_notices",
         "_number",
+        "_served",
         "_unattended",
     )
 
@@ -94,6 +102,9 @@ class ReplayLog:
         self._essential: list[tuple[int, str | None, KernelMessage]] = []
         self._essential_bytes = 0
         self._number = 0
+        self._notices: set[int] = set()
+        self._began = 0  # the newest message when the present process began
+        self._served: dict[str, None] = {}  # sessions that the present process serves through other gateways
         self._detached: dict[str, DetachedSession] = {}
         # Stands for whoever attaches first after nobody was attached.
         self._unattended: DetachedSession | None = None
@@ -119,7 +130,7 @@ class ReplayLog:
         """The number of the newest message."""
         return self._number
 
-    def append(self, message: KernelMessage, recipient: str | None = None) -> None:
+    def append(self, message: KernelMessage, recipient: str | None = None, *, is_notice: bool = False) -> None:
         """Keep a message for the sessions that are away: for all (None), or for the one named ``recipient``."""
         self._forget_expired()
         if not self.is_needed:
@@ -127,10 +138,23 @@ class ReplayLog:
         if recipient is not None and self._unattended is None and not self._is_known(recipient):
             return
         self._number += 1
+        if is_notice:
+            self._notices.add(self._number)
         self._entries.append((self._number, recipient, message))
         self._bytes += message.size
         while self._bytes > self._max_bytes:
             self._drop_oldest()
+
+    def begin_process(self) -> None:
+        """Note that the kernel has a new process: notices so far are about former ones."""
+        self._began = self._number
+        self._served.clear()
+
+    def note_served_elsewhere(self, session_id: str) -> None:
+        """Note that the present process works on a request which another gateway has passed on."""
+        self._served[session_id] = None
+        if len(self._served) > _MAX_SERVED:
+            del self._served[next(iter(self._served))]
 
     def detach(self, session_id: str, aliases: Collection[str]) -> None:
         """Remember a session whose websocket is closed, or being closed."""
@@ -170,7 +194,7 @@ class ReplayLog:
         """Return what a client that attaches has to get: its own gap, or else what nobody has seen."""
         unattended, self._unattended = self._unattended, None
         own = self._pop(session_id)
-        missed = self._collect(own or unattended, self._number)
+        missed = self._collect(own or unattended, self._number, session_id)
         self._trim()
         return missed
 
@@ -179,7 +203,7 @@ class ReplayLog:
         own = self._pop(session_id)
         if own is None:
             return None
-        missed = self._collect(own, up_to)
+        missed = self._collect(own, up_to, session_id)
         self._trim()
         return missed
 
@@ -191,6 +215,7 @@ class ReplayLog:
         """Forget messages and sessions."""
         self._entries.clear()
         self._essential.clear()
+        self._notices.clear()
         self._detached.clear()
         self._bytes = self._essential_bytes = 0
 
@@ -212,7 +237,7 @@ class ReplayLog:
     def _is_known(self, recipient: str) -> bool:
         return any(recipient in session.aliases for session in self._detached.values())
 
-    def _collect(self, session: DetachedSession | None, up_to: int) -> Missed:
+    def _collect(self, session: DetachedSession | None, up_to: int, session_id: str) -> Missed:
         missed = Missed()
         if session is None:
             return missed
@@ -220,12 +245,19 @@ class ReplayLog:
         missed.dropped, missed.dropped_parent = session.dropped, session.dropped_parent
         anything = session.session_id == _NOBODY
         missed.sessions = () if anything else session.aliases
+        stale = self._stale_notices(self._served if anything else {session_id, *session.aliases})
         for number, recipient, message in chain(self._essential, self._entries):
             # Broadcasts end where the new websocket's own began; replies have waited for this session alone.
             is_new = number > session.cursor and (number <= up_to or recipient is not None)
-            if is_new and (anything or session.wants(recipient)):
+            if is_new and number not in stale and (anything or session.wants(recipient)):
                 missed.messages.append(message)
         return missed
+
+    def _stale_notices(self, sessions: Collection[str]) -> Collection[int]:
+        """Return the numbers of the notices that are not for a client of these sessions any more."""
+        if self._served.keys().isdisjoint(sessions):
+            return ()
+        return {number for number in self._notices if number <= self._began}
 
     def _drop_oldest(self) -> None:
         """Drop the oldest output; what is not output is moved aside, within an eighth of the limit."""
@@ -243,6 +275,7 @@ class ReplayLog:
 
     def _count_dropped(self, entry: tuple[int, str | None, KernelMessage]) -> None:
         number, recipient, message = entry
+        self._notices.discard(number)
         for session in self._everyone():
             if number > session.cursor and (session.session_id == _NOBODY or session.wants(recipient)):
                 session.count_dropped(message)
@@ -257,6 +290,7 @@ class ReplayLog:
         seen = min((session.cursor for session in self._everyone()), default=self._number)
         while self._entries and self._entries[0][0] <= seen:
             self._bytes -= self._entries.popleft()[2].size
+        self._notices = {number for number in self._notices if number > seen}
         if self._essential:
             self._essential = [entry for entry in self._essential if entry[0] > seen]
             self._essential_bytes = sum(message.size for _, _, message in self._essential)

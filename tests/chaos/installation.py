@@ -24,7 +24,7 @@ from tests.support.gateway import Client, KernelSocket
 from tests.support.tcpproxy import TcpProxy
 
 from .journal import Journal
-from .plan import LONGEST_FREEZE_SECONDS, REPLICAS, Episode
+from .plan import LONGEST_FREEZE_SECONDS, REPLICAS, Fault
 
 REQUEST_SECONDS = 42.0
 """How long an answer may take: what Jupyter Server's gateway client waits for by default."""
@@ -56,25 +56,25 @@ class Installation(Replicas):
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
-    async def fail(self, episode: Episode) -> None:
-        """Let the fault of an episode happen, and mend it."""
-        number = episode.target
-        if episode.fault == "store stops":
+    async def fail(self, fault: Fault) -> None:
+        """Let a fault happen, and mend it."""
+        number = fault.target
+        if fault.kind == "store stops":
             await asyncio.to_thread(self.server.stop)
-            await asyncio.sleep(episode.lasts_seconds)
+            await asyncio.sleep(fault.lasts_seconds)
             await asyncio.to_thread(self.server.start)
-        elif episode.fault == "store is cut off":
+        elif fault.kind == "store is cut off":
             self.proxy_of_store.refuse = True
             await asyncio.to_thread(self.proxy_of_store.cut)
-            await asyncio.sleep(episode.lasts_seconds)
+            await asyncio.sleep(fault.lasts_seconds)
             self.proxy_of_store.refuse = False
-        elif episode.fault == "freeze":
+        elif fault.kind == "freeze":
             with self._trouble(number):
-                await self._frozen(number, episode.lasts_seconds)
+                await self._frozen(number, fault.lasts_seconds)
         else:
             with self._trouble(number):
-                await self._replaced(number, episode)
-        self.journal.note("mended")
+                await self._replaced(number, fault)
+        self.journal.note(f"mended: {fault.kind}")
 
     async def _frozen(self, number: int, seconds: float) -> None:
         process = self.processes[number].process
@@ -84,9 +84,9 @@ class Installation(Replicas):
         finally:
             process.send_signal(signal.SIGCONT)
 
-    async def _replaced(self, number: int, episode: Episode) -> None:
+    async def _replaced(self, number: int, fault: Fault) -> None:
         began = time.monotonic()
-        if episode.fault == "replica is killed":
+        if fault.kind == "replica is killed":
             await asyncio.to_thread(self.kill, number)
         else:
             try:
@@ -97,7 +97,7 @@ class Installation(Replicas):
                 if code:
                     self.journal.violation(f"replica {number} ended with {code} after SIGTERM")
         self.journal.note(f"replica {number} has ended after {time.monotonic() - began:.1f} s")
-        await asyncio.sleep(episode.lasts_seconds)
+        await asyncio.sleep(fault.lasts_seconds)
         await asyncio.to_thread(self.start_again, number)
 
     @contextlib.contextmanager

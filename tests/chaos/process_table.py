@@ -83,11 +83,23 @@ class ProcessTable:
             if self._marker not in command:
                 return None
             environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if _has_command_of_parent(pid, command):
+                return None
         except OSError:
             return None
         entries = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
         kernel_id, user = (entries.get(name, b"").decode() for name in (b"KERNEL_ID", b"KERNEL_USERNAME"))
         return Life(pid, kernel_id, user, now) if kernel_id else None
+
+
+def _has_command_of_parent(pid: int, command: bytes) -> bool:
+    """Whether a process was forked by one like it, and has not become another program yet: ipykernel asks ``uname``."""
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    parent = int(stat.rpartition(b")")[2].split()[1])
+    try:
+        return Path(f"/proc/{parent}/cmdline").read_bytes() == command
+    except OSError:
+        return False
 
 
 def lives(pid: int) -> bool:

@@ -23,7 +23,7 @@ from tests.support.tcpproxy import TcpProxy
 from .counting_kernel import write_counting_kernelspec
 from .installation import Installation
 from .journal import Journal
-from .plan import REPLICAS, Episode, episodes
+from .plan import REPLICAS, Episode, Fault, episodes
 from .process_table import LOOK_SECONDS, ProcessTable
 from .users import Kernel, Notebook, Users
 
@@ -89,13 +89,16 @@ class Chaos:
         target = await self._prepare(episode)
         self.journal.note(f"{episode} ({target.kernel_id})")
         action = asyncio.create_task(self._act(episode, target))
-        await asyncio.sleep(episode.aim_seconds)
-        if episode.fault == "death":
-            self._kill(target if episode.action in {"start", "delete"} else self.lasting[episode.kernel])
-        else:
-            await self.there.fail(episode)
+        await asyncio.gather(*(self._fail(fault, episode, target) for fault in episode.faults))
         await action
         await asyncio.sleep(episode.pause_seconds)
+
+    async def _fail(self, fault: Fault, episode: Episode, target: Kernel) -> None:
+        await asyncio.sleep(fault.begins_seconds)
+        if fault.kind == "death":
+            self._kill(target if episode.action in {"start", "delete"} else self.lasting[episode.kernel])
+        else:
+            await self.there.fail(fault)
 
     async def _prepare(self, episode: Episode) -> Kernel:
         """Return the kernel that an action is about: one that is there for a delete, and none for a start."""

@@ -43,6 +43,37 @@ async def test_restart_while_nobody_is_attached(relay):
         assert "execute_result" in types(await client.run("hello"))
 
 
+@pytest.mark.parametrize("was_here", [True, False])
+async def test_a_death_is_no_news_to_who_has_used_the_new_process_elsewhere(relay, was_here):
+    """A client that comes from another gateway is not told that the kernel, which it just used, has died; others are.
+
+    All else that it missed it gets.
+    """
+    here_id, here = await relay.add()
+    other_id, there = await relay.add()
+    for session in ["moves", "sleeps"] if was_here else ["sleeps"]:
+        await (await relay.open(here_id, session)).close()
+    here.tell("The kernel has died.")
+    for channels in (here, there):
+        channels.announce_state("restarting", "it was killed")
+    kernel = relay.tiny_kernel()
+    for channels in (here, there):
+        channels.connect(kernel.info)
+        await channels.ready(5)
+    async with await relay.open(other_id, "moves") as client:
+        client.session = "moves"
+        await client.run("hello")
+    async with await relay.open(here_id, "moves") as client:
+        messages = await client.pending()
+        assert "execute_result" in types(messages)
+        assert "died" not in texts(messages, "stderr")
+        assert "restarting" not in [message["content"].get("execution_state") for message in messages]
+    async with await relay.open(here_id, "sleeps") as client:
+        messages = await client.pending()
+        assert "died" in texts(messages, "stderr")
+        assert "restarting" in [message["content"].get("execution_state") for message in messages]
+
+
 async def test_requests_of_the_gateway_end_with_the_process(relay):
     """What the gateway asked the old process fails when the new one is connected."""
     _, channels = await relay.add(kernel := relay.tiny_kernel())

@@ -70,6 +70,18 @@ def begin_restart(cause, client, kernel_id, pid):
     return None
 
 
+async def held_restart(replicas, cause, step):
+    """Have the first replica stop at a step of a restart; return the used kernel, the restart, and the step."""
+    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
+    await replicas.start()
+    used = await used_kernel(replicas)
+    kernel_id, pid, _ = used
+    held = Step(replicas, 0, step)
+    restart = begin_restart(cause, replicas.clients[0], kernel_id, pid)
+    await held.reached()
+    return used, restart, held
+
+
 async def all_idle(replicas, kernel_id):
     answers = await asyncio.gather(*(client.fetch(f"/api/kernels/{kernel_id}") for client in replicas.clients))
     return [answer.code == 200 and b'"idle"' in answer.body for answer in answers] == [True] * len(answers)
@@ -115,12 +127,7 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
 
     It comes back before or after the leases have expired.
     """
-    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
-    await replicas.start()
-    kernel_id, pid, sockets = await used_kernel(replicas)
-    held = Step(replicas, 0, step)
-    restart = begin_restart(cause, replicas.clients[0], kernel_id, pid)
-    await held.reached()
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     await asyncio.to_thread(postgres.stop)
     held.go_on()
     await asyncio.sleep(outage)
@@ -131,16 +138,24 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
     assert "is dead" not in replicas.output
 
 
+@pytest.mark.parametrize("cause", ["client", "death"])
+async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgres, cause):
+    """A delete gives up the restart under way, and is refused because PostgreSQL is away: the restart is done yet."""
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, "launch")
+    await asyncio.to_thread(postgres.stop)
+    assert (await replicas.clients[0].fetch(f"/api/kernels/{kernel_id}", "DELETE")).code == 503
+    held.go_on()
+    await asyncio.to_thread(postgres.start)
+    if restart is not None:
+        assert (await restart).code == 409
+    await check_that_it_lives(replicas, kernel_id, pid, sockets)
+
+
 @pytest.mark.parametrize("step", ["ended", "launch", "launched"])
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause, step):
     """Another replica finishes the restart meanwhile; the one that wakes up starts no second process and follows."""
-    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
-    await replicas.start()
-    kernel_id, pid, sockets = await used_kernel(replicas)
-    held = Step(replicas, 0, step)
-    restart = begin_restart(cause, replicas.clients[0], kernel_id, pid)
-    await held.reached()
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     with replicas.frozen(0):
         held.go_on()
 
@@ -216,6 +231,29 @@ async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_ans
         assert [int((await socket.execute(PID))[0]) for socket in sockets] == [pid, pid]
         assert (await replicas.clients[1].fetch(f"/api/kernels/{kernel_id}/restart", "POST")).code == 200
         await check_that_it_lives(replicas, kernel_id, pid, sockets)
+
+
+@pytest.mark.parametrize("write", [b'"state": "stopping"', b"DELETE FROM eg_kernel"])
+async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, replicas, write):
+    """The line breaks at one of a delete's writes, and comes back when the replica is gone: no deleted kernel returns.
+
+    It is gone if the client was told so, and else it is as it was.
+    """
+    replicas.database_url = line.database_url
+    one, two = await replicas.start()
+    kernel_id, pid, sockets = await used_kernel(replicas, "python3")
+    line.cut_at(write)
+    answer = await one.fetch(f"/api/kernels/{kernel_id}", "DELETE")
+    replicas.kill(0)
+    line.refuse = False
+    await asyncio.sleep(5)  # by then another one has taken it over
+    if answer.code == 503:
+        assert int(await pid_told_to(sockets[1])) == pid
+        await two.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+    else:
+        assert answer.code == 204
+    await two.call(f"/api/kernels/{kernel_id}", status=404)
+    assert processes_of(kernel_id) == []
 
 
 async def test_a_kernel_that_could_not_be_judged_is_judged_again(line, replicas):

@@ -7,13 +7,15 @@ import json
 import stat
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
 from enterprise_gateway.core.errors import LeaseLostError, LimitReachedError, StoreUnavailableError
 from enterprise_gateway.drivers.sql_store import parse_url
+from tests.support.tcpproxy import TcpProxy
 
-from .conftest import a_kernel_id, a_start
+from .conftest import a_kernel_id, a_start, eventually
 
 KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 
@@ -235,6 +237,26 @@ async def test_a_server_that_freezes_holds_nobody_up(make, postgres, database_ur
         while await manager.flush():
             await asyncio.sleep(0.2)
     assert (await manager.fetch_session(kernel_id))["state"] == "stopping"
+
+
+@pytest.mark.postgres
+async def test_a_replica_that_stands_still_in_a_transaction_soon_holds_nobody_up(make, database_url, expect_log):
+    """What it has locked, among it the counter that all leases need, others have after two seconds."""
+    port, kernel_id = urlsplit(database_url).port, a_kernel_id()
+    with TcpProxy(port) as line:
+        url = database_url.replace(f":{port}/", f":{line.port}/")
+        one, two = (make("postgresql", database_url=each, store_timeout=10.0) for each in (url, database_url))
+        await one.acquire_lease(kernel_id, "one", 0)
+        await two.count_kernels()
+        line.freeze_at(b"COMMIT")
+        still = asyncio.create_task(one.acquire_lease(kernel_id, "one", 60))
+        await eventually(lambda: line.refuse)
+        assert await asyncio.wait_for(two.acquire_lease(kernel_id, "two", 60), 4)
+        with expect_log("not available"):
+            line.cut()
+            with pytest.raises(StoreUnavailableError):
+                await still
+        line.refuse = False
 
 
 @pytest.mark.postgres

@@ -25,7 +25,7 @@ class TcpProxy:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="tcp-proxy")
         self._tripwires: list[bytes] = []
-        self._is_answer_lost = self._is_tripped = False
+        self._is_answer_lost = self._is_tripped = self._is_freezing = False
         self.refuse = False
 
     @property
@@ -53,13 +53,18 @@ class TcpProxy:
             for one in self._partners:
                 self._selector.unregister(one)
 
+    def freeze_at(self, text: bytes) -> None:
+        """Freeze all connections, and refuse others, as soon as a client has sent this text; the server gets it not."""
+        with self._lock:
+            self._tripwires, self._is_answer_lost, self._is_freezing = [text], False, True
+
     def cut_at(self, *texts: bytes, is_answer_lost: bool = False) -> None:
         """Cut and refuse all connections as soon as a client has sent these texts, one after the other.
 
         The server gets the last one if ``is_answer_lost``, and else not.
         """
         with self._lock:
-            self._tripwires, self._is_answer_lost = list(texts), is_answer_lost
+            self._tripwires, self._is_answer_lost, self._is_freezing = list(texts), is_answer_lost, False
 
     def __enter__(self) -> Self:
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -85,6 +90,9 @@ class TcpProxy:
                         self._forward(key.fileobj)  # type: ignore[arg-type]
                 if self._is_tripped:
                     self._is_tripped = False
+                    if self._is_freezing:
+                        self.freeze()
+                        continue
                     time.sleep(0.1)  # the server is to do what it was sent
                     self.cut()
 

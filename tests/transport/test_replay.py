@@ -57,6 +57,44 @@ def test_each_session_gets_its_own_gap(log):
     assert log.size == 0
 
 
+@pytest.mark.parametrize("returns_to", ["a detached session", "what nobody saw"])
+def test_a_session_served_elsewhere_has_heard_of_former_processes(log, returns_to):
+    """It gets what it missed but for the notices of what had become of them; whom nobody served gets these, too."""
+    log.attach("a"), log.attach("b")
+    log.detach("a", ["alias"]), log.detach("b", ())
+    if returns_to == "what nobody saw":
+        log.start_unattended()
+        log.claim("a", 0)
+    log.append(message("1"))
+    log.append(message("it has died"), is_notice=True)
+    log.begin_process()
+    log.note_served_elsewhere("alias" if returns_to == "a detached session" else "a")
+    log.append(message("2"))
+    log.append(message("it will be culled"), is_notice=True)
+    assert names(log.attach("a")) == ["1", "2", "it will be culled"]
+    assert names(log.attach("b")) == ["1", "it has died", "2", "it will be culled"]
+    assert log.size == 0
+
+
+def test_what_somebody_saw_elsewhere_is_not_for_whoever_comes_first(log):
+    """Nobody was attached here, but somebody to another gateway."""
+    log.append(message("1"))
+    log.append(message("it has died"), is_notice=True)
+    log.begin_process()
+    log.note_served_elsewhere("a")
+    assert names(log.attach("b")) == ["1"]
+
+
+def test_what_an_earlier_process_served_proves_nothing(log):
+    """A session that no other gateway has served since the restart hears of it."""
+    log.attach("a")
+    log.detach("a", ())
+    log.note_served_elsewhere("a")
+    log.append(message("it has died"), is_notice=True)
+    log.begin_process()
+    assert names(log.attach("a")) == ["it has died"]
+
+
 def test_unsent_messages_come_first(log):
     """What was queued for a websocket precedes what came after it was closed."""
     log.attach("a"), log.attach("b")

@@ -110,15 +110,25 @@ class KernelRecords:
 
         ``restarts`` says how often in a row because it has died; 0: somebody asked for it.
         """
+        await self._begin(kernel, "restarting", restarts=restarts)
+
+    async def stopping(self, kernel: RemoteKernelManager) -> None:
+        """Record that the kernel is to go.
+
+        A store that fails does not keep it from a gateway that is alone. Among several it does, as from a restart: if
+        this one died before the store is back, another one would find a kernel that has died, and restart it.
+        """
+        if self._replicas is None:
+            await self._store.record_phase(kernel.kernel_id, "stopping", required=False)
+        else:
+            await self._begin(kernel, "stopping")
+
+    async def _begin(self, kernel: RemoteKernelManager, phase: str, **extra: Any) -> None:
         try:
-            await self._store.record_phase(kernel.kernel_id, "restarting", extra={"restarts": restarts})
+            await self._store.record_phase(kernel.kernel_id, phase, extra=extra)
         except StoreUnavailableError:  # which may yet come to have it
             await self._store.record_phase(kernel.kernel_id, "running", required=False)
             raise
-
-    async def stopping(self, kernel: RemoteKernelManager) -> None:
-        """Record that the kernel is to go; a store that fails does not keep it."""
-        await self._store.record_phase(kernel.kernel_id, "stopping", required=False)
 
     async def left(self, kernel: RemoteKernelManager) -> None:
         """Record what only the gateway knows of a kernel that it leaves running."""

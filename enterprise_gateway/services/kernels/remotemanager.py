@@ -603,7 +603,13 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.log.info("Kernel shut down: %s", kernel_id)
 
     async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
-        kernel = await self._begin(kernel, KernelRecords.stopping)
+        try:
+            kernel = await self._begin(kernel, KernelRecords.stopping)
+        except StoreUnavailableError:
+            if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
+                self.restarter.forget(kernel)
+                self.restarter.finish_restart(kernel)
+            raise
         self.restarter.forget(kernel)  # a restart that could not be given up any more has it watched again
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
