@@ -19,7 +19,8 @@ from .conftest import connected, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-RESTARTS = 20
+# Several replicas on one SQLite database are for one machine, and the rare case.
+RESTARTS = {"postgresql": 20, "sqlite": 6}
 SLOW = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": 3}}
 GET, POST = ("GET",), ("POST", {})
 
@@ -100,14 +101,14 @@ async def all_of(*work):
 
 
 async def _restart_in_turn(replicas, until):
-    for number in range(RESTARTS):
+    for number in range(RESTARTS[replicas.database_url.partition(":")[0]]):
         await replicas.restart(number % 2)
         await asyncio.sleep(0.3)
     until.set()
 
 
-async def test_twenty_rolling_restarts_lose_nothing(replicas):
-    """Twenty times a replica is stopped in order and started again under clients that never pause.
+async def test_rolling_restarts_lose_nothing(replicas):
+    """Again and again a replica is stopped in order and started again under clients that never pause.
 
     Every request is answered or ends with a clean error (502 or 503, or a closed websocket, after which the client goes
     on through the other replica), and every kernel stays the same process with its variables.
