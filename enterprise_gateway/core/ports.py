@@ -64,7 +64,8 @@ class PortPool:
 
     A kernel binds its ports some time after they were chosen. Until then nothing must take them: so they are kept
     in a table until the kernel is gone, and are chosen outside of the range from which the system picks the ports
-    of outgoing connections.
+    of outgoing connections. Another gateway on this machine does not know of the table. So each begins at some port and
+    goes on from there, which seldom brings two into the same region; ports that each chose at random would often meet.
 
     Parameters
     ----------
@@ -77,6 +78,7 @@ class PortPool:
     def __init__(self, is_free: Callable[[int], bool], default: PortRange) -> None:
         self._is_free = is_free
         self._default = default
+        self._next = 0  # of the default range
         self._taken: set[int] = set()
 
     def take(self, count: int, port_range: PortRange, attempts: int) -> list[int]:
@@ -97,13 +99,21 @@ class PortPool:
         return ports
 
     def _take_one(self, port_range: PortRange, attempts: int) -> int:
-        source = port_range or self._default
         tries = attempts + 1 if port_range else 200
-        for port in source.candidates(tries):
+        for port in port_range.candidates(tries) if port_range else self._neighbours(tries):
             if port not in self._taken and self._is_free(port):
                 self._taken.add(port)
                 return port
-        raise PortRangeError(f"No free port found within {source} after {tries} attempts.")
+            self._next = 0  # somebody is here: look elsewhere
+        raise PortRangeError(f"No free port found within {port_range or self._default} after {tries} attempts.")
+
+    def _neighbours(self, count: int) -> Iterator[int]:
+        """Yield ports of the default range: the next one, as long as each is free, else one anywhere."""
+        for _ in range(count):
+            if not self._default.lower <= self._next <= self._default.upper:
+                [self._next] = self._default.candidates(1)
+            self._next += 1
+            yield self._next - 1
 
     def claim(self, ports: list[int]) -> None:
         """Keep ports from being handed out: a kernel that was taken over uses them."""

@@ -104,7 +104,8 @@ class WebSocketClient:
     def cut(self) -> None:
         """Drop the connection without a word."""
         self.closed = self.closed or (1006, "")
-        self._writer.transport.abort()
+        if not self._writer.transport.is_closing():  # else an SSL transport of Python 3.11 has nothing left to abort
+            self._writer.transport.abort()
 
     def send_frame(self, opcode: int, payload: bytes) -> None:
         head = bytes((0x80 | opcode,))
