@@ -12,6 +12,7 @@ from tests.support.wsclient import texts
 SIZE = 100_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 async def test_hundred_megabytes(zmq_context, v1):
     """A message of 100 MB passes in each direction, as text and as buffer."""
