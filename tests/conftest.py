@@ -32,7 +32,6 @@ from tests.support.loops import LoopRunner
 ExpectLog = Callable[..., AbstractContextManager[list[logging.LogRecord]]]
 
 _FOREIGN_VARIABLES = re.compile(r"(EG|KG|KERNEL|JUPYTER|JPY|IPYTHON)_|IPYTHONDIR$|KUBECONFIG$|DOCKER_HOST$")
-_ONE_WORKER = ("chaos", "ssh", "kerberos", "spark", "scala", "r", "browser")
 _UNSTABLE_VARIABLES = {"PYTEST_CURRENT_TEST"}
 _call_failed = pytest.StashKey[bool]()
 
@@ -65,16 +64,6 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 def pytest_testnodedown(node: Any) -> None:
     """Take over what a worker's tests were skipped for."""
     requirements.want(getattr(node, "workeroutput", {}).get("wanted", ()))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests of the same servers share one worker: those are slow to start, and fill a machine by themselves."""
-    for item in items:
-        for suite in _ONE_WORKER:
-            if item.get_closest_marker(suite):
-                item.add_marker(pytest.mark.xdist_group(suite))
-                break
 
 
 @pytest.hookimpl(tryfirst=True)

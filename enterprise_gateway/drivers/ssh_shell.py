@@ -530,7 +530,9 @@ class _Resident:
         self._channel.settimeout(max(deadline.remaining, 0.01))
         try:
             self._channel.sendall(data)
-        except EOFError as error:
+        except TimeoutError:
+            raise
+        except (OSError, EOFError) as error:  # paramiko's own, when the channel is closed already
             raise ConnectionResetError("the SSH connection ended") from error
 
     def _answer(self, deadline: Deadline) -> Result:
