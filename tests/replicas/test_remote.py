@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 
@@ -41,7 +42,7 @@ async def test_a_kernel_on_an_ssh_host_is_shared(replicas, lab, hosts, is_tunnel
     """
     if is_tunnelled:
         for host in hosts:
-            host.firewall()
+            await asyncio.to_thread(host.firewall)
     settings = {**lab.environment(), "EG_ENABLE_TUNNELING": str(is_tunnelled), "EG_RESPONSE_PORT": "0"}
     one, two = await replicas.start(2, **settings, EG_KERNEL_LOG_DIR=str(lab.folder / "logs"))
     kernel_id = await one.start_kernel("distributed")
@@ -61,7 +62,7 @@ async def test_a_kernel_on_an_ssh_host_is_shared(replicas, lab, hosts, is_tunnel
     await two.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
 
     async def nothing_is_left():
-        return not any(host.processes("launch_ipykernel.py") for host in hosts)
+        return not await asyncio.to_thread(lambda: any(host.processes("launch_ipykernel.py") for host in hosts))
 
     await eventually(nothing_is_left)
     assert not [path for path in lab.folder.rglob(f"*{kernel_id}*") if path.suffix != ".log"]
