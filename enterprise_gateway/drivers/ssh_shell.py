@@ -497,6 +497,7 @@ class _Resident:
 
     def _last_words(self) -> str:
         """Return what a shell that has ended printed, as one line, or else its exit status."""
+        self._take_all()
         said = Result(0, bytes(self._outputs[0]), bytes(self._outputs[1])).complaint
         return said or f"it ended with exit status {self._channel.exit_status}"
 
@@ -563,10 +564,13 @@ class _Resident:
             if not self._arrived.wait(deadline.remaining):
                 raise TimeoutError
             self._arrived.clear()
-        while channel.recv_ready():
-            self._outputs[0].extend(channel.recv(65536))
-        while channel.recv_stderr_ready():
-            self._outputs[1].extend(channel.recv_stderr(65536))
+        self._take_all()
+
+    def _take_all(self) -> None:
+        while self._channel.recv_ready():
+            self._outputs[0].extend(self._channel.recv(65536))
+        while self._channel.recv_stderr_ready():
+            self._outputs[1].extend(self._channel.recv_stderr(65536))
 
 
 def _step(deadline: Deadline) -> float:

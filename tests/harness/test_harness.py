@@ -115,11 +115,12 @@ async def test():
     ),
     "a leaked process that is nobody's child any more": (
         """
-import subprocess
+import subprocess, time
 def test(tmp_path):
     script = tmp_path / "orphan.sh"
     script.write_text("echo $$ > orphan.pid; sleep 9")
     subprocess.run(["sh", "-c", f"cd {tmp_path}; setsid sh {script} </dev/null >/dev/null 2>&1 &"], check=True)
+    while not (tmp_path / "orphan.pid").exists(): time.sleep(0.01)
 """,
         "orphan.sh",
     ),

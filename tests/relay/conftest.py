@@ -95,6 +95,11 @@ class Relay:
         path = f"/api/kernels/{kernel_id}/channels{query}"
         return await WebSocketClient.connect(port or self.port, path, context=self._client_context, **options)
 
+    def is_owed_receipts(self) -> bool:
+        """Whether a client has not confirmed yet what it was sent."""
+        clients = [client for kernel in self.kernels.values() for client in kernel.channels._clients]
+        return any(client._queue or client._flight for client in clients)
+
     async def close(self) -> None:
         for kernel in self.kernels.values():
             kernel.channels.close()

@@ -22,6 +22,7 @@ from enterprise_gateway.core.deadline import Deadline
 from enterprise_gateway.core.offload import offload
 from enterprise_gateway.transport.commport import CommPort
 from enterprise_gateway.transport.response import ResponseServer
+from tests.support.loops import loop_may_be_held
 
 LAUNCHERS = Path(__file__).parents[2] / "etc" / "kernel-launchers"
 
@@ -122,7 +123,8 @@ class LaunchedKernel:
 
     def close(self) -> None:
         """Close the client's channels and the communication port's connection."""
-        self.client.stop_channels()
+        with loop_may_be_held("the client's context waits for what a dead kernel does not take"):
+            self.client.stop_channels()
         self.comm.close()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,8 +215,13 @@ class UnsureProxy(ThirdPartyProxy):
 
 
 class CarelessProxy(ThirdPartyProxy):
-    """Has plain verbs that take their time and would not stand two threads at once."""
+    """Has plain verbs that take their time, and would not stand two threads at once.
 
+    While ``go_on`` is not set they hang.
+    """
+
+    go_on = threading.Event()
+    go_on.set()
     inside = 0
     most_inside = 0
     polls = 0
@@ -224,7 +230,8 @@ class CarelessProxy(ThirdPartyProxy):
         cls = type(self)
         cls.inside += 1
         cls.most_inside = max(cls.most_inside, cls.inside)
-        time.sleep(float(self.proxy_config.get("seconds", 0.2)))
+        time.sleep(0.2)
+        cls.go_on.wait()
         cls.inside -= 1
 
     def poll(self) -> Any:
