@@ -81,6 +81,7 @@ class RollingGateway:
             for model in await self.client.call("/api/kernels"):
                 await self.client.fetch(f"/api/kernels/{model['id']}", "DELETE")
             await offload(self.process.stop)
+        await asyncio.gather(*(socket.end() for client in self._clients for socket in client.sockets))
         for client in self._clients:
             client.close()
 
@@ -96,7 +97,7 @@ class RollingGateway:
         websocket = await self.client.websocket(kernel_id)
         text, reply = await websocket.execute(code)
         assert reply["status"] == "ok", reply
-        websocket.close()
+        await websocket.end()
         return text
 
     async def model(self, kernel_id: str) -> dict[str, Any]:

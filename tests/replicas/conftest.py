@@ -59,13 +59,6 @@ def processes_of(kernel_id: str) -> list[int]:
     return found
 
 
-async def _closed(socket: KernelSocket) -> None:
-    socket.close()
-    with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-        while not socket.has_ended:
-            await socket.receive(10)
-
-
 class Replicas:
     """Some replicas; ``options`` are command-line arguments of all of them.
 
@@ -165,7 +158,7 @@ class Replicas:
         if self._restarting is not None:
             await asyncio.gather(self._restarting, return_exceptions=True)
         clients = [client for client in (self.through_proxy, *self.clients) if client is not None]
-        await asyncio.gather(*(_closed(socket) for client in clients for socket in client.sockets))
+        await asyncio.gather(*(socket.end() for client in clients for socket in client.sockets))
         for client in clients:
             client.close()
         processes = [process for process in self.processes if process._process is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 import uuid
@@ -304,12 +305,20 @@ async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_ov
     load.touch()
     poll.touch()
     replicas.kill(0)
-    while "This replica looks after 4 more kernels" not in replicas.output:
-        await asyncio.sleep(0.1)
+
+    async def all_are_taken_over():
+        return sum(map(int, re.findall(r"This replica looks after (\d+) more kernels", replicas.output))) == 4
+
+    await eventually(all_are_taken_over, 20)
     for kernel_id in plain:
         assert (await (await second.websocket(kernel_id)).execute("x"))[0] == "42"
+
+    async def those_that_are_not_are_told():
+        told = "Kernel {} stays on record but is not taken up: The cluster wants no"
+        return all(told.format(kernel_id) in replicas.output for kernel_id in fussy)
+
+    await eventually(those_that_are_not_are_told)
     for kernel_id in fussy:
-        assert f"Kernel {kernel_id} stays on record but is not taken up: The cluster wants no" in replicas.output
         assert (await second.fetch(f"/api/kernels/{kernel_id}")).code == 503
     load.unlink()
     poll.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import uuid
@@ -166,6 +167,13 @@ class KernelSocket:
     def close(self) -> None:
         """Close the websocket."""
         self.connection.close()
+
+    async def end(self) -> None:
+        """Close the websocket and wait until it is closed; what comes until then is dropped."""
+        self.close()
+        with contextlib.suppress(asyncio.TimeoutError):
+            while not self.has_ended:
+                await self.receive(10)
 
 
 @asynccontextmanager
