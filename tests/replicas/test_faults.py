@@ -112,8 +112,12 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
 
     await eventually(there_is_no_other)
     await replicas.clients[-1].call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
-    for client in replicas.clients:
-        await client.call(f"/api/kernels/{kernel_id}", status=404)
+
+    async def is_gone_everywhere():  # a replica that has not heard yet that the store is back answers by what it knows
+        answers = [await client.fetch(f"/api/kernels/{kernel_id}") for client in replicas.clients]
+        return [answer.code for answer in answers] == [404] * len(answers)
+
+    await eventually(is_gone_everywhere)
 
     async def nothing_is_left():
         return processes_of(kernel_id) == [] and not list(replicas.directory.glob("runtime*/kernel-*"))
