@@ -209,6 +209,10 @@ class KernelChannels:
         self._work.clear()
         open_requests = self._inherited.take() + self._requests.take(self._connection.held_back())
         for request in open_requests:
+            if request.msg_type == "execute_request" and not request.is_replied:
+                request.has_begun = True  # the first one has, though what the process said of it may be lost with it
+                break
+        for request in open_requests:
             self._answer(request, ename, text)
         if open_requests:
             self._flush()

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from enterprise_gateway.core.offload import offload
 from enterprise_gateway.transport.channels import LOST_IDLE_SECONDS
 from enterprise_gateway.transport.resumption import Memory
+from tests.support.tinykernel import TinyKernel
 from tests.support.wsclient import ABSENT, WebSocketClient, texts, types
 
 
@@ -60,6 +62,21 @@ async def test_a_kernel_that_dies_leaves_no_request_open(relay, state):
         await other.until_state(state)
         assert not [kind for kind in types(other.history) if kind.endswith("_reply")]
     assert channels.execution_state == state
+
+
+async def test_the_first_cell_of_a_kernel_that_died_has_the_error_whatever_was_lost(relay):
+    """A process that ends itself takes along what it has said, its ``busy`` too; cells behind have no such output."""
+    kernel = TinyKernel()
+    kernel.start()
+    kernel_id, channels = await relay.add(kernel)
+    async with await relay.open(kernel_id) as client:
+        await offload(kernel.stop)
+        first, second = client.execute("hello"), client.execute("hello")
+        await asyncio.sleep(0.05)
+        channels.announce_state("restarting", "it exited")
+        await client.until_state("restarting")
+        assert answers(client.history, first) == ["error", "execute_reply", "idle"]
+        assert answers(client.history, second) == ["execute_reply", "idle"]
 
 
 async def test_what_waits_for_the_kernel_outlives_a_restart_and_not_a_death(relay):

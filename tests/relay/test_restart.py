@@ -63,6 +63,8 @@ async def test_a_death_is_no_news_to_who_has_used_the_new_process_elsewhere(rela
     async with await relay.open(other_id, "moves") as client:
         client.session = "moves"
         await client.run("hello")
+    while "moves" not in here._replay._served:
+        await asyncio.sleep(0.01)
     async with await relay.open(here_id, "moves") as client:
         messages = await client.pending()
         assert "execute_result" in types(messages)
