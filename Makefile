@@ -64,7 +64,7 @@ run-dev: run ## the same with debug messages
 # --- check ---
 
 test: $(VENV)/.installed-test ## run the tests (ARGS=… for pytest)
-	@$(if $(ARGS),,echo "On two processors all tests take about 12 minutes, and about 40 with all programs that some of them drive.")
+	@$(if $(ARGS),,echo "On two processors all tests take about 7 minutes, and about 25 with all programs that some of them drive.")
 	@$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.installed-test ## let three replicas, their database and kernels fail (SECONDS=… SEED=…)

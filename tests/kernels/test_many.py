@@ -79,7 +79,7 @@ async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launche
 async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None:
     """Each is its own process, on ports of its own, and answers for itself."""
     async with running_gateway(config=CONFIG) as gateway:
-        code = "import os; print('I am', os.environ['KERNEL_ID'], os.getpid(), 'and usable')"
+        code = "import os; print(f'I am {os.environ[\"KERNEL_ID\"]} {os.getpid()} and usable')"
         with crowded_machine(0.5, "two processors, and a hundred interpreters that start"):
             began = time.monotonic()
             ids = await asyncio.gather(*(gateway.start_kernel("python3") for _ in range(100)))
@@ -87,7 +87,7 @@ async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None
             print(f"100 usable Python kernels after {time.monotonic() - began:.1f} s")
             assert_no_port_is_used_twice(gateway, ids)
             await asyncio.gather(*(gateway.call(f"/api/kernels/{i}", "DELETE", status=204) for i in ids))
-        # IPython may complain between the lines: a hundred of them share one history file.
+        # IPython may complain before and after: a hundred of them share one history file.
         answers = [re.findall(r"I am (\S+) (\d+)", text) for text in texts]
         assert [kernel_id for [(kernel_id, _)] in answers] == ids
         assert len({pid for [(_, pid)] in answers}) == 100
