@@ -72,9 +72,9 @@ class OutputFiles:
 def cut(path: str | Path, limit: int) -> bool:
     """Take the middle out of a file that is larger than ``limit`` bytes; return whether it was.
 
-    The first 64 KiB stay (of a small limit a quarter), and as much of the end as is half the limit. Who writes
-    meanwhile must append (O_APPEND); what comes in the instant between the last read and the cut is lost. Of several
-    that cut at once one does.
+    The first 64 KiB stay (of a small limit a quarter), as much of the end as is half the limit, and what is written
+    meanwhile, on top of the limit if need be. Who writes must append (O_APPEND); what comes in the instant between the
+    last read and the cut is lost. Of several that cut at once one does.
 
     Raises
     ------
