@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ import zmq
 
 from ..core.connection import ConnectionInfo
 from .frames import FrameError, decode_header
-from .kernelconnection import KernelConnection
+from .kernelconnection import KernelConnection, new_identity
 from .kernelsockets import Log
 from .limits import ChannelLimits
 from .messages import KernelMessage
@@ -43,6 +42,7 @@ MAX_SESSION_ID_LENGTH = 256
 GOING_AWAY = 1001  # websocket close codes
 SERVICE_RESTART = 1012
 LAST_WORDS_SECONDS = 2.0  # that a kernel which has died may take to deliver what it wrote
+LOST_REPLY_SECONDS = 1.0  # after ``idle`` the reply to an earlier gateway has come, or does not
 LOST_IDLE_SECONDS = 1.0  # after its reply a request is over, whether or not the kernel says ``idle``
 RESTARTED = "The kernel was restarted before it replied to this request."
 TOO_LARGE_TO_KEEP = "it is larger than what is kept for a client that is away"
@@ -90,7 +90,6 @@ class KernelChannels:
         "_connection",
         "_death",
         "_has_gap",
-        "_identity",
         "_inherited",
         "_is_dead",
         "_is_flushing",
@@ -100,6 +99,7 @@ class KernelChannels:
         "_limits",
         "_log",
         "_lost_idle_timer",
+        "_lost_reply_timer",
         "_proof_timer",
         "_replay",
         "_requests",
@@ -142,14 +142,14 @@ class KernelChannels:
         self._inherited = OpenRequests()  # sent by an earlier gateway
         self._work = OpenWork(self._requests)
         self._lost_idle_timer: asyncio.TimerHandle | None = None
+        self._lost_reply_timer: asyncio.TimerHandle | None = None
         self._is_unproven = False  # taken over from another gateway, and the kernel has not said yet what it does
         self._has_gap = False  # the kernel may have said something that no gateway has heard
         self._proof_timer: asyncio.TimerHandle | None = None
-        self._identity = identity or uuid.uuid4().hex
         self._is_flushing = False
         self._connection = KernelConnection(
             context=context,
-            identity=self._identity.encode(),
+            identity=identity or new_identity(),
             limits=limits,
             on_message=self._on_message,
             on_batch=self._flush_soon,
@@ -247,7 +247,7 @@ class KernelChannels:
                 *self._replay.detached_sessions(),
                 *((attachment.session_id, *attachment.sessions) for attachment in self._attachments.values()),
             ),
-            identity=self._identity,
+            identities=self._connection.identities,
         )
 
     def resume(self, memory: Memory) -> None:
@@ -257,7 +257,7 @@ class KernelChannels:
         Clients of a kernel that was busy meanwhile are told that its output has a gap, and requests that it finished
         meanwhile are replied to with an error: the reply itself is lost.
         """
-        self._connection.resume()
+        self._connection.resume(memory.identities)
         self._activity = memory.last_activity or self._activity
         self._last_cell = memory.last_cell.encode()
         self._inherited.restore(memory.requests)
@@ -333,9 +333,10 @@ class KernelChannels:
 
     def _close(self, reason: str, code: int) -> None:
         self._end_proof()
-        if self._lost_idle_timer is not None:
-            self._lost_idle_timer.cancel()
-            self._lost_idle_timer = None
+        for timer in (self._lost_idle_timer, self._lost_reply_timer):
+            if timer is not None:
+                timer.cancel()
+        self._lost_idle_timer = self._lost_reply_timer = None
         self._connection.disconnect(reason)
         self._connection.drop_pending()
         self._requests.clear()
@@ -623,6 +624,8 @@ class KernelChannels:
         key = key_of(message.parent)
         self._requests.note_state(key, state)
         self._inherited.note_state(key, state)
+        if state == "idle" and self._inherited.find(key) is not None:
+            self._expect_reply()
         if self.execution_state == "restarting":
             return  # the old process ends
         if is_tracked:
@@ -657,6 +660,18 @@ class KernelChannels:
         if not self._work and self.execution_state == "busy" and not self._is_unproven:
             self._set_state("idle")
 
+    def _expect_reply(self) -> None:
+        """See to it that who asked an earlier gateway does not wait for ever: the reply to that one may be lost."""
+        if self._lost_reply_timer is None:
+            loop = asyncio.get_running_loop()
+            self._lost_reply_timer = loop.call_later(LOST_REPLY_SECONDS, self._answer_unreplied)
+
+    def _answer_unreplied(self) -> None:
+        self._lost_reply_timer = None
+        for request in self._inherited.take_idle():
+            self._answer(request, GATEWAY_RESTARTED, LOST_REPLY)
+        self._flush()
+
     def _look_for_proof(self, message: KernelMessage) -> None:
         """Find out what a kernel that was taken over does: it takes requests in turn, so an answer to ours tells.
 
@@ -674,6 +689,7 @@ class KernelChannels:
             and message.parent.get("session") == self._connection.factory.session
         ):
             self._end_proof()
+            self._connection.end_inheritance()
             self._tell_gap()
             for request in self._inherited.take():
                 self._answer(request, GATEWAY_RESTARTED, LOST_REPLY)

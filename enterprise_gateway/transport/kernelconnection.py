@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from .messages import KernelMessage, MessageFactory
 from .ratelimit import RateLimitedWarnings
 
 STDIN_CONNECT_SECONDS = 5.0
+MAX_HEIRS = 4  # earlier gateways, the last ones, whose replies are waited for
 QUIET_SECONDS = 0.1
 
 # Inside a JSON string the quotes would be escaped: this can only be the member itself.
@@ -34,6 +36,8 @@ class KernelConnection:
 
     Parameters
     ----------
+    identity
+        Of the first connection's sockets; each later one has another.
     on_message
         Gets every message of the kernel but replies to the gateway's own requests.
     on_batch
@@ -70,7 +74,7 @@ class KernelConnection:
         self,
         *,
         context: zmq.Context[zmq.Socket[bytes]],
-        identity: bytes,
+        identity: str,
         limits: ChannelLimits,
         on_message: Callable[[KernelMessage], None],
         on_batch: Callable[[], None],
@@ -80,7 +84,7 @@ class KernelConnection:
         self.factory = MessageFactory()
         self.kernel_info: dict[str, Any] | None = None
         self._context = context
-        self._identity = identity
+        self._identity = identity.encode()
         self._limits = limits
         self._on_message = on_message
         self._on_batch = on_batch
@@ -107,6 +111,8 @@ class KernelConnection:
         """Connect to the kernel, in place of an earlier connection; returns at once."""
         is_first = self._nudge_end == 0.0
         self.disconnect("the kernel was restarted")
+        if not is_first:
+            self._identity = new_identity().encode()
         self._is_first = is_first
         self._sockets = KernelSockets(
             info,
@@ -146,9 +152,22 @@ class KernelConnection:
         self._cancel_nudge()
         _fail(self._waiters, reason)
 
-    def resume(self) -> None:
-        """Note that the kernel ran already when it was connected to."""
+    def resume(self, identities: tuple[str, ...]) -> None:
+        """Note that the kernel ran already when it was connected to, by gateways of these identities."""
         self._is_first = False
+        if self._sockets is not None:
+            self._sockets.inherit(identity.encode() for identity in identities[-MAX_HEIRS:])
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Under which the kernel may reply; for the next gateway."""
+        identities = self._sockets.identities if self._sockets is not None else (self._identity,)
+        return tuple(identity.decode() for identity in identities)
+
+    def end_inheritance(self) -> None:
+        """Take in what is left for earlier gateways: nothing is due to them any more."""
+        if self._sockets is not None:
+            self._sockets.end_inheritance()
 
     def held_back(self) -> set[int]:
         """Return the ids of the headers of what clients have sent and the kernel has not got."""
@@ -341,6 +360,11 @@ class KernelConnection:
         future = self._requests.get(message.parent.get("msg_id", ""))
         if future is not None and not future.done():
             future.set_result(content)
+
+
+def new_identity() -> str:
+    """Return a name for the sockets of a connection."""
+    return uuid.uuid4().hex
 
 
 def _fail(futures: Iterable[asyncio.Future[dict[str, Any]]], reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import zmq
@@ -24,7 +24,8 @@ class KernelSockets:
     Parameters
     ----------
     identity
-        By which the kernel knows the sockets; a later gateway that has the same one gets the replies that are due.
+        By which the kernel knows the sockets, and no others: of a second connection with an identity that it still
+        has, ZMQ's ROUTER takes nothing (but for the option ROUTER_HANDOVER).
     max_frame_bytes
         Above this size libzmq cuts the connection; guards the gateway's memory.
     on_message
@@ -35,6 +36,7 @@ class KernelSockets:
 
     __slots__ = (
         "_context",
+        "_heirs",
         "_identity",
         "_info",
         "_log",
@@ -72,6 +74,7 @@ class KernelSockets:
         self._identity = identity
         self._parent_raw, self._parent = b"", dict[str, Any]()
         self._sockets: dict[str, ZmqSocket] = {}
+        self._heirs: dict[bytes, list[ZmqSocket]] = {}
         self._open("iopub", info.iopub_port, self._on_iopub, on_batch)
         self._open("shell", info.shell_port, self._on_shell, self._after_shell)
 
@@ -98,13 +101,40 @@ class KernelSockets:
 
     def drain(self) -> None:
         """Take in what has arrived, output first."""
-        for socket in list(self._sockets.values()):
+        for socket in [*self._sockets.values(), *self._heirs_sockets()]:
             socket.drain()
 
     def close(self) -> None:
         """Close all sockets at once."""
-        for socket in self._sockets.values():
+        for socket in [*self._sockets.values(), *self._heirs_sockets()]:
             socket.close()
+
+    @property
+    def identities(self) -> tuple[bytes, ...]:
+        """Under which the kernel may reply, the present one last."""
+        return (*self._heirs, self._identity)
+
+    def inherit(self, identities: Iterable[bytes]) -> None:
+        """Receive the replies and questions that are due to earlier gateways, for as long as they are needed.
+
+        Nothing is sent by these sockets: a kernel that has not seen yet that the earlier connection is gone does not
+        take them for the heirs, and would misread it.
+        """
+        for identity in identities:
+            self._heirs[identity] = [
+                self._make("shell", self._info.shell_port, self._on_shell, self._after_shell, identity),
+                self._make("stdin", self._info.stdin_port, self._on_stdin, self._on_batch, identity),
+            ]
+
+    def end_inheritance(self) -> None:
+        """Take in what is left for earlier gateways: nothing is due to them any more."""
+        for socket in self._heirs_sockets():
+            socket.drain()
+            socket.close()
+        self._heirs.clear()
+
+    def _heirs_sockets(self) -> list[ZmqSocket]:
+        return [socket for sockets in self._heirs.values() for socket in sockets]
 
     def _open_control(self) -> ZmqSocket:
         return self._open("control", self._info.control_port, self._on_control, self._on_batch)
@@ -117,20 +147,31 @@ class KernelSockets:
         on_batch: Callable[[], None],
         on_connected: Callable[[], None] | None = None,
     ) -> ZmqSocket:
-        is_iopub = channel == "iopub"
-        socket = self._sockets[channel] = ZmqSocket(
+        identity = b"" if channel == "iopub" else self._identity
+        socket = self._sockets[channel] = self._make(channel, port, on_message, on_batch, identity, on_connected)
+        return socket
+
+    def _make(
+        self,
+        channel: str,
+        port: int,
+        on_message: Callable[[list[bytes]], int],
+        on_batch: Callable[[], None],
+        identity: bytes,
+        on_connected: Callable[[], None] | None = None,
+    ) -> ZmqSocket:
+        return ZmqSocket(
             self._context,
-            zmq.SUB if is_iopub else zmq.DEALER,
+            zmq.SUB if channel == "iopub" else zmq.DEALER,
             self._info,
             port,
-            identity=b"" if is_iopub else self._identity,
+            identity=identity,
             max_frame_bytes=self._max_frame_bytes,
             on_message=on_message,
             on_batch=on_batch,
             on_connected=on_connected,
             log=self._log,
         )
-        return socket
 
     def _on_iopub(self, frames: list[bytes]) -> int:
         return self._take("iopub", frames)

@@ -171,6 +171,14 @@ class OpenRequests:
             self.add(key, request)
         return taken
 
+    def take_idle(self) -> list[Request]:
+        """Return and forget those that the kernel is done with, and has not replied to."""
+        taken = []
+        for key in list(self._open):
+            while (request := self.find(key)) is not None and request.is_idle:
+                taken.append(self._pop(key))
+        return taken
+
     def clear(self) -> None:
         """Forget all."""
         self._open.clear()

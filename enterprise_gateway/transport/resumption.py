@@ -32,8 +32,8 @@ class Memory:
         Headers (JSON text) of execute requests that were not replied to.
     sessions
         The sessions of each client that may come back.
-    identity
-        That of the gateway's sockets: replies still due reach the next gateway when it has the same one.
+    identities
+        Those of sockets to which the kernel may still reply: the gateway's, and what is left of earlier ones.
     """
 
     execution_state: str = ""
@@ -42,7 +42,7 @@ class Memory:
     last_cell: str = "{}"
     requests: tuple[str, ...] = ()
     sessions: tuple[tuple[str, ...], ...] = ()
-    identity: str = ""
+    identities: tuple[str, ...] = ()
 
     @classmethod
     def from_record(cls, value: object) -> Memory:

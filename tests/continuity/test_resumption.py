@@ -20,7 +20,7 @@ from enterprise_gateway.transport.resumption import Memory
 
 def test_a_memory_survives_the_record() -> None:
     """What is written comes back, through JSON."""
-    memory = Memory("busy", 1e9, 9e8, '{"msg_id": "a"}', ('{"msg_id": "a"}',), (("s1", "s2"), ("s3",)), "identity")
+    memory = Memory("busy", 1e9, 9e8, '{"msg_id": "a"}', ('{"msg_id": "a"}',), (("s1", "s2"), ("s3",)), ("a", "b"))
     assert Memory.from_record(json.loads(json.dumps(memory.to_record()))) == memory
 
 

@@ -82,6 +82,27 @@ async def test_a_long_cell_goes_on(tmp_path: Path, kill: bool) -> None:
         assert (await socket.execute("print(6 * 7)"))[0] == "42\n"
 
 
+@pytest.mark.r
+async def test_a_long_cell_of_r_goes_on(tmp_path: Path) -> None:
+    """The same of a kernel that sees to its sockets between two cells only."""
+    argv = ["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"]
+    write_kernelspec("ir", argv=argv, language="R")
+    async with rolling_gateway(tmp_path) as gateway:
+        kernel_id = await gateway.client.start_kernel("ir")
+        socket = await gateway.client.websocket(kernel_id, session_id="the-client")
+        await socket.execute("x <- 41")
+        marker = tmp_path / "go-on"
+        request = await begin(socket, f"while (!file.exists('{marker}')) 0\nx <- x + 1")
+        await gateway.roll()
+        await wait_for_state(gateway, kernel_id, "busy", 3)
+        socket = await gateway.client.websocket(kernel_id, session_id="the-client")
+        await offload(marker.touch)
+        messages = await socket.receive_until("execute_reply", parent=request)
+        assert messages[-1]["content"]["status"] == "ok"
+        await wait_for_state(gateway, kernel_id, "idle")
+        assert "42" in (await socket.execute("cat(x)"))[0]
+
+
 async def test_a_cell_that_ended_meanwhile_is_replied_to(tmp_path: Path) -> None:
     """The kernel's reply is lost while no gateway runs: the client gets an error instead of waiting for ever."""
     async with rolling_gateway(tmp_path) as gateway:

@@ -19,6 +19,7 @@ from enterprise_gateway.core.errors import NotFoundError
 from enterprise_gateway.core.offload import offload
 from enterprise_gateway.services.kernels.websocket import default_handlers
 from enterprise_gateway.transport.channels import ChannelLimits, KernelChannels
+from enterprise_gateway.transport.resumption import Memory
 from enterprise_gateway.transport.zmqsocket import make_context
 from tests.support.certificates import Authority
 from tests.support.tinykernel import TinyKernel
@@ -76,14 +77,18 @@ class Relay:
         self._stack.callback(kernel.stop)
         return kernel
 
-    async def add(self, kernel: Any = None, *, ready: bool = True, **limits: Any) -> tuple[str, KernelChannels]:
-        """Connect to a kernel and serve it under a new id."""
+    async def add(
+        self, kernel: Any = None, *, ready: bool = True, memory: Memory | None = None, **limits: Any
+    ) -> tuple[str, KernelChannels]:
+        """Connect to a kernel, which an earlier gateway has left with that memory, and serve it under a new id."""
         kernel_id = random_id()
         kernel = kernel or self.tiny_kernel()
         log = logging.getLogger("enterprise_gateway.test")
         channels = KernelChannels(kernel_id, context=self._context, limits=ChannelLimits(**limits), log=log)
         self.kernels[kernel_id] = Kernel(channels)
         channels.connect(kernel.info)
+        if memory is not None:
+            channels.resume(memory)
         if ready:
             await channels.ready(5)
         return kernel_id, channels

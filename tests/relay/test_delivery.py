@@ -298,12 +298,15 @@ async def test_reply_over_the_limit(relay, expect_log):
 
 async def test_reply_that_is_too_large_to_be_kept(relay):
     """A client that was away when such a reply came gets an error in its place: the cell ends."""
-    kernel_id, channels = await relay.add(replay=1 << 20)
+    kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), replay=1 << 20)
     client = await relay.open(kernel_id, "s")
-    msg_id = client.execute("reply 1100000")
+    msg_id = client.execute("reply 1100000 later")
     await client.until("execute_input")
     client.cut()
-    while channels.connections or channels.execution_state != "idle":
+    while channels.connections:
+        await asyncio.sleep(0.01)
+    kernel.may_go_on.set()
+    while channels.execution_state != "idle":
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     async with await relay.open(kernel_id, "s") as back:

@@ -6,10 +6,12 @@ What ``execute_request`` carries as code is a command::
     later <n>           the same after a short while
     display <n>         one ``display_data`` message of n bytes
     reply <n>           an ``execute_reply`` of n bytes
+    reply <n> later     the same when ``may_go_on`` is set
     write <n>           one ``stream`` message of n bytes
     binary              a ``display_data`` message with two buffers
     error               an ``error`` message and reply
     input               asks on stdin and prints the answer
+    input later         the same when ``may_go_on`` is set; until then it sees to its sockets and takes what comes
     sleep <seconds>     stays busy
     anything else       an ``execute_result`` with the text itself
 """
@@ -44,6 +46,8 @@ class TinyKernel:
         Whether to encrypt the transport.
     says_idle
         Whether executions end with the status ``idle``.
+    hands_over
+        Whether a new connection of an identity takes the place of an earlier one.
     ports
         Where to listen, by the names of a connection file; random ports unless given.
     """
@@ -54,12 +58,17 @@ class TinyKernel:
         *,
         curve: bool = False,
         says_idle: bool = True,
+        hands_over: bool = False,
         ports: Mapping[str, int] | None = None,
     ) -> None:
         self.key = key or uuid.uuid4().hex.encode()
         self.session = uuid.uuid4().hex
         self.received: list[dict[str, Any]] = []
+        self.looks = 0  # how often it has seen to its sockets during a cell
+        self._backlog: list[list[bytes]] = []
+        self.may_go_on = threading.Event()
         self._says_idle = says_idle
+        self._hands_over = hands_over
         self._curve = zmq.curve_keypair() if curve else None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "iopub": zmq.PUB, "hb": zmq.REP}
@@ -93,6 +102,7 @@ class TinyKernel:
         if self._thread.ident is None:
             self.start()  # the thread closes the sockets
         self._stopped.set()
+        self.may_go_on.set()
         self._wake_end.send(b"")
         self._thread.join()
         self._wake_end.close()
@@ -111,6 +121,8 @@ class TinyKernel:
         socket = self._context.socket(kind)
         socket.linger = 0
         socket.set_hwm(0)
+        if kind == zmq.ROUTER:
+            socket.router_handover = self._hands_over
         if self._curve:
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self._curve
@@ -139,13 +151,14 @@ class TinyKernel:
                 self._sockets["hb"][0].send(self._sockets["hb"][0].recv())
             for channel in ("control", "shell"):
                 if serving and self._sockets[channel][0] in ready:
-                    self._handle(channel)
+                    self._handle(channel, self._sockets[channel][0].recv_multipart())
+                while self._backlog:
+                    self._handle("shell", self._backlog.pop(0))
         wake.close()
         for socket, _ in self._sockets.values():
             socket.close()
 
-    def _handle(self, channel: str) -> None:
-        frames = self._sockets[channel][0].recv_multipart()
+    def _handle(self, channel: str, frames: list[bytes]) -> None:
         start = frames.index(DELIMITER)
         identities, signature, parts = frames[:start], frames[start + 1], frames[start + 2 :]
         assert signature == self._sign(parts[:4]), "the gateway signs what it sends"
@@ -180,20 +193,17 @@ class TinyKernel:
         command, _, argument = code.partition(" ")
         self._publish("execute_input", {"code": code, "execution_count": 1}, header)
         if command in {"print", "later"}:
-            time.sleep(0.3 if command == "later" else 0)
-            printed = 0
-            for total in map(int, argument.split()):
-                time.sleep(0.5 if printed else 0)
-                for number in range(printed, total):
-                    self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
-                printed = total
+            self._print(list(map(int, argument.split())), header, is_later=command == "later")
         elif command == "write":
             self._publish("stream", {"name": "stdout", "text": "x" * int(argument)}, header)
         elif command == "display":
             data = {"data": {"text/plain": "x" * int(argument)}, "metadata": {}, "transient": {}}
             self._publish("display_data", data, header)
         elif command == "reply":
-            return {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {"x": "x" * int(argument)}}
+            size, _, later = argument.partition(" ")
+            if later:
+                self.may_go_on.wait()
+            return {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {"x": "x" * int(size)}}
         elif command == "binary":
             self._publish("display_data", {"data": {}, "metadata": {}, "transient": {}}, header, BUFFERS)
         elif command == "error":
@@ -201,18 +211,35 @@ class TinyKernel:
             self._publish("error", failure, header)
             return {"status": "error", "execution_count": 1, **failure}
         elif command == "input":
-            stdin = self._sockets["stdin"][0]
-            stdin.send_multipart([*identities, *self._message("input_request", {"prompt": "?"}, header)])
-            if stdin.poll(3000):
-                reply = stdin.recv_multipart()
-                answer = json.loads(reply[reply.index(DELIMITER) + 5])["value"]
-                self._publish("stream", {"name": "stdout", "text": answer}, header)
+            self._ask(identities, header, is_later=bool(argument))
         elif command == "sleep":
             self._stopped.wait(float(argument))
         else:
             data = {"data": {"text/plain": code}, "metadata": {}, "execution_count": 1}
             self._publish("execute_result", data, header)
         return {"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {}}
+
+    def _print(self, totals: list[int], header: dict[str, Any], is_later: bool) -> None:
+        time.sleep(0.3 if is_later else 0)
+        printed = 0
+        for total in totals:
+            time.sleep(0.5 if printed else 0)
+            for number in range(printed, total):
+                self._publish("stream", {"name": "stdout", "text": f"line {number}\n"}, header)
+            printed = total
+
+    def _ask(self, identities: list[bytes], header: dict[str, Any], is_later: bool) -> None:
+        shell, stdin = self._sockets["shell"][0], self._sockets["stdin"][0]
+        while is_later and not self.may_go_on.wait(0.01):
+            while shell.poll(0):
+                self._backlog.append(shell.recv_multipart())
+            stdin.poll(0)
+            self.looks += 1
+        stdin.send_multipart([*identities, *self._message("input_request", {"prompt": "?"}, header)])
+        if stdin.poll(3000):
+            reply = stdin.recv_multipart()
+            answer = json.loads(reply[reply.index(DELIMITER) + 5])["value"]
+            self._publish("stream", {"name": "stdout", "text": answer}, header)
 
     def _publish(
         self, msg_type: str, content: dict[str, Any], parent: dict[str, Any], buffers: list[bytes] | None = None

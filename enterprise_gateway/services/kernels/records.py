@@ -269,9 +269,8 @@ class KernelRecords:
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
         await kernel.take_over(info, record)
-        if not self._manager.revives_on_request and kernel.inherited is not None and kernel.inherited.identity:
-            # Two gateways of the same identity would take each other's replies.
-            kernel.relay_identity = kernel.inherited.identity
+        if self._manager.revives_on_request and kernel.inherited is not None:
+            kernel.inherited.identities = ()  # the other gateway may live, and gets its replies itself
         kernel.reached_as = reached_as(record)
         return kernel
 

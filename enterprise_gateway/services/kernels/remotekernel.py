@@ -144,7 +144,7 @@ class RemoteKernelManager(AsyncKernelManager):
             return self._handed_over
         if self.channels is not None:
             return self.channels.memory()
-        return Memory(identity=self.relay_identity)
+        return Memory(identities=(self.relay_identity,))
 
     @property
     def last_activity(self) -> datetime:
