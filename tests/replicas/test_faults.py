@@ -15,7 +15,7 @@ from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.tcpproxy import TcpProxy
 
-from .conftest import eventually, processes_of
+from .conftest import connected, eventually, processes_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -142,6 +142,33 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
         assert (await restart).code == 200
     await check_that_it_lives(replicas, kernel_id, pid, sockets)
     assert "is dead" not in replicas.output
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, postgres, is_new):
+    """A restart was done while PostgreSQL was away, and leases have expired: no replica takes it for cut short.
+
+    Not the one that did not know the kernel before, nor one that has just been started.
+    """
+    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
+    first, second = await replicas.start()
+    kernel_id = await first.start_kernel("stepping")
+    held = Step(replicas, 0, "launched")
+    restart = begin_restart("client", first, kernel_id, 0)
+    await held.reached()
+    await asyncio.to_thread(postgres.stop)
+    held.go_on()
+    assert (await restart).code == 200
+    [pid] = processes_of(kernel_id)
+    if is_new:
+        replicas.kill(1)
+    await asyncio.sleep(4)
+    await asyncio.to_thread(postgres.start)
+    if is_new:
+        await asyncio.to_thread(replicas.start_again, 1)
+    socket = await connected(second, kernel_id)
+    assert await pid_told_to(socket) == pid
+    assert "left behind" not in replicas.output
 
 
 @pytest.mark.parametrize("cause", ["client", "death"])

@@ -98,6 +98,7 @@ class Replicas:
     def start(self) -> None:
         """Begin to share; called when the gateway starts to serve."""
         self._store.leases_required = True
+        self._be_patient()  # the store may have been away until just now
         self._heart = asyncio.create_task(self._beat_for_ever(), name="heartbeat of this replica")
 
     async def retire(self) -> None:
@@ -118,8 +119,19 @@ class Replicas:
         """Whether this replica looks after the kernel, and has told so in time."""
         return time.monotonic() < self._held.get(kernel_id, -math.inf) + self._store.lease_seconds
 
+    @property
+    def _is_patient(self) -> bool:
+        """Whether a kernel that nobody seems to look after may have a replica that could not say so."""
+        return time.monotonic() < self._patient_until
+
+    def _be_patient(self) -> None:
+        """Let those who are there prolong their leases, and write what they owe, before anybody judges kernels."""
+        self._patient_until = time.monotonic() + self._store.lease_seconds
+
     async def claim(self, kernel_id: str) -> bool:
         """Take the lease of a kernel that nobody else looks after; called before one that may be dead is touched."""
+        if self._is_patient and not self.holds(kernel_id):
+            return False
         if not await self._acquire(kernel_id):
             return False
         self._unjudged.setdefault(kernel_id, Unjudged(time.monotonic() + CLAIM_SECONDS))
@@ -242,8 +254,8 @@ class Replicas:
     async def consult(self, kernel_id: str) -> None:
         """Bring this gateway's attachment to a kernel in line with the store; called for every request about it.
 
-        Without the store, what is attached is used as it is. A kernel that another replica is restarting is waited for
-        unless this one is attached to it.
+        Without the store, what is attached is used as it is. A kernel that another replica is restarting, or may be, is
+        waited for unless this one is attached to it.
         """
         is_attached = kernel_id in self._manager
         if is_attached and not self._store.store_available:
@@ -260,12 +272,9 @@ class Replicas:
             stored = await self.refresh(kernel_id)
 
     def _is_restarted_elsewhere(self, stored: StoredKernel | None) -> bool:
-        return (
-            stored is not None
-            and stored.state == "restarting"
-            and stored.owner not in {None, self.owner}
-            and stored.execution_state != "dead"
-        )
+        if stored is None or stored.state != "restarting" or stored.execution_state == "dead":
+            return False
+        return self._is_patient if stored.owner is None else stored.owner != self.owner
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models of the kernels of all replicas, in the order of their start."""
@@ -512,8 +521,8 @@ class Replicas:
         former = {kernel_id for kernel_id, taken in self._held.items() if taken < began}
         self._told_activity.update({kernel_id: activity[kernel_id] for kernel_id in activity.keys() & former})
         self._told_connections.update(connections)
-        if was_away:  # for all: those who are there prolong their leases, and write what they owe, before others judge
-            self._patient_until = time.monotonic() + self._store.lease_seconds
+        if was_away:
+            self._be_patient()
         self._learn(beat, began)
         self._beaten.set()
         self._beaten.clear()
@@ -582,7 +591,7 @@ class Replicas:
         """Whether nobody looks after a kernel, or we should and do not know: the answer to a claim was lost."""
         kernel_id = stored.kernel_id
         if stored.owner is None:
-            return time.monotonic() >= self._patient_until
+            return not self._is_patient
         if stored.owner != self.owner or self._manager.is_changing(kernel_id) or self._store.owes(kernel_id):
             return False
         return kernel_id not in self._held or not self._stands_for(kernel_id)
