@@ -66,9 +66,18 @@ class ReplicatedSqlStore(SqlStore):
             for kernel_id, entry in activity.items():
                 mine = sa.and_(_leases.c.kernel_id == kernel_id, _leases.c.lease_owner == owner)
                 connection.execute(_leases.update().where(mine).values(entry._asdict()))
+            self._forget_leases(connection)
             self._write_presence(connection, owner, seconds, connections)
             kernels = self._kernels(connection, owner)
             return Beat(tokens, kernels, {name: token for name, token in tokens.items() if name not in kernels})
+
+    def _forget_leases(self, connection: sa.Connection) -> None:
+        """Remove leases of starts, by replicas that are gone, of which nothing came on record."""
+        recorded = sa.exists().where(_sessions.c.kernel_id == _leases.c.kernel_id)
+        is_old = _leases.c.lease_expires < self._now() - _FORGOTTEN_AFTER_SECONDS
+        # Another replica may be at the same: none waits for the other.
+        old = sa.select(_leases.c.kernel_id).where(is_old, ~recorded).with_for_update(skip_locked=True)
+        connection.execute(_leases.delete().where(_leases.c.kernel_id.in_(old)))
 
     def _write_presence(
         self, connection: sa.Connection, owner: str, seconds: float, connections: Mapping[str, int]

@@ -24,7 +24,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from enterprise_gateway.core.errors import LeaseLostError, LimitReachedError
 
 SCHEMA_VERSION = 1
-_ORPHANED_AFTER_SECONDS = 86400.0
 # A replica that stands still, or whose line is dead, in the middle of a transaction keeps its locks for so long. We do
 # nothing else between two statements.
 _IDLE_SECONDS = 2.0
@@ -205,19 +204,6 @@ class SqlStore:
         with self._transaction() as connection:
             renewal = _leases.update().where(mine).values(lease_expires=self._now() + seconds)
             return connection.execute(renewal).rowcount == 1
-
-    def renew_leases(self, owner: str, seconds: float) -> dict[str, int]:
-        """Prolong all leases of an owner; return their tokens by kernel id.
-
-        Leases that expired long ago and have no session are removed on the way: their kernels never came to be.
-        """
-        renewal = _leases.update().where(_leases.c.lease_owner == owner).values(lease_expires=self._now() + seconds)
-        recorded = sa.exists().where(_sessions.c.kernel_id == _leases.c.kernel_id)
-        orphaned = sa.and_(_leases.c.lease_expires < self._now() - _ORPHANED_AFTER_SECONDS, ~recorded)
-        with self._transaction() as connection:
-            connection.execute(_leases.delete().where(orphaned))
-            rows = connection.execute(renewal.returning(_leases.c.kernel_id, _leases.c.fencing_token))
-            return {row.kernel_id: row.fencing_token for row in rows}
 
     def release_lease(self, kernel_id: str, owner: str, token: int) -> bool:
         """Give a lease up; False when it was not the owner's any more."""

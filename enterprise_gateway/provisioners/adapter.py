@@ -252,9 +252,9 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             self._ports = [getattr(self.parent, name) for name in CHANNELS]
             self.parent.resources.ports.claim(self._ports)
 
-    async def remove_leftovers(self) -> None:
-        """Have the proxy remove whatever carries the kernel's id."""
-        await self._call("remove_leftovers")
+    async def remove_leftovers(self) -> bool:
+        """Have the proxy remove whatever carries the kernel's id, and return whether a process did."""
+        return bool(await self._call("remove_leftovers"))
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """Let a proxy raise the time that its kernels have for shutting down."""

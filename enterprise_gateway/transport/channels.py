@@ -93,6 +93,7 @@ class KernelChannels:
         "_inherited",
         "_is_dead",
         "_is_flushing",
+        "_is_held",
         "_is_unproven",
         "_last_cell",
         "_leaving",
@@ -136,6 +137,7 @@ class KernelChannels:
         self._routes: dict[str, ChannelsClient] = {}
         self._batch: list[KernelMessage] = []
         self._last_cell = b"{}"  # raw header of the request that was executed last
+        self._is_held = False  # clients were told nothing of the restart under way
         self._is_dead = False
         self._death = ""  # what is said to requests of a dead kernel
         self._requests = OpenRequests()
@@ -179,7 +181,7 @@ class KernelChannels:
         self.end_process()
         self._replay.begin_process()
         self._connection.connect(info)
-        self._is_dead = False
+        self._is_dead = self._is_held = False
         self._set_state("starting")
 
     def hold(self) -> None:
@@ -191,7 +193,13 @@ class KernelChannels:
         self._end_proof()
         self._connection.suspend()
         self._is_dead = False
+        self._is_held = True
         self._set_state("restarting")
+
+    @property
+    def is_told_of_restart(self) -> bool:
+        """Whether clients know that the kernel is being restarted: it has died."""
+        return self.execution_state == "restarting" and not self._is_held
 
     async def last_words(self) -> None:
         """Wait until what a process that has ended wrote last is here, if anybody waits for a reply of it."""
@@ -226,6 +234,7 @@ class KernelChannels:
         ended = "was shut down" if ename == KERNEL_SHUT_DOWN else "died"
         text = f"The kernel {ended} before it replied to this request" + (f": {reason}." if reason else ".")
         self._is_dead = state == "dead"
+        self._is_held = False
         if self._is_dead:
             self._death = "The kernel is dead" + (f": {reason}." if reason else ".")
             self._connection.drop_pending()

@@ -29,6 +29,8 @@ from .plan import LONGEST_FREEZE_SECONDS, REPLICAS, Fault
 REQUEST_SECONDS = 42.0
 """How long an answer may take: what Jupyter Server's gateway client waits for by default."""
 STOP_SECONDS = 40.0
+RECORD_SECONDS = 3.0
+"""How long after the store's return it may take until what was launched without it is on record."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Installation(Replicas):
     def __init__(self, directory: Path, server: PostgresServer, proxy: TcpProxy, journal: Journal) -> None:
         super().__init__(directory, server.url.replace(f":{server.port}/", f":{proxy.port}/"))
         self.server, self.proxy_of_store, self.journal = server, proxy, journal
+        self._outages: list[tuple[float, float]] = []
         self._troubles: dict[int, list[tuple[float, float]]] = {number: [] for number in range(REPLICAS)}
 
     async def start_all(self, *options: str) -> None:
@@ -60,19 +63,21 @@ class Installation(Replicas):
         """Let a fault happen, and mend it."""
         number = fault.target
         if fault.kind == "store stops":
-            await asyncio.to_thread(self.server.stop)
-            await asyncio.sleep(fault.lasts_seconds)
-            await asyncio.to_thread(self.server.start)
+            with _noted(self._outages):
+                await asyncio.to_thread(self.server.stop)
+                await asyncio.sleep(fault.lasts_seconds)
+                await asyncio.to_thread(self.server.start)
         elif fault.kind == "store is cut off":
-            self.proxy_of_store.refuse = True
-            await asyncio.to_thread(self.proxy_of_store.cut)
-            await asyncio.sleep(fault.lasts_seconds)
-            self.proxy_of_store.refuse = False
+            with _noted(self._outages):
+                self.proxy_of_store.refuse = True
+                await asyncio.to_thread(self.proxy_of_store.cut)
+                await asyncio.sleep(fault.lasts_seconds)
+                self.proxy_of_store.refuse = False
         elif fault.kind == "freeze":
-            with self._trouble(number):
+            with _noted(self._troubles[number]):
                 await self._frozen(number, fault.lasts_seconds)
         else:
-            with self._trouble(number):
+            with _noted(self._troubles[number]):
                 await self._replaced(number, fault)
         self.journal.note(f"mended: {fault.kind}")
 
@@ -100,15 +105,6 @@ class Installation(Replicas):
         await asyncio.sleep(fault.lasts_seconds)
         await asyncio.to_thread(self.start_again, number)
 
-    @contextlib.contextmanager
-    def _trouble(self, number: int) -> Iterator[None]:
-        troubles = self._troubles[number]
-        troubles.append((time.monotonic(), float("inf")))
-        try:
-            yield
-        finally:
-            troubles[-1] = (troubles[-1][0], time.monotonic())
-
     def is_in_trouble(self, number: int) -> bool:
         """Whether a replica is frozen or gone."""
         return self.seconds_of_trouble(number, time.monotonic()) > 0
@@ -118,6 +114,15 @@ class Installation(Replicas):
         now = time.monotonic()
         recent = [(max(begin, since), min(end, now)) for begin, end in self._troubles[number] if end >= since]
         return sum(max(0.001, end - begin) for begin, end in recent)
+
+    def may_be_unrecorded(self, number: int, began: float) -> bool:
+        """Whether what a replica launched then never came on record, as the replica failed before it could write it.
+
+        Nobody else can reach such a process: it is replaced.
+        """
+        ends = [end + RECORD_SECONDS for begin, end in self._outages if begin - 1 <= began <= end + 1]
+        due = max(ends, default=began + 1)
+        return any(begin <= due and end >= began - 1 for begin, end in self._troubles[number])
 
     def choose(self, random: Random) -> int:
         """Return one of the replicas that are well."""
@@ -180,6 +185,17 @@ class Installation(Replicas):
         data = Path(os.environ["JUPYTER_DATA_DIR"])
         found = [path for root in (data, *self.directory.glob("runtime*")) for path in root.rglob("*kernel-*")]
         return sorted(str(path) for path in found)
+
+
+@contextlib.contextmanager
+def _noted(periods: list[tuple[float, float]]) -> Iterator[None]:
+    """Add the time that a block takes; as long as it lasts, without end."""
+    began = time.monotonic()
+    periods.append((began, float("inf")))
+    try:
+        yield
+    finally:
+        periods[-1] = (began, time.monotonic())
 
 
 def _json(body: bytes) -> Any:

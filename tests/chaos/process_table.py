@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ class Life:
     pid: int
     kernel_id: str
     user: str
+    replica: int
+    """Which replica has started it."""
     began: float
     ended: float | None = None
     was_killed: bool = False
@@ -29,7 +32,7 @@ class ProcessTable:
     """The processes that run with the connection file of a kernel, of replicas whose files are in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
-        self._marker = f"{directory}/runtime".encode()
+        self._marker = re.compile(re.escape(f"{directory}/runtime").encode() + rb"(\d+)/")
         self._strangers: set[int] = set()
         self._new: dict[int, float] = {}
         self.lives: dict[int, Life] = {}
@@ -80,7 +83,7 @@ class ProcessTable:
     def _identify(self, pid: int, now: float) -> Life | None:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if self._marker not in command:
+            if (found := re.search(self._marker, command)) is None:
                 return None
             environment = Path(f"/proc/{pid}/environ").read_bytes()
             if _has_command_of_parent(pid, command):
@@ -89,7 +92,7 @@ class ProcessTable:
             return None
         entries = dict(entry.partition(b"=")[::2] for entry in environment.split(b"\0"))
         kernel_id, user = (entries.get(name, b"").decode() for name in (b"KERNEL_ID", b"KERNEL_USERNAME"))
-        return Life(pid, kernel_id, user, now) if kernel_id else None
+        return Life(pid, kernel_id, user, int(found[1]), now) if kernel_id else None
 
 
 def _has_command_of_parent(pid: int, command: bytes) -> bool:

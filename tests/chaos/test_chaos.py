@@ -31,7 +31,7 @@ from .users import Kernel, Notebook, Users
 SECONDS = float(os.environ.get("CHAOS_SECONDS") or (180 if os.environ.get("CI") else 20))
 SEED = int(os.environ.get("CHAOS_SEED") or 8)
 SETTLE_SECONDS = 30.0
-FORGIVEN_SECONDS = 70.0  # a place under the limits that a killed replica held is given back after a minute
+FORGIVEN_SECONDS = 70.0  # what a killed replica held, a place under the limits, say, is given back after a minute
 MAX_KERNELS, MAX_PER_USER = 8, 2
 ALL_REPLICAS = range(REPLICAS)
 
@@ -154,6 +154,8 @@ class Chaos:
                 kernel = self.known.get(life.kernel_id)
                 if kernel is None or not kernel.is_wanted or life.was_killed:
                     continue
+                if self.there.may_be_unrecorded(life.replica, life.began):
+                    continue
                 if life.ended is not None and life.ended > kernel.may_be_replaced_until:
                     self.journal.violation(f"its process {life.pid} lived, and was ended", life.kernel_id)
             await asyncio.sleep(LOOK_SECONDS)
@@ -202,8 +204,9 @@ class Chaos:
         await asyncio.gather(
             *(self.users.delete(each, number % REPLICAS) for number, each in enumerate([*self.lasting, *more]))
         )
-        for what in (self._processes_left, self._rows_left, self._files_left):
-            await self._eventually(what, SETTLE_SECONDS)
+        await self._eventually(self._processes_left, SETTLE_SECONDS)
+        await self._eventually(self._rows_left, FORGIVEN_SECONDS)
+        await self._eventually(self._files_left, SETTLE_SECONDS)
 
     async def _stop_replicas(self) -> None:
         for number, process in enumerate(self.there.processes):

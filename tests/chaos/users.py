@@ -205,7 +205,7 @@ class Notebook:
         """Note what tells of a restart."""
         if kind == "status" and content["execution_state"] in {"restarting", "dead"}:
             self.kernel.told.append(content["execution_state"])
-        elif kind == "stream" and ("died" in content["text"] or "dead" in content["text"]):
+        elif kind == "stream" and any(word in content["text"] for word in ("died", "dead", "restarted once more")):
             self.kernel.told.append(content["text"].strip())
 
     def _check(self, pid: int, count: int) -> None:

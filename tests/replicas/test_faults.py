@@ -171,6 +171,48 @@ async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, p
     assert "left behind" not in replicas.output
 
 
+async def test_who_may_have_used_a_process_that_nobody_can_reach_is_told_of_its_end(replicas, postgres):
+    """A replica has restarted a kernel while PostgreSQL was away, and is killed before it could say how it is reached.
+
+    Another replica replaces the process; clients of a third one hear of it, too.
+    """
+    write_kernelspec("stepping", metadata={"process_proxy": STEPS})
+    await replicas.start(3)
+    kernel_id, pid, sockets = await used_kernel(replicas)
+    held = Step(replicas, 0, "launched")
+    restart = begin_restart("client", replicas.clients[0], kernel_id, pid)
+    await held.reached()
+    await asyncio.to_thread(postgres.stop)
+    held.go_on()
+    assert (await restart).code == 200
+    lost = await pid_told_to(sockets[0])
+    replicas.kill(0)
+    await asyncio.to_thread(postgres.start)
+    for socket in sockets[1:]:
+        state = ""
+        while state != "restarting":
+            state = (await socket.receive_until("status"))[-1]["content"]["execution_state"]
+        assert await pid_told_to(socket) not in {pid, lost}
+    assert "left behind" in replicas.output
+
+
+async def test_kernels_that_die_with_their_replica_are_restarted_for_those_who_use_them(replicas):
+    """Whichever replica takes them over, be it the one that has the websockets or another one."""
+    one, two, _ = await replicas.start(3)
+    sockets = {}
+    for _ in range(5):
+        kernel_id = await one.start_kernel()
+        sockets[kernel_id] = await two.websocket(kernel_id)
+    await asyncio.sleep(1.5)  # the second replica has told of its websockets
+    replicas.kill(0)
+    former = {pid for kernel_id in sockets for pid in processes_of(kernel_id)}
+    for pid in former:
+        os.kill(pid, signal.SIGKILL)
+    for socket in sockets.values():
+        assert await pid_told_to(socket) not in former
+    assert "removed" not in replicas.output
+
+
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgres, cause):
     """A delete gives up the restart under way, and is refused because PostgreSQL is away: the restart is done yet."""

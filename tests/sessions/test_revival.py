@@ -19,6 +19,7 @@ class Kernels:
     def __init__(self) -> None:
         self.fate: dict[str, object] = {}
         self.removed: list[str] = []
+        self.relaunched: list[str] = []
         self.seen: list[str] = []
         self.at_once = self.most_at_once = 0
         self.pause = 0.0
@@ -33,6 +34,9 @@ class Kernels:
         if isinstance(fate, Exception):
             raise fate
         return bool(fate)
+
+    async def relaunch(self, record) -> None:
+        self.relaunched.append(record["kernel_id"])
 
     async def remove(self, record) -> None:
         if self.fate.get(record["kernel_id"]) == "stuck":
@@ -222,3 +226,28 @@ async def test_replicas_remove_only_what_they_hold_the_lease_of(kind, make):
     report = await revival.run([dead, starting])
     assert set(report.removed) == set(kernels.removed) == {dead, starting}
     assert set(await owner.fetch_sessions()) == {running}
+
+
+async def test_a_kernel_that_died_without_a_replica_is_launched_anew_for_who_uses_it(make):
+    """Who is connected to it, or asks for it; what nobody wants is removed, and another replica's left alone."""
+    used, unused, asked, held = await recorded(make, *["running"] * 4, kind="sqlite")
+    kernels, manager = Kernels(), make("sqlite")
+    kernels.fate = dict.fromkeys([used, unused, asked, held], False)
+
+    async def claim(kernel_id: str) -> bool:
+        return kernel_id != held
+
+    revival = Revival(
+        manager,
+        revive_one=kernels.revive,
+        remove_one=kernels.remove,
+        relaunch_one=kernels.relaunch,
+        is_used=lambda kernel_id: kernel_id in {used, held},
+        claim=claim,
+    )
+    report = await revival.run([used, unused, held])
+    assert (report.relaunched, list(report.removed), list(report.kept)) == ([used], [unused], [held])
+    assert (await revival.revive(asked))["kernel_id"] == asked
+    assert (kernels.relaunched, kernels.removed) == ([used, asked], [unused])
+    alone = Revival(make("sqlite"), revive_one=kernels.revive, relaunch_one=kernels.relaunch)
+    assert await alone.revive(asked) is None

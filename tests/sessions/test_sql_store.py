@@ -38,6 +38,23 @@ async def test_one_replica_holds_a_lease_at_a_time(kind, make):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_leases_of_starts_by_replicas_that_are_gone_do_not_stay(kind, make):
+    """What expired a minute ago is forgotten if nothing came on record; of a recorded kernel it stays, as what is new.
+
+    Several replicas may find it at the same time.
+    """
+    gone, others = make(kind), [make(kind) for _ in range(3)]
+    lost, recorded, recent = (a_kernel_id() for _ in range(3))
+    for kernel_id, seconds in {lost: -61, recorded: 60, recent: -1}.items():
+        await gone.acquire_lease(kernel_id, "gone", seconds)
+    await gone.record_phase(recorded, "starting", **a_start())
+    await gone.renew_lease(recorded, "gone", -61)
+    await asyncio.gather(*(other.beat(f"other {number}", {}, {}) for number, other in enumerate(others)))
+    beat = await gone.beat("gone", {}, {})
+    assert beat.tokens.keys() == {recorded, recent}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_of_many_that_ask_one_gets_the_lease(kind, make):
     """Ten replicas ask for three free leases at the same time: each goes to exactly one."""
     managers = [make(kind, store_timeout=30.0) for _ in range(10)]
@@ -71,7 +88,7 @@ async def test_renewal_tells_which_leases_are_left(kind, make):
     for kernel_id, seconds in ((kept, 60), (expired, 0), (lost, 0)):
         await one.acquire_lease(kernel_id, "one", seconds)
     assert await two.acquire_lease(lost, "two", 60)
-    assert await one.renew_leases("one", 60) == {kept, expired}
+    assert (await one.beat("one", {}, {})).tokens.keys() == {kept, expired}
     assert await one.renew_lease(kept, "one", 60)
     assert not await one.renew_lease(lost, "one", 60)
     assert not await one.renew_lease(a_kernel_id(), "one", 60)
@@ -79,8 +96,8 @@ async def test_renewal_tells_which_leases_are_left(kind, make):
     assert not await one.release_lease(lost, "one")
     assert await one.fetch_lease_owners() == {kept: "one", expired: "one", lost: "two"}
     assert await two.acquire_lease(a_kernel_id(), "two", -100_000)  # of a kernel that never came to be
-    assert await one.renew_leases("one", 60) == {kept, expired}
-    assert await two.renew_leases("two", 60) == {lost}
+    assert (await one.beat("one", {}, {})).tokens.keys() == {kept, expired}
+    assert (await two.beat("two", {}, {})).tokens.keys() == {lost}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,7 @@ from ...core.errors import (
     UnknownKernelSpecError,
 )
 from ...core.offload import uninterrupted
+from ...core.sessionrecords import phase_of
 from ..sessions.kernelsessionmanager import KernelSessionManager
 from ..sessions.revival import Revival, RevivalReport
 from .replicas import reached_as
@@ -67,6 +68,7 @@ class KernelRecords:
             revive_one=self.take_over,
             remove_one=self._remove_one,
             relaunch_one=self._relaunch_one,
+            is_used=replicas.is_connected_elsewhere,
             claim=replicas.claim,
             timeout_seconds=JUDGING_SECONDS,
         )
@@ -275,11 +277,13 @@ class KernelRecords:
         return kernel
 
     async def _relaunch_one(self, record: Mapping[str, Any]) -> None:
-        """Finish a restart that was cut short, in the background."""
+        """Finish a restart that was cut short, or begin that of a kernel that has died, in the background."""
         kernel = self._manager._kernels.get(record["kernel_id"])
         if kernel is None:
             kernel = await self.load(record)
             self._manager.enter(kernel)
+        if phase_of(record) == "running":
+            return  # the restarter finds that it has ended
         self._manager.restarter.forget(kernel)
         kernel.stop_relaying(has_died=int(record.get("restarts") or 0) > 0)
         self._manager.restarter.finish_restart(kernel)

@@ -274,21 +274,26 @@ class RemoteKernelManager(AsyncKernelManager):
 
     def stop_relaying(self, *, has_died: bool) -> None:
         """Keep what clients send for the process that is about to be started; they are told of a death only."""
-        if self.channels is None or self.execution_state == "restarting":
+        if self.channels is None or self.channels.is_told_of_restart:
             return
         if has_died:
             self.channels.announce_state("restarting")
-        else:
+        elif self.execution_state != "restarting":
             self.channels.hold()
 
     async def end_process(self) -> None:
         """End a process that the kernel has beside the one on record; its clients stay and wait."""
         await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
 
-    async def end_remnants(self) -> None:
-        """End every process that carries the kernel's id, also those that no record describes."""
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            await self._take_steps([self.provisioner.remove_leftovers])
+    async def end_remnants(self) -> bool:
+        """End every process that carries the kernel's id, also one that no record describes; whether there was any."""
+        if not isinstance(self.provisioner, ProcessProxyProvisioner):
+            return False
+        try:
+            return await self.provisioner.remove_leftovers()
+        except Exception as error:  # noqa: BLE001
+            self.log.warning("What is left of kernel %s could not be removed: %r", self.kernel_id, error)
+            return False
 
     async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """End what there is of a kernel: one step that fails does not keep the others."""

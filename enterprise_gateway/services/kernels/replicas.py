@@ -300,6 +300,10 @@ class Replicas:
         stored = self._stored.get(kernel_id)
         return stored.connections if stored is not None else 0
 
+    def is_connected_elsewhere(self, kernel_id: str) -> bool:
+        """Whether another replica has websockets for a kernel, as far as we know."""
+        return self.connections_elsewhere(kernel_id) > 0
+
     def is_used_elsewhere(self, kernel_id: str) -> bool:
         """Whether another replica looks after a kernel, or has websockets for it, as far as we know."""
         stored = self._stored.get(kernel_id)

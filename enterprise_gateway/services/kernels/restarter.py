@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 10.0
 STORE_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
+CUT_SHORT = "the gateway that restarted it has failed before this was on record"
 NOT_WANTED = "it is not restarted, since autorestart is off"
 
 
@@ -83,7 +84,11 @@ class KernelRestarter(LoggingConfigurable):
         if not await self.parent.in_charge_of_dead(kernel):
             return
         self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
-        await kernel.end_remnants()  # among them a process that was launched, but never recorded
+        if await kernel.end_remnants() and kernel.channels is not None:
+            # Launched, but not recorded: nobody but the former gateway could reach it. Its clients may have used it.
+            kernel.restarts = max(1, kernel.restarts)  # for the other replicas' clients: it is as if it had died
+            kernel.channels.tell(f"The kernel is restarted once more: {CUT_SHORT}. Its variables are lost.\n")
+            kernel.channels.announce_state("restarting", CUT_SHORT)
         if await self._relaunch(kernel, newports=True):
             await self._watch(kernel)
 

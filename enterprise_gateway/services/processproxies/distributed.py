@@ -322,8 +322,8 @@ class DistributedProcessProxy(RemoteProcessProxy):
         """Tell the launcher to stop listening: signals that end the kernel go to its process here."""
         self._stop_listener()
 
-    def remove_leftovers(self) -> None:
-        """End what carries the kernel's id, wherever it may be.
+    def remove_leftovers(self) -> bool:
+        """End what carries the kernel's id, wherever it may be, and return whether there was a process.
 
         Where the record does not name the host, the gateway ended before it knew: all hosts are asked then.
 
@@ -332,17 +332,19 @@ class DistributedProcessProxy(RemoteProcessProxy):
         KernelLaunchError
             A host where the kernel may be cannot be asked.
         """
-        super().remove_leftovers()
+        was_running = super().remove_leftovers()
         failure: KernelLaunchError | None = None
         for host in self._hosts_to_search():
             try:
                 for group in host.shell.leaders(f"KERNEL_ID={self.kernel_id}"):
                     host.shell.signal(group, group, signal.SIGKILL)
+                    was_running = True
             except KernelLaunchError as error:
                 self.log.warning("What is left of kernel %s may not have been removed: %s", self.kernel_id, error)
                 failure = error
         if failure is not None:
             raise failure
+        return was_running
 
     def _hosts_to_search(self) -> list[RemoteHost]:
         if self.assigned_host:

@@ -264,14 +264,18 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             with suppress(OSError):
                 cut(self.output_file, envvars.EG_KERNEL_OUTPUT_LIMIT())
 
-    def remove_leftovers(self) -> None:
-        """Remove whatever a launch of this kernel that was cut short has left; runs in a thread.
+    def remove_leftovers(self) -> bool:
+        """Remove whatever a launch of this kernel that was cut short has left, and return whether a process was.
+
+        Runs in a thread.
 
         The base removes processes of this machine that carry the kernel's id in their environment.
         """
-        for process in processes_of_kernel(self.kernel_id):
+        processes = list(processes_of_kernel(self.kernel_id))
+        for process in processes:
             self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
             process.kill()
+        return bool(processes)
 
     @classmethod
     def find_remnants(

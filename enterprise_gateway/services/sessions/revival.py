@@ -49,8 +49,11 @@ class Revival:
         Removes what is left of a kernel that is not of use, or whose start or stop was cut short: processes,
         containers, files that carry its id. Raises when it could not; the record is kept then.
     relaunch_one
-        Begins to launch a kernel anew whose restart was cut short after its process had ended. Without it, such a
-        kernel is removed.
+        Begins to launch a kernel anew whose restart was cut short after its process had ended, or that has died.
+        Without it, such a kernel is removed.
+    is_used
+        Returns whether a kernel that has died is launched anew, not removed, as somebody works with it. Where there is
+        ``claim``, the same is done for who asks for one: it has died while no replica looked after it.
     claim
         Returns whether this gateway may change or remove the kernel: takes its lease where replicas share the store.
         Asked before a kernel is removed, and before one whose start, restart or stop was cut short is touched at all.
@@ -70,6 +73,7 @@ class Revival:
         revive_one: Callable[[Record], Awaitable[bool]],
         remove_one: Callable[[Record], Awaitable[None]] | None = None,
         relaunch_one: Callable[[Record], Awaitable[None]] | None = None,
+        is_used: Callable[[str], bool] = lambda _: False,
         claim: Callable[[str], Awaitable[bool]] | None = None,
         concurrency: int = 50,
         timeout_seconds: float = 60.0,
@@ -80,6 +84,7 @@ class Revival:
         self._revive_one = revive_one
         self._remove_one = remove_one
         self._relaunch_one = relaunch_one
+        self._is_used = is_used
         self._claim = claim
         self._timeout_seconds = timeout_seconds
         self._settled_after_seconds = settled_after_seconds
@@ -103,7 +108,12 @@ class Revival:
         for kernel_id in asked - wanted:
             self.unsettled.pop(kernel_id, None)
         report = RevivalReport()
-        await asyncio.gather(*(self._judge(sessions[kernel_id], report, self._claim_at_start) for kernel_id in wanted))
+        await asyncio.gather(
+            *(
+                self._judge(sessions[kernel_id], report, self._claim_at_start, self._is_used(kernel_id))
+                for kernel_id in wanted
+            )
+        )
         report.seconds = time.monotonic() - started
         if wanted:
             self.log.info(
@@ -159,7 +169,7 @@ class Revival:
         if record is None:
             return None
         report = RevivalReport()
-        await self._judge(record, report, self._claim_on_request)
+        await self._judge(record, report, self._claim_on_request, self._claim is not None)
         if kernel_id in report.kept and phase_of(record) in ("running", "restarting"):
             raise StoreUnavailableError(f"Kernel {kernel_id} cannot be reached now: {report.kept[kernel_id]}.")
         return record if report.revived or report.relaunched else None
@@ -185,18 +195,18 @@ class Revival:
                     raise
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
 
-    async def _judge(self, record: Record, report: RevivalReport, claim: _Claim) -> None:
+    async def _judge(self, record: Record, report: RevivalReport, claim: _Claim, is_used: bool) -> None:
         kernel_id = record["kernel_id"]
         async with self._slots, self._lock(kernel_id):
             try:
-                await asyncio.wait_for(self._settle(record, report, claim), self._timeout_seconds)
+                await asyncio.wait_for(self._settle(record, report, claim, is_used), self._timeout_seconds)
                 self.unsettled.pop(kernel_id, None)
             except (asyncio.TimeoutError, TimeoutError):
                 self._keep(kernel_id, f"it could not be judged within {self._timeout_seconds:g} seconds", report)
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether the kernel lives
                 self._keep(kernel_id, str(error).rstrip(".") or type(error).__name__, report)
 
-    async def _settle(self, record: Record, report: RevivalReport, claim: _Claim) -> None:
+    async def _settle(self, record: Record, report: RevivalReport, claim: _Claim, is_used: bool) -> None:
         kernel_id, phase = record["kernel_id"], phase_of(record)
         claimed = phase != "running" and await claim(record)
         if phase != "running" and not claimed:
@@ -208,15 +218,15 @@ class Revival:
             if phase != "running":  # what was begun with it has not come about
                 await self.manager.record_phase(kernel_id, "running", required=False)
             report.revived.append(kernel_id)
-        elif phase == "restarting" and self._relaunch_one:
+        elif not claimed and not await claim(record):
+            report.kept[kernel_id] = f"{reason}, but another gateway looks after it"
+        elif self._relaunch_one and (phase == "restarting" or (phase == "running" and is_used)):
             self.manager.adopt_session(record)
             await self._relaunch_one(record)
             report.relaunched.append(kernel_id)
-        elif claimed or await claim(record):
+        else:
             await self._remove(record, reason)
             report.removed[kernel_id] = reason
-        else:
-            report.kept[kernel_id] = f"{reason}, but another gateway looks after it"
 
     async def _remove(self, record: Record, reason: str) -> None:
         if self._remove_one:

@@ -161,11 +161,6 @@ class SQLKernelSessionManager(KernelSessionManager):
             return False
         return await self._ask(lambda store: store.renew_lease(kernel_id, owner, token, seconds))
 
-    async def renew_leases(self, owner: str, seconds: float) -> set[str]:
-        """Prolong all leases of this replica at once; return the ids of the kernels whose lease it still holds."""
-        renewed = await self._ask(lambda store: store.renew_leases(owner, seconds))
-        return {kernel_id for kernel_id, token in renewed.items() if self._tokens.get(kernel_id) == token}
-
     async def release_lease(self, kernel_id: str, owner: str) -> bool:
         """Give a lease up, so that another replica may take it at once; False when it was lost before."""
         token = self._tokens.pop(kernel_id, None)
