@@ -161,7 +161,7 @@ async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, p
     assert (await restart).code == 200
     [pid] = processes_of(kernel_id)
     if is_new:
-        replicas.kill(1)
+        await asyncio.to_thread(replicas.kill, 1)
     await asyncio.sleep(4)
     await asyncio.to_thread(postgres.start)
     if is_new:
@@ -186,7 +186,7 @@ async def test_who_may_have_used_a_process_that_nobody_can_reach_is_told_of_its_
     held.go_on()
     assert (await restart).code == 200
     lost = await pid_told_to(sockets[0])
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
     await asyncio.to_thread(postgres.start)
     for socket in sockets[1:]:
         state = ""
@@ -196,21 +196,22 @@ async def test_who_may_have_used_a_process_that_nobody_can_reach_is_told_of_its_
     assert "left behind" in replicas.output
 
 
-async def test_kernels_that_die_with_their_replica_are_restarted_for_those_who_use_them(replicas):
-    """Whichever replica takes them over, be it the one that has the websockets or another one."""
-    one, two, _ = await replicas.start(3)
+async def test_kernels_that_die_with_their_replica_are_restarted(replicas):
+    """Whichever replica takes them over, with and without a websocket on another one."""
+    one, two, three = await replicas.start(3)
     sockets = {}
-    for _ in range(5):
+    for _ in range(3):
         kernel_id = await one.start_kernel()
         sockets[kernel_id] = await two.websocket(kernel_id)
-    await asyncio.sleep(1.5)  # the second replica has told of its websockets
-    replicas.kill(0)
-    former = {pid for kernel_id in sockets for pid in processes_of(kernel_id)}
+    unused = await one.start_kernel()
+    await asyncio.to_thread(replicas.kill, 0)
+    former = {pid for kernel_id in [*sockets, unused] for pid in processes_of(kernel_id)}
     for pid in former:
         os.kill(pid, signal.SIGKILL)
     for socket in sockets.values():
         assert await pid_told_to(socket) not in former
-    assert "removed" not in replicas.output
+    assert await pid_told_to(await connected(three, unused)) not in former
+    assert "is removed" not in replicas.output
 
 
 @pytest.mark.parametrize("cause", ["client", "death"])
@@ -319,7 +320,7 @@ async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, repl
     kernel_id, pid, sockets = await used_kernel(replicas, "python3")
     line.cut_at(write)
     answer = await one.fetch(f"/api/kernels/{kernel_id}", "DELETE")
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
     line.refuse = False
     await asyncio.sleep(5)  # by then another one has taken it over
     if answer.code == 503:
@@ -344,7 +345,7 @@ async def test_a_kernel_that_could_not_be_judged_is_judged_again(line, replicas)
     await held.reached()
     assert (await two.fetch("/api/kernels", "POST", {"name": "python3"})).code == 403
     line.cut_at(b"eg_kernel_sessions.kernel_id, eg_kernel_sessions.record")
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
     with pytest.raises(HTTPStreamClosedError):
         await start
 
@@ -398,7 +399,7 @@ async def test_files_of_a_kernel_that_ended_elsewhere_are_removed(replicas):
     one, two = await replicas.start()
     kernel_id = await one.start_kernel()
     await two.call(f"/api/kernels/{kernel_id}")
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
     await asyncio.to_thread(replicas.start_again, 0)
     files = replicas.directory / "runtime0"
     assert list(files.glob("kernel-*"))

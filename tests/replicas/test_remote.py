@@ -54,7 +54,7 @@ async def test_a_kernel_on_an_ssh_host_is_shared(replicas, lab, hosts, is_tunnel
     assert (await here.execute(WHERE))[0] == place
     assert (await here.execute("y = 'x' in globals(); y"))[0] == "False"
 
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
     assert (await there.execute("y"))[0] == "False"
     socket = await connected(replicas.through_proxy, kernel_id, here.session_id)
     assert (await socket.execute(WHERE))[0] == place

@@ -268,7 +268,7 @@ async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
     sockets = [await client.websocket(kernel_id) for kernel_id in kernels]
     for number, socket in enumerate(sockets):
         await socket.execute(f"x = {number}")
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
     killed = time.monotonic()
 
     async def use(number):
@@ -304,7 +304,7 @@ async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_ov
         await (await first.websocket(kernel_id)).execute("x = 42")
     load.touch()
     poll.touch()
-    replicas.kill(0)
+    await asyncio.to_thread(replicas.kill, 0)
 
     async def all_are_taken_over():
         return sum(map(int, re.findall(r"This replica looks after (\d+) more kernels", replicas.output))) == 4

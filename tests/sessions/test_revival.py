@@ -242,7 +242,7 @@ async def test_a_kernel_that_died_without_a_replica_is_launched_anew_for_who_use
         revive_one=kernels.revive,
         remove_one=kernels.remove,
         relaunch_one=kernels.relaunch,
-        is_used=lambda kernel_id: kernel_id in {used, held},
+        is_wanted=lambda kernel_id: kernel_id in {used, held},
         claim=claim,
     )
     report = await revival.run([used, unused, held])

@@ -68,7 +68,7 @@ class KernelRecords:
             revive_one=self.take_over,
             remove_one=self._remove_one,
             relaunch_one=self._relaunch_one,
-            is_used=replicas.is_connected_elsewhere,
+            is_wanted=replicas.is_wanted,
             claim=replicas.claim,
             timeout_seconds=JUDGING_SECONDS,
         )

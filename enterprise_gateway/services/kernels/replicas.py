@@ -33,6 +33,7 @@ CLAIM_SECONDS = 30.0  # after which a kernel that was claimed is judged once mor
 LONGEST_PAUSE_SECONDS = 60.0  # between two judgements of a kernel that cannot be judged
 HURRIED_SECONDS = 0.2
 ACTIVITY_SECONDS = 5.0  # how much newer a kernel's activity must be before it alone is told to the others
+RECENTLY_SECONDS = 60.0  # how long after its replica was there a kernel is restarted that is found dead
 PLACE_SECONDS = 60.0  # a place under the limits counts as long as its kernel is not on record, this long at most
 PATIENCE_SECONDS = 30.0  # for another replica to finish what it does with a kernel
 
@@ -82,6 +83,7 @@ class Replicas:
         self._is_untidy = True  # whether kernels have ended since files were looked for
         self._patient_until = 0.0
         self._stored: dict[str, StoredKernel] = {}
+        self._owned: dict[str, float] = {}  # when another replica was last seen to look after each kernel
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
         self._told_activity: dict[str, Activity] = {}
         self._told_connections: dict[str, int] = {}
@@ -300,9 +302,13 @@ class Replicas:
         stored = self._stored.get(kernel_id)
         return stored.connections if stored is not None else 0
 
-    def is_connected_elsewhere(self, kernel_id: str) -> bool:
-        """Whether another replica has websockets for a kernel, as far as we know."""
-        return self.connections_elsewhere(kernel_id) > 0
+    def is_wanted(self, kernel_id: str) -> bool:
+        """Whether a kernel that has died is to be restarted: its replica lived a moment ago, or somebody is connected.
+
+        Not what is found dead when the gateway comes back after a night: nobody waits for that.
+        """
+        is_recent = time.monotonic() < self._owned.get(kernel_id, -math.inf) + RECENTLY_SECONDS
+        return is_recent or self.connections_elsewhere(kernel_id) > 0
 
     def is_used_elsewhere(self, kernel_id: str) -> bool:
         """Whether another replica looks after a kernel, or has websockets for it, as far as we know."""
@@ -565,6 +571,10 @@ class Replicas:
         self._is_untidy = self._is_untidy or bool(self._recorded - beat.kernels.keys())
         self._recorded = set(beat.kernels)
         self._stored = beat.kernels
+        owned = {each.kernel_id for each in beat.kernels.values() if each.owner not in {None, self.owner}}
+        self._owned = {each: at for each, at in self._owned.items() if each in beat.kernels} | dict.fromkeys(
+            owned, began
+        )
         recent = {kernel_id: at for kernel_id, at in self._held.items() if at >= began}
         self._held = {**dict.fromkeys(beat.tokens, began), **recent}
         self._unjudged = {each: since for each, since in self._unjudged.items() if each in self._held}

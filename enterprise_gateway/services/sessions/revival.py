@@ -51,9 +51,9 @@ class Revival:
     relaunch_one
         Begins to launch a kernel anew whose restart was cut short after its process had ended, or that has died.
         Without it, such a kernel is removed.
-    is_used
-        Returns whether a kernel that has died is launched anew, not removed, as somebody works with it. Where there is
-        ``claim``, the same is done for who asks for one: it has died while no replica looked after it.
+    is_wanted
+        Returns whether a kernel that has died is launched anew, not removed. Where there is ``claim``, the same is done
+        for who asks for one: it has died while no replica looked after it.
     claim
         Returns whether this gateway may change or remove the kernel: takes its lease where replicas share the store.
         Asked before a kernel is removed, and before one whose start, restart or stop was cut short is touched at all.
@@ -73,7 +73,7 @@ class Revival:
         revive_one: Callable[[Record], Awaitable[bool]],
         remove_one: Callable[[Record], Awaitable[None]] | None = None,
         relaunch_one: Callable[[Record], Awaitable[None]] | None = None,
-        is_used: Callable[[str], bool] = lambda _: False,
+        is_wanted: Callable[[str], bool] = lambda _: False,
         claim: Callable[[str], Awaitable[bool]] | None = None,
         concurrency: int = 50,
         timeout_seconds: float = 60.0,
@@ -84,7 +84,7 @@ class Revival:
         self._revive_one = revive_one
         self._remove_one = remove_one
         self._relaunch_one = relaunch_one
-        self._is_used = is_used
+        self._is_wanted = is_wanted
         self._claim = claim
         self._timeout_seconds = timeout_seconds
         self._settled_after_seconds = settled_after_seconds
@@ -110,7 +110,7 @@ class Revival:
         report = RevivalReport()
         await asyncio.gather(
             *(
-                self._judge(sessions[kernel_id], report, self._claim_at_start, self._is_used(kernel_id))
+                self._judge(sessions[kernel_id], report, self._claim_at_start, self._is_wanted(kernel_id))
                 for kernel_id in wanted
             )
         )
@@ -195,18 +195,18 @@ class Revival:
                     raise
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
 
-    async def _judge(self, record: Record, report: RevivalReport, claim: _Claim, is_used: bool) -> None:
+    async def _judge(self, record: Record, report: RevivalReport, claim: _Claim, is_wanted: bool) -> None:
         kernel_id = record["kernel_id"]
         async with self._slots, self._lock(kernel_id):
             try:
-                await asyncio.wait_for(self._settle(record, report, claim, is_used), self._timeout_seconds)
+                await asyncio.wait_for(self._settle(record, report, claim, is_wanted), self._timeout_seconds)
                 self.unsettled.pop(kernel_id, None)
             except (asyncio.TimeoutError, TimeoutError):
                 self._keep(kernel_id, f"it could not be judged within {self._timeout_seconds:g} seconds", report)
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether the kernel lives
                 self._keep(kernel_id, str(error).rstrip(".") or type(error).__name__, report)
 
-    async def _settle(self, record: Record, report: RevivalReport, claim: _Claim, is_used: bool) -> None:
+    async def _settle(self, record: Record, report: RevivalReport, claim: _Claim, is_wanted: bool) -> None:
         kernel_id, phase = record["kernel_id"], phase_of(record)
         claimed = phase != "running" and await claim(record)
         if phase != "running" and not claimed:
@@ -220,7 +220,7 @@ class Revival:
             report.revived.append(kernel_id)
         elif not claimed and not await claim(record):
             report.kept[kernel_id] = f"{reason}, but another gateway looks after it"
-        elif self._relaunch_one and (phase == "restarting" or (phase == "running" and is_used)):
+        elif self._relaunch_one and (phase == "restarting" or (phase == "running" and is_wanted)):
             self.manager.adopt_session(record)
             await self._relaunch_one(record)
             report.relaunched.append(kernel_id)
