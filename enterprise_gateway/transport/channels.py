@@ -267,6 +267,8 @@ class KernelChannels:
         meanwhile are replied to with an error: the reply itself is lost.
         """
         self._connection.resume(memory.identities)
+        if memory.execution_state != "idle" or memory.requests:
+            self._connection.inherit()
         self._activity = memory.last_activity or self._activity
         self._last_cell = memory.last_cell.encode()
         self._inherited.restore(memory.requests)
@@ -689,6 +691,7 @@ class KernelChannels:
         if message.parent.get("msg_type") == "execute_request" and not self._requests.has(key_of(message.parent)):
             self._last_cell = message.parts[1]
             self._has_gap = True
+            self._connection.inherit()
             self._end_proof()
             self._tell_gap()
             self._work.begin(message.parent)
@@ -707,6 +710,7 @@ class KernelChannels:
 
     def _take_for_busy(self) -> None:
         if self._is_unproven:
+            self._connection.inherit()
             self._set_state("busy")
 
     def _tell_gap(self) -> None:

@@ -47,6 +47,7 @@ class KernelConnection:
     __slots__ = (
         "_context",
         "_identity",
+        "_inherited",
         "_is_first",
         "_is_holding_stdin",
         "_is_live",
@@ -84,7 +85,8 @@ class KernelConnection:
         self.factory = MessageFactory()
         self.kernel_info: dict[str, Any] | None = None
         self._context = context
-        self._identity = identity.encode()
+        self._identity = identity
+        self._inherited: tuple[str, ...] = ()  # identities of earlier gateways
         self._limits = limits
         self._on_message = on_message
         self._on_batch = on_batch
@@ -112,12 +114,12 @@ class KernelConnection:
         is_first = self._nudge_end == 0.0
         self.disconnect("the kernel was restarted")
         if not is_first:
-            self._identity = new_identity().encode()
+            self._identity, self._inherited = new_identity(), ()
         self._is_first = is_first
         self._sockets = KernelSockets(
             info,
             context=self._context,
-            identity=self._identity,
+            identity=self._identity.encode(),
             max_frame_bytes=2 * self._limits.max_message,
             on_message=self._receive,
             on_batch=self._on_batch,
@@ -153,19 +155,23 @@ class KernelConnection:
         _fail(self._waiters, reason)
 
     def resume(self, identities: tuple[str, ...]) -> None:
-        """Note that the kernel ran already when it was connected to, by gateways of these identities."""
+        """Note that the kernel ran already when it was connected to, for gateways of these identities."""
         self._is_first = False
-        if self._sockets is not None:
-            self._sockets.inherit(identity.encode() for identity in identities[-MAX_HEIRS:])
+        self._inherited = identities[-MAX_HEIRS:]
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Under which the kernel may reply; for the next gateway."""
-        identities = self._sockets.identities if self._sockets is not None else (self._identity,)
-        return tuple(identity.decode() for identity in identities)
+        """Under which the kernel may reply, the present one last; for the next gateway."""
+        return (*self._inherited, self._identity)
+
+    def inherit(self) -> None:
+        """Receive what is due to earlier gateways, too; called when the kernel is, or may be, busy for one of them."""
+        if self._sockets is not None:
+            self._sockets.inherit(identity.encode() for identity in self._inherited)
 
     def end_inheritance(self) -> None:
         """Take in what is left for earlier gateways: nothing is due to them any more."""
+        self._inherited = ()
         if self._sockets is not None:
             self._sockets.end_inheritance()
 

@@ -101,26 +101,21 @@ class KernelSockets:
 
     def drain(self) -> None:
         """Take in what has arrived, output first."""
-        for socket in [*self._sockets.values(), *self._heirs_sockets()]:
+        for socket in [*self._sockets.values(), *self._heir_sockets()]:
             socket.drain()
 
     def close(self) -> None:
         """Close all sockets at once."""
-        for socket in [*self._sockets.values(), *self._heirs_sockets()]:
+        for socket in [*self._sockets.values(), *self._heir_sockets()]:
             socket.close()
 
-    @property
-    def identities(self) -> tuple[bytes, ...]:
-        """Under which the kernel may reply, the present one last."""
-        return (*self._heirs, self._identity)
-
     def inherit(self, identities: Iterable[bytes]) -> None:
-        """Receive the replies and questions that are due to earlier gateways, for as long as they are needed.
+        """Receive the replies and questions that are due to earlier gateways, too.
 
         Nothing is sent by these sockets: a kernel that has not seen yet that the earlier connection is gone does not
         take them for the heirs, and would misread it.
         """
-        for identity in identities:
+        for identity in set(identities) - self._heirs.keys():
             self._heirs[identity] = [
                 self._make("shell", self._info.shell_port, self._on_shell, self._after_shell, identity),
                 self._make("stdin", self._info.stdin_port, self._on_stdin, self._on_batch, identity),
@@ -128,12 +123,12 @@ class KernelSockets:
 
     def end_inheritance(self) -> None:
         """Take in what is left for earlier gateways: nothing is due to them any more."""
-        for socket in self._heirs_sockets():
+        for socket in self._heir_sockets():
             socket.drain()
             socket.close()
         self._heirs.clear()
 
-    def _heirs_sockets(self) -> list[ZmqSocket]:
+    def _heir_sockets(self) -> list[ZmqSocket]:
         return [socket for sockets in self._heirs.values() for socket in sockets]
 
     def _open_control(self) -> ZmqSocket:
