@@ -67,7 +67,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         manager = self.parent
         check_argv(self.kernel_spec.argv, manager.kernel_name)
         await manager.resources.deployment.known()
-        self.process_proxy = make_process_proxy(manager)
+        self.process_proxy = await make_process_proxy(manager)
         self._is_clean = False
         env = kernelenv.build(
             process=gateway_environment(),
@@ -237,7 +237,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
         """Take over a kernel of an earlier gateway."""
         await self.parent.resources.deployment.known()
-        self.process_proxy = make_process_proxy(self.parent)
+        self.process_proxy = await make_process_proxy(self.parent)
         self._is_clean = False
         # The proxy itself does not know yet where the kernel is.
         place = str(provisioner_info.get("assigned_host") or provisioner_info.get("assigned_ip") or "")

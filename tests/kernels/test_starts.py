@@ -22,13 +22,13 @@ CONFIG: dict[str, Any] = {
     "EnterpriseGatewayApp": {"list_kernels": True},
     "RemoteKernelManager": {"shutdown_wait_time": 2},
 }
+WITNESS = ["sh", "-c", 'env -0 > "$0/env.part"; pwd > "$0/cwd"; mv "$0/env.part" "$0/env"; exec sleep 1000']
 
 
 @pytest.fixture
 def witness(tmp_path: Path) -> Path:
     """The kernelspec ``witness``, whose kernel writes its directory and environment down; the directory of that."""
-    command = 'env -0 > "$0/env.part"; pwd > "$0/cwd"; mv "$0/env.part" "$0/env"; exec sleep 1000'
-    write_kernelspec("witness", argv=["sh", "-c", command, str(tmp_path)])
+    write_kernelspec("witness", argv=[*WITNESS, str(tmp_path)])
     return tmp_path
 
 
@@ -42,6 +42,23 @@ async def witnessed(gateway: Gateway, witness: Path, **body: Any) -> tuple[str, 
     entries = (witness / "env").read_text().rstrip("\0").split("\0")
     (witness / "env").unlink()
     return (witness / "cwd").read_text().strip(), dict(entry.split("=", 1) for entry in entries)
+
+
+async def test_a_process_proxy_that_takes_long_to_import_holds_nobody_up(
+    witness: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules of third parties are read in a thread; that the loop was not held is what every test checks."""
+    (witness / "slow_to_import.py").write_text(
+        "import time\n"
+        "from enterprise_gateway.services.processproxies.processproxy import LocalProcessProxy\n"
+        "time.sleep(0.3)\n"
+        "class SlowProxy(LocalProcessProxy): pass\n"
+    )
+    monkeypatch.syspath_prepend(witness)
+    proxy = {"process_proxy": {"class_name": "slow_to_import.SlowProxy"}}
+    write_kernelspec("witness", argv=[*WITNESS, str(witness)], metadata=proxy)
+    async with running_gateway() as gateway:
+        await witnessed(gateway, witness)
 
 
 async def test_a_start_without_a_name_starts_the_default_kernel(witness: Path) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tornado import web
+from traitlets.utils.importstring import import_item
 
 from ...core import envvars, kernelargs, kernelenv
 from ...core.authorization import UserRules
@@ -667,7 +668,7 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyABC:
+async def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyABC:
     """Return the process proxy that a kernel's kernelspec names, LocalProcessProxy when it names none.
 
     Raises
@@ -675,11 +676,9 @@ def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyA
     KernelLaunchError
         The class cannot be imported.
     """
-    from traitlets.utils.importstring import import_item
-
     stanza = process_proxy_config(kernel_manager.kernel_spec)
     try:
-        proxy_class = import_item(stanza["class_name"])
+        proxy_class = await offload(_proxy_class, stanza["class_name"])
     except ImportError as error:
         raise KernelLaunchError(
             f"Process proxy {stanza['class_name']!r} of kernelspec {kernel_manager.kernel_name!r} cannot be imported: "
@@ -687,6 +686,13 @@ def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyA
         ) from error
     proxy: BaseProcessProxyABC = proxy_class(kernel_manager=kernel_manager, proxy_config=stanza["config"])
     return proxy
+
+
+def _proxy_class(name: str) -> type[BaseProcessProxyABC]:
+    """Import a class, and have ready what its constructor asks for; runs in a thread, as the first call reads files."""
+    gateway_user()
+    proxy_class: type[BaseProcessProxyABC] = import_item(name)
+    return proxy_class
 
 
 LOCAL_PROXY = f"{__name__}.LocalProcessProxy"
