@@ -56,9 +56,9 @@ class Missed:
 class ReplayLog:
     """Messages that a client may still come back for, numbered in the order of their arrival.
 
-    Among them are the gateway's own *notices* of what has become of the kernel's process. Those of former processes
-    are not for a session that the present one has served, through another gateway: it would take them for news. Nor
-    has nobody seen them, then.
+    Among them are the gateway's own *notices* of what has become of the kernel's process. They are not for a session
+    that a later process has served, through another gateway: it would take them for news. Nor has nobody seen them,
+    then.
 
     Parameters
     ----------
@@ -104,7 +104,8 @@ class ReplayLog:
         self._number = 0
         self._notices: set[int] = set()
         self._began = 0  # the newest message when the present process began
-        self._served: dict[str, None] = {}  # sessions that the present process serves through other gateways
+        # Sessions that processes have served through other gateways, and the newest message before the last of those.
+        self._served: dict[str, int] = {}
         self._detached: dict[str, DetachedSession] = {}
         # Stands for whoever attaches first after nobody was attached.
         self._unattended: DetachedSession | None = None
@@ -148,11 +149,11 @@ class ReplayLog:
     def begin_process(self) -> None:
         """Note that the kernel has a new process: notices so far are about former ones."""
         self._began = self._number
-        self._served.clear()
 
     def note_served_elsewhere(self, session_id: str) -> None:
         """Note that the present process works on a request which another gateway has passed on."""
-        self._served[session_id] = None
+        self._served.pop(session_id, None)
+        self._served[session_id] = self._began
         if len(self._served) > _MAX_SERVED:
             del self._served[next(iter(self._served))]
 
@@ -255,9 +256,8 @@ class ReplayLog:
 
     def _stale_notices(self, sessions: Collection[str]) -> Collection[int]:
         """Return the numbers of the notices that are not for a client of these sessions any more."""
-        if self._served.keys().isdisjoint(sessions):
-            return ()
-        return {number for number in self._notices if number <= self._began}
+        newest = max((self._served[session] for session in sessions if session in self._served), default=0)
+        return {number for number in self._notices if number <= newest} if newest else ()
 
     def _drop_oldest(self) -> None:
         """Drop the oldest output; what is not output is moved aside, within an eighth of the limit."""

@@ -30,3 +30,16 @@ async def test_a_gateway_as_a_program(tmp_path) -> None:
     async with gateway_process(tmp_path / "log") as gateway:
         assert gateway.url.startswith("http://127.0.0.1:")
     assert gateway.process.returncode == 0, gateway.output
+
+
+async def test_a_websocket_of_which_nobody_reads_ends_with_its_gateway() -> None:
+    """However much has come: nothing of it is left, which is what every test checks."""
+    async with running_gateway() as gateway:
+        kernel_id = await gateway.start_kernel()
+        socket = await gateway.websocket(kernel_id)
+        await socket.execute("1")
+        for _ in range(5):
+            await socket.send("kernel_info_request")
+        other = await gateway.websocket(kernel_id)
+        await other.execute("2")
+        await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)

@@ -44,10 +44,11 @@ async def test_restart_while_nobody_is_attached(relay):
 
 
 @pytest.mark.parametrize("was_here", [True, False])
-async def test_a_death_is_no_news_to_who_has_used_the_new_process_elsewhere(relay, was_here):
+@pytest.mark.parametrize("is_restarted_again", [False, True])
+async def test_a_death_is_no_news_to_who_has_used_the_new_process_elsewhere(relay, was_here, is_restarted_again):
     """A client that comes from another gateway is not told that the kernel, which it just used, has died; others are.
 
-    All else that it missed it gets.
+    All else that it missed it gets. The same after somebody has asked for another restart.
     """
     here_id, here = await relay.add()
     other_id, there = await relay.add()
@@ -65,6 +66,10 @@ async def test_a_death_is_no_news_to_who_has_used_the_new_process_elsewhere(rela
         await client.run("hello")
     while "moves" not in here._replay._served:
         await asyncio.sleep(0.01)
+    if is_restarted_again:
+        here.hold()
+        here.connect(relay.tiny_kernel().info)
+        await here.ready(5)
     async with await relay.open(here_id, "moves") as client:
         messages = await client.pending()
         assert "execute_result" in types(messages)

@@ -12,7 +12,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import tornado.platform.asyncio  # noqa: F401  # else the first client reads it while the loop runs
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
+from tornado.queues import QueueEmpty
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 from traitlets.config import Config
 from typing_extensions import Self
@@ -45,7 +47,7 @@ class Client:
     def close(self) -> None:
         """Close all websockets and connections."""
         for socket in self.sockets:
-            socket.close()
+            socket.drop()
         self.http.close()
 
     async def fetch(
@@ -167,6 +169,17 @@ class KernelSocket:
     def close(self) -> None:
         """Close the websocket."""
         self.connection.close()
+
+    def drop(self) -> None:
+        """Close the websocket; what still comes is dropped.
+
+        Else tornado's client would wait for somebody to take it before it reads on, and see the end.
+        """
+        self.connection._on_message_callback = lambda _: None
+        with contextlib.suppress(QueueEmpty):
+            while True:
+                self.connection.read_queue.get_nowait()
+        self.close()
 
     async def end(self) -> None:
         """Close the websocket and wait until it is closed; what comes until then is dropped."""
