@@ -145,7 +145,16 @@ class KernelSocket:
         return messages
 
     async def execute(self, code: str, timeout: float = 30, **header: Any) -> tuple[str, Any]:
-        """Run code; return its printed and returned text, and the content of the reply."""
+        """Run code; return its printed and returned text, and the content of the reply.
+
+        Again, if the kernel has aborted it: ipykernel does so with what comes in the moment after an error.
+        """
+        while True:
+            text, reply = await self._execute(code, timeout, header)
+            if reply["status"] != "aborted":
+                return text, reply
+
+    async def _execute(self, code: str, timeout: float, header: Mapping[str, Any]) -> tuple[str, Any]:
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         msg_id = await self.send("execute_request", content, **header)
         text, reply, idle = "", None, False
