@@ -112,8 +112,8 @@ class KernelSockets:
     def inherit(self, identities: Iterable[bytes]) -> None:
         """Receive the replies and questions that are due to earlier gateways, too.
 
-        Nothing is sent by these sockets: a kernel that has not seen yet that the earlier connection is gone does not
-        take them for the heirs, and would misread it.
+        Nothing is sent by these sockets: a kernel that has not noticed yet that the earlier connection is gone would
+        misread what comes by a second one of the same identity.
         """
         for identity in set(identities) - self._heirs.keys():
             self._heirs[identity] = [

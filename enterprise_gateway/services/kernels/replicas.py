@@ -33,7 +33,7 @@ CLAIM_SECONDS = 30.0  # after which a kernel that was claimed is judged once mor
 LONGEST_PAUSE_SECONDS = 60.0  # between two judgements of a kernel that cannot be judged
 HURRIED_SECONDS = 0.2
 ACTIVITY_SECONDS = 5.0  # how much newer a kernel's activity must be before it alone is told to the others
-RECENTLY_SECONDS = 60.0  # how long after its replica was there a kernel is restarted that is found dead
+RECENTLY_SECONDS = 60.0  # a kernel that is found dead is restarted if its replica was there so shortly ago
 PLACE_SECONDS = 60.0  # a place under the limits counts as long as its kernel is not on record, this long at most
 PATIENCE_SECONDS = 30.0  # for another replica to finish what it does with a kernel
 

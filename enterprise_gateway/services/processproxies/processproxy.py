@@ -272,7 +272,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
         The base removes processes of this machine that carry the kernel's id in their environment.
         """
-        processes = list(processes_of_kernel(self.kernel_id))
+        processes = processes_of_kernel(self.kernel_id)
         for process in processes:
             self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
             process.kill()
