@@ -35,6 +35,7 @@ from .openrequests import (
 from .outbox import TRY_AGAIN_LATER
 from .ratelimit import RateLimitedWarnings
 from .replay import Missed, ReplayLog
+from .replaybudget import ReplayBudget
 from .resumption import GAP_NOTICE, GATEWAY_RESTARTED, LOST_REPLY, PROOF_SECONDS, Memory
 
 __all__ = ["ChannelLimits", "ChannelsClient", "KernelChannels"]
@@ -84,6 +85,15 @@ class KernelChannels:
     before one because the kernel has died), and :meth:`close` at the end. Must be used in the event loop's thread.
     Requests of clients wait until output is known to arrive (at most ``limits.info_timeout``), so that nothing of the
     first cell's output is lost.
+
+    Parameters
+    ----------
+    identity
+        Of the sockets; random unless given.
+    user
+        Whose kernel it is.
+    budget
+        What all kernels together may keep; without one the kernel's own limits are all.
     """
 
     __slots__ = (
@@ -128,6 +138,7 @@ class KernelChannels:
         log: Log,
         identity: str = "",
         user: str = "",
+        budget: ReplayBudget | None = None,
     ) -> None:
         self.kernel_id = kernel_id
         self.user = user
@@ -138,7 +149,9 @@ class KernelChannels:
         self._log = log
         self._warnings = RateLimitedWarnings(log)
         self._activity = time.time()
-        self._replay = ReplayLog(limits.replay, limits.detached_sessions, limits.detached_seconds)
+        self._replay = ReplayLog(
+            limits.replay, limits.detached_sessions, limits.detached_seconds, budget or ReplayBudget(log), user
+        )
         self._attachments: dict[ChannelsClient, _Attachment] = {}
         self._leaving: dict[ChannelsClient, str] = {}
         self._clients: tuple[ChannelsClient, ...] = ()
