@@ -118,10 +118,15 @@ def decode_v1(frame: Part) -> ClientMessage:
         raise FrameTooLargeError(f"the message has more than {MAX_BUFFERS} buffers")
     offsets = struct.unpack_from(f"<{count}Q", frame, 8)
     _check_offsets(offsets, 8 * (count + 1), len(frame))
-    channel = bytes(frame[offsets[0] : min(offsets[_HEAD], offsets[0] + 16)]).decode("latin-1")
-    if channel not in CHANNELS or len(channel) != offsets[_HEAD] - offsets[0]:
+    if offsets[_HEAD] - offsets[0] > _MAX_TEXT_KEY:
         raise FrameError("the channel is unknown")
-    parts = [_part(frame, start, end) for start, end in pairwise(offsets[_HEAD:])]
+    channel = bytes(frame[offsets[0] : offsets[_HEAD]]).decode("latin-1")
+    if channel not in CHANNELS:
+        raise FrameError("the channel is unknown")
+    if isinstance(frame, bytes) and len(frame) <= _COPIED_BYTES:
+        parts: list[Part] = [frame[start:end] for start, end in pairwise(offsets[_HEAD:])]
+    else:
+        parts = [_part(frame, start, end) for start, end in pairwise(offsets[_HEAD:])]
     if len(parts[1]) > MAX_HEADER_BYTES:
         raise FrameTooLargeError("a parent header is over 64 kB")
     return ClientMessage(channel, _checked(decode_header(parts[0])), parts)

@@ -183,14 +183,14 @@ class ZmqSocket:
             return 1
 
     def _try_send(self, frames: list[Part]) -> bool:
-        size = sum(map(len, frames))
+        send, size = self._socket.send, sum(map(len, frames))
         try:
             if size >= LARGE_MESSAGE:
                 self._send_large(frames, size)
             else:
                 for frame in frames[:-1]:
-                    self._socket.send(frame, _SENDMORE)
-                self._socket.send(frames[-1], _NOBLOCK)
+                    send(frame, _SENDMORE)
+                send(frames[-1], _NOBLOCK)
         except zmq.Again:  # only ever at the first frame: a message is taken as a whole
             return False
         return True
