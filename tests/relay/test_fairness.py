@@ -56,14 +56,14 @@ async def test_kernels_of_users_share_what_is_kept(expect_log):
     async with running_gateway(config=config) as gateway:
         kernels = {name: await gateway.start_kernel(env={"KERNEL_USERNAME": name}) for name in ("greedy", "modest")}
         code = "import time; time.sleep(0.3)\nfor i in range({}): print('x' * 50_000, flush=True)"
-        for name, kernel_id in kernels.items():
-            socket = await gateway.websocket(kernel_id, name)
-            await socket.execute("1")
-            content = {"code": code.format(100 if name == "greedy" else 20), "silent": False, "allow_stdin": False}
-            await socket.send("execute_request", content)
-            await socket.receive_until("execute_input")
-            await socket.end()
         with expect_log("user greedy, whose keep most, loses output"):
+            for name, kernel_id in kernels.items():
+                socket = await gateway.websocket(kernel_id, name)
+                await socket.execute("1")
+                content = {"code": code.format(100 if name == "greedy" else 20), "silent": False, "allow_stdin": False}
+                await socket.send("execute_request", content)
+                await socket.receive_until("execute_input")
+                await socket.end()
             for kernel_id in kernels.values():
                 while (await gateway.call(f"/api/kernels/{kernel_id}"))["execution_state"] != "idle":
                     await asyncio.sleep(0.1)
