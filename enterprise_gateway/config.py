@@ -109,6 +109,15 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="Largest message in bytes that a websocket may send; a larger one closes it.",
     ).tag(env=envvars.EG_WS_MAX_MESSAGE_SIZE)
 
+    ws_receive_limit = Integer(
+        envvars.EG_WS_RECEIVE_LIMIT.default,
+        min=1,
+        config=True,
+        help="""Most bytes of messages over 1 MiB that are being received at once for the kernels of one user
+        (KERNEL_USERNAME); the websocket that exceeds it is closed. It has to be `ws_max_message_size` at least for such
+        a message to get through.""",
+    ).tag(env=envvars.EG_WS_RECEIVE_LIMIT)
+
     ws_message_rate = Integer(
         envvars.EG_WS_MESSAGE_RATE.default,
         min=0,

@@ -82,6 +82,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "ws_message_rate",
             "ws_ping_timeout",
             "ws_queue_limit",
+            "ws_receive_limit",
             "ws_split_size",
             "ws_user_message_rate",
         )

@@ -243,6 +243,7 @@ EG_WS_PING_TIMEOUT_SECS = for_option("ws_ping_timeout", _count, 0, name="EG_WS_P
 EG_WS_MAX_MESSAGE_SIZE = for_option("ws_max_message_size", _size, 100 * 1024 * 1024)
 EG_MAX_BODY_SIZE = for_option("max_body_size", _size, 1 << 20)
 EG_WS_QUEUE_LIMIT = for_option("ws_queue_limit", _size, 32 * 1024 * 1024)
+EG_WS_RECEIVE_LIMIT = for_option("ws_receive_limit", _size, 1024 * 1024 * 1024)
 EG_WS_MESSAGE_RATE = for_option("ws_message_rate", _count, 2_000)
 EG_WS_USER_MESSAGE_RATE = for_option("ws_user_message_rate", _count, 10_000)
 EG_WS_SPLIT_SIZE = for_option("ws_split_size", _count, 10_000_000)

@@ -49,6 +49,31 @@ async def test_messages_of_a_user_beyond_the_rate_wait(relay, expect_log):
     assert sorted(numbers(busy)) == sorted([*range(25), *range(25)])
 
 
+async def test_large_messages_that_are_never_finished_are_bounded(relay, expect_log):
+    """Who begins many does not have the gateway keep them: the next one is refused, and another user's is not."""
+    relay.configure(eg_ws_receive_limit=5_000_000)
+    kernel_id, channels = await relay.add(user="greedy")
+    other_id, _ = await relay.add(user="modest")
+    head, begun = bytes((0x82, 0xFF)) + (10_000_000).to_bytes(8, "big") + bytes(4), b"x" * 4_000_000
+    first, second = await relay.open(kernel_id), await relay.open(kernel_id)
+    first._writer.write(head + begun)
+    await asyncio.sleep(0.2)
+    with expect_log("user greedy sends more than ws_receive_limit"):
+        second._writer.write(head + begun)
+        await second.until_closed()
+    assert second.closed in {(1013, "too many large messages at once"), (1006, "")}
+    async with await relay.open(other_id) as other:
+        other.send("shell", "comm_msg", {"x": "x" * 4_000_000})
+        await other.run("1")
+    first.cut()
+    while channels.connections:
+        await asyncio.sleep(0.01)
+    async with await relay.open(kernel_id) as third:
+        for _ in range(3):
+            third.send("shell", "comm_msg", {"x": "x" * 4_000_000})
+        await third.run("1")
+
+
 async def test_kernels_of_users_share_what_is_kept(expect_log):
     """What all kernels keep is bounded; the output of the user goes who keeps most, and the notebook says so."""
     write_kernelspec("python3")

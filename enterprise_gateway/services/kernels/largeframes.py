@@ -17,6 +17,12 @@ _TEXT, _BINARY = 1, 2
 class LargeMessageHandler(Protocol):
     """What a websocket's handler has, beside tornado's methods."""
 
+    def note_received(self, count: int) -> bool:
+        """Count what has come of a message in pieces; False when it, with others, takes too much memory."""
+
+    def note_handled(self) -> None:
+        """Note that the message is complete and was taken."""
+
     def on_large_message(self, message: memoryview, is_text: bool) -> Awaitable[None] | None:
         """Take a message of more than ``PIECE_BYTES``, whose text was not decoded."""
 
@@ -48,14 +54,20 @@ class PatientProtocol(WebSocketProtocol13):
             await self._handle(opcode, _websocket_mask(mask, await self._read_bytes(length)))
             return
         message = self._message = bytearray() if self._message is None else self._message
+        handler = cast("LargeMessageHandler", self.handler)
         while length:
             piece = await self._read_bytes(min(length, PIECE_BYTES))
+            if not handler.note_received(len(piece)):
+                self.close(1013, "too many large messages at once")
+                self._abort()
+                return
             message += _websocket_mask(mask, piece)
             length -= len(piece)
             await asyncio.sleep(0)
         if is_final:
             self._message = None
             await self._handle(self._opcode, message)
+            handler.note_handled()
 
     def _begin(self, opcode: int, length: int) -> bool:
         """Whether a frame of data may come now; the connection is ended if not."""

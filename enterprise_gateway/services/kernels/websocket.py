@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MESSAGE_SIZE = 100 << 20
 DEFAULT_QUEUE_LIMIT = 32 << 20
+DEFAULT_RECEIVE_LIMIT = 1 << 30
 MAX_SESSION_ID_LENGTH = 256
 MAX_REASON_BYTES = 123
 TLS_RECORD_BYTES = 16 << 10  # at most; part of a record cannot be read
@@ -63,6 +65,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     _outbox: Outbox | None = None
     _stream: _CountedStream
     _session_id = ""
+    _received = 0  # of a large message
     _pace: Pace
     _user_pace: Pace
     _first_answer: asyncio.Task[None] | None = None
@@ -175,6 +178,23 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._refuse(error)
         return None
 
+    def note_received(self, count: int) -> bool:
+        """Count what has come of a large message; False when its user's websockets receive too much at once."""
+        user, limit = self._channels.user, self.settings.get("eg_ws_receive_limit", DEFAULT_RECEIVE_LIMIT)
+        self._received += count
+        self._receiving[user] += count
+        if self._receiving[user] <= limit:
+            return True
+        self._warnings.warn("A websocket was closed: user %s sends more than ws_receive_limit (%d)", user, limit)
+        return False
+
+    def note_handled(self) -> None:
+        """Note that a large message was taken, or that nothing more will come of it."""
+        self._receiving[self._channels.user] -= self._received
+        if not self._receiving[self._channels.user]:
+            del self._receiving[self._channels.user]
+        self._received = 0
+
     def on_large_message(self, message: memoryview, is_text: bool) -> Awaitable[None]:
         """Pass on a message that was received in pieces; called by :class:`PatientProtocol`."""
         return self._take_later(message, is_text, self._delay())
@@ -235,6 +255,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._outbox.stop()
             self._channels.detach(self._outbox)
             self._outbox = None
+            self.note_handled()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Begin to close the websocket; tornado cuts the connection if the client does not answer within 5 s."""
@@ -279,6 +300,12 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         pace: Pace = self.settings.setdefault(f"eg_{option}_pace", Pace())
         pace.rate = self.settings.get(f"eg_{option}", 0)
         return pace
+
+    @property
+    def _receiving(self) -> Counter[str]:
+        """Bytes of large messages that are being received, by user; the one of this process."""
+        receiving: Counter[str] = self.settings.setdefault("eg_receiving", Counter())
+        return receiving
 
     @property
     def _slices(self) -> Slices:
