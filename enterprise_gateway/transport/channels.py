@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import zmq
 
 from ..core.connection import ConnectionInfo
-from .frames import SMALL_FRAME, FrameError, Part, decode_header, decode_object
+from .frames import MAX_HEADER_BYTES, FrameError, Part, decode_header, decode_object
 from .kernelconnection import KernelConnection, new_identity
 from .kernelsockets import Log
 from .limits import ChannelLimits
@@ -611,10 +611,10 @@ class KernelChannels:
 
     def _without_traceback(self, message: KernelMessage) -> KernelMessage:
         raw = message.parts[3]
-        if len(raw) > SMALL_FRAME and message.msg_type != "error" and not _MAY_BE_ERROR(raw):
+        if len(raw) > MAX_HEADER_BYTES and message.msg_type != "error" and not _MAY_BE_ERROR(raw):
             return message
         try:
-            content = decode_object(raw) if len(raw) <= SMALL_FRAME else {"status": "error"}
+            content = decode_object(raw) if len(raw) <= MAX_HEADER_BYTES else {"status": "error"}
         except FrameError:
             content = {"status": "error"}
         if message.msg_type != "error" and content.get("status") != "error":

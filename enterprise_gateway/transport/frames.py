@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
 
-SMALL_FRAME = 64 << 10  # what no content makes expensive to decode: 6 ms at most
+SMALL_FRAME = 16 << 10  # what no content makes expensive to decode: 1.5 ms at most
 MAX_HEADER_BYTES = 64 << 10
 MAX_BUFFERS = 4_096
 MAX_MEMBERS = 64  # of a legacy message, which has eight
@@ -161,6 +161,18 @@ def decode_legacy_binary(frame: bytes) -> ClientMessage:
         raise FrameError("the message is not UTF-8") from error
     message, values = _split_object(text)
     return _assemble(message, values, blobs[1:])
+
+
+def decode_v1_in_steps(frame: Part) -> Generator[None, None, ClientMessage]:
+    """Take a v1 frame apart in its turn: the header may take 6 ms to decode.
+
+    Raises
+    ------
+    FrameError
+        As for :func:`decode_v1`.
+    """
+    yield
+    return decode_v1(frame)
 
 
 def decode_in_steps(frame: str | Part, is_text: bool) -> Generator[None, None, ClientMessage]:
@@ -369,19 +381,14 @@ def _assemble(raw: Mapping[str, str | Part], values: dict[str, Any], buffers: li
         value = values.get(name)
         if value is not None and not isinstance(value, dict):
             raise FrameError("a part of the message is not a JSON object")
-        parts.append(_encoded(raw[name]) if value is not None else b"{}")
+        part = raw[name] if value is not None else b"{}"
+        try:
+            parts.append(part.encode() if isinstance(part, str) else part)
+        except UnicodeEncodeError as error:
+            raise FrameError("the message is not UTF-8") from error
     if max(len(parts[0]), len(parts[1])) > MAX_HEADER_BYTES:
         raise FrameTooLargeError("a header is over 64 kB")
     return ClientMessage(channel, _checked(values.get("header") or {}), parts + buffers)
-
-
-def _encoded(raw: str | Part) -> Part:
-    if not isinstance(raw, str):
-        return raw
-    try:
-        return raw.encode()
-    except UnicodeEncodeError as error:
-        raise FrameError("the message is not UTF-8") from error
 
 
 def _checked(header: dict[str, Any]) -> dict[str, Any]:

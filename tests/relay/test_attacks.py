@@ -139,3 +139,18 @@ async def test_a_kernels_message_of_too_many_parts_is_dropped(relay, expect_log)
         with expect_log("more than 10000 parts"):
             kernel.publish_raw([b"topic", *([b""] * 100_000)])
             assert "execute_reply" in types(await client.run("1"))
+
+
+@pytest.mark.parametrize("v1", [False, True], ids=["legacy", "v1"])
+async def test_many_attackers_together_take_one_slice_of_each_turn(relay, v1):
+    """Frames that are only just small enough, by twenty websockets at once, hold nobody up either."""
+    kernel_id, _ = await relay.add()
+    costly = '{"a":[' + "[]," * 20_000 + "0]}"
+    header = json.dumps({**HEADER, "a": json.loads(costly)["a"]}, separators=(",", ":"))
+    frame = v1_frame([header.encode(), b"{}", b"{}", b"{}"]) if v1 else text_frame(costly)
+
+    def flood():
+        path = f"/api/kernels/{kernel_id}/channels?session_id={random_id()}"
+        return attack(relay.port, path, [frame] * 20, opcode=2 if v1 else 1, v1=v1)
+
+    assert set(await asyncio.gather(*(asyncio.to_thread(flood) for _ in range(20)))) == {PONG}

@@ -27,6 +27,7 @@ from ...transport.frames import (
     decode_legacy_binary,
     decode_legacy_text,
     decode_v1,
+    decode_v1_in_steps,
 )
 from ...transport.outbox import JUPYTER_MESSAGE_LIMIT, MESSAGE_TOO_BIG, Acknowledged, Outbox
 from ...transport.pace import Pace
@@ -170,7 +171,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         """Pass a client's message on to the kernel; called by tornado, which reads on when that is done."""
         is_text = isinstance(message, str)
         delay = self._delay()
-        if delay or (len(message) > SMALL_FRAME and (is_text or not self._v1)):
+        if delay or len(message) > SMALL_FRAME:
             return self._take_later(message, is_text, delay)
         try:
             self._pass_on(self._decode(message))
@@ -205,8 +206,8 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         try:
             if isinstance(message, str | bytes) and len(message) <= SMALL_FRAME:
                 self._pass_on(self._decode(message))
-            elif self._v1 and not is_text:
-                self._pass_on(decode_v1(cast("Part", message)))
+            elif self._v1 and not isinstance(message, str) and not is_text:
+                self._pass_on(await self._slices.run(decode_v1_in_steps(message)))
             else:
                 self._pass_on(await self._slices.run(decode_in_steps(message, is_text)))
         except FrameError as error:
