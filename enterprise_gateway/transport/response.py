@@ -294,8 +294,8 @@ class ResponseServer:
             envelope = parse(wire)
             if envelope.version == 2:
                 self._expectation(envelope.kernel_id)
-        except PayloadError as error:
-            self.refused(peer, str(error))
+        except Exception as error:  # noqa: BLE001 -- of this message
+            self._failed(peer, error)
             return
         queue = self._queues[0 if envelope.version == 2 else 1]
         if len(queue) >= MAX_QUEUED_MESSAGES:
@@ -306,11 +306,14 @@ class ResponseServer:
         queue.append((envelope, peer))
 
     def _use_queued(self) -> None:
+        """Use one message of those that wait, and come again for the next one, whatever this one did."""
         queue = next((queue for queue in self._queues if queue), None)
-        if queue is not None:
-            self._use(*queue.popleft())
-        if any(self._queues):
-            asyncio.get_running_loop().call_soon(self._use_queued)
+        try:
+            if queue is not None:
+                self._use(*queue.popleft())
+        finally:
+            if any(self._queues):
+                asyncio.get_running_loop().call_soon(self._use_queued)
 
     def _use(self, envelope: Envelope, peer: str) -> None:
         kernel_id = envelope.kernel_id
@@ -318,14 +321,22 @@ class ResponseServer:
             report = self._open(envelope)
             kernel_id = report.kernel_id
             self._expectation(kernel_id).accept(report)
-        except PayloadError as error:
-            self.refused(peer, str(error), error.kernel_id or kernel_id)
+        except Exception as error:  # noqa: BLE001 -- of this message
+            self._failed(peer, error, kernel_id)
         else:
             self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
 
+    def _failed(self, peer: str, error: Exception, kernel_id: str = "") -> None:
+        """Refuse a message because of what it raised; of a mistake of our own the log has the place."""
+        if isinstance(error, PayloadError):
+            self.refused(peer, str(error), error.kernel_id or kernel_id)
+            return
+        self._log.debug("A response from %s could not be used", peer, exc_info=error)
+        self.refused(peer, f"the gateway failed to use it: {type(error).__name__}", kernel_id)
+
     def refused(self, peer: str, reason: str, kernel_id: str = "") -> None:
         """Log, at a bounded rate, and remember why a message or a connection was not used."""
-        reason = reason[:MAX_REASON]
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:MAX_REASON])
         expectation = self._expected.get(kernel_id)
         if expectation is not None:
             expectation.reject(f"{peer}: {reason}")

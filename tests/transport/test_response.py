@@ -36,7 +36,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[ResponseServer
     await server.stop()
 
 
-def message(server: ResponseServer, kernel_id: str, secret: str | None = SECRET, **entries) -> bytes:
+def message(server: ResponseServer, kernel_id: str, secret: str | None = SECRET, /, **entries) -> bytes:
     info = {**INFO, "kernel_id": kernel_id, **entries}
     return _launcher["encode_payload"](info, server.public_key, secret.encode() if secret else None)
 
@@ -244,6 +244,64 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
             for connection in opened:
                 connection.close()
             await eventually(lambda: not server._connections and not any(server._queues))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"pid": float("inf")},
+        {"pid": float("nan")},
+        {"pid": -1e400},
+        {"pgid": 10**4000},
+        {"pgid": "9" * 4000},
+        {"key": "\ud800"},
+        {"curve_publickey": "\udfff" * 40, "curve_secretkey": "x" * 40},
+        {"ip": "\ud800"},
+        {"ip": {"a": [1]}},
+        {"kernel_name": "\ud800\n"},
+        {"transport": "\ud800"},
+        {"signature_scheme": "hmac-\ud800"},
+        {"signature_scheme": "hmac-none"},
+        {"shell_port": float("inf")},
+        {"kernel_id": "line\nERROR forged \ud800"},
+    ],
+    ids="-".join,
+)
+async def test_whatever_a_payload_holds_ends_that_payload_only(server, entries, expect_log):
+    """After two at once that hold what cannot be used, the launch under way and the next one get their reports."""
+    wire = message(server, "pending", None, **entries)
+    with server.expect("pending", secret=SECRET) as pending:
+        with expect_log(REFUSED, required=False) as records:
+            await asyncio.gather(*(send(server, wire) for _ in range(2)))
+            await eventually(lambda: not any(server._queues))
+            await asyncio.sleep(0.05)
+        assert all("\n" not in record.getMessage() for record in records)
+        if not pending.done:  # what is of no use to the gateway may be left out
+            await send(server, message(server, "pending"))
+        info = await pending.wait(Deadline(5))
+        assert 0 <= info.pid < 2**31
+        info.to_dict()
+    with server.expect("later", secret=SECRET) as later:
+        await send(server, message(server, "later"))
+        await later.wait(Deadline(5))
+
+
+async def test_a_mistake_of_ours_ends_one_message_only(server, expect_log):
+    """An error that nobody thought of is logged, at the bounded rate, and the queue goes on."""
+
+    class Odd(response.Expectation):
+        def accept(self, *_args):
+            raise ZeroDivisionError
+
+    odd = Odd(server, "odd", secret=SECRET.encode())
+    server._expected["odd"] = odd
+    with odd, server.expect("even", secret=SECRET) as even:
+        with expect_log(f"{REFUSED}.*ZeroDivisionError"):
+            await asyncio.gather(*(send(server, message(server, "odd", secret)) for secret in (SECRET, None, SECRET)))
+            await eventually(lambda: not any(server._queues))
+        assert "ZeroDivisionError" in odd.rejections[0]
+        await send(server, message(server, "even"))
+        await even.wait(Deadline(5))
 
 
 @pytest.mark.parametrize("server", [{"max_connections": 3}], indirect=True, ids=["three"])
