@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
+CONTRADICTIONS = ("contradicts-itself", "is-contradicted")  # a report with another key comes before, or after
+
 
 def payload(public_key: Any, info: dict[str, Any]) -> bytes:
     """Return a version 1 message."""
@@ -46,6 +48,15 @@ def send(address: str, wire: bytes, *, piece: int = 1 << 16, pause: float = 0) -
         for start in range(0, len(wire), piece):
             connection.sendall(wire[start : start + piece])
             time.sleep(pause)
+
+
+def send_together(address: str, *wires: bytes) -> None:
+    """Send messages so that they arrive one right after the other."""
+    host, port = address.rsplit(":", 1)
+    connections = [socket.create_connection((host, int(port))) for _ in wires]
+    for connection, wire in zip(connections, wires, strict=True):
+        connection.sendall(wire)
+        connection.close()
 
 
 def start_kernel() -> tuple[dict[str, Any], subprocess.Popen[bytes]]:
@@ -118,10 +129,9 @@ def main() -> None:
         send(options.response_address, payload(public_key, {**info, "shell_port": 99999}))
         kernel.terminate()
         time.sleep(60)
-    if options.mode != "pieces":
-        send(options.response_address, wire)
-    if options.mode == "twice":
-        send(options.response_address, wire)
+    others = {"twice": wire, **dict.fromkeys(CONTRADICTIONS, payload(public_key, {**info, "key": str(uuid.uuid4())}))}
+    wires = [wire, others[options.mode]] if options.mode in others else [wire] * (options.mode != "pieces")
+    send_together(options.response_address, *(reversed(wires) if options.mode == CONTRADICTIONS[0] else wires))
     if options.mode == "dies":
         time.sleep(0.5)
         kernel.kill()

@@ -25,7 +25,7 @@ from ...transport.localproc import LocalProcess
 from .hostchoice import TrackKernelOnHost
 from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy, gateway_user
 from .remnants import Remnant, remote_processes
-from .remotehosts import RemoteHost, address_of, is_local_address, resolve
+from .remotehosts import RemoteHost, addresses_of, is_local_address, resolve
 from .shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     keeps_output = True
     starts_kernel_itself = True
+    knows_place_first = True
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
@@ -128,7 +129,9 @@ class DistributedProcessProxy(RemoteProcessProxy):
         raise _no_host(self.kernel_id, failures)
 
     async def _start_on(self, host: str, kernel_cmd: list[str], **kwargs: Any) -> None:
-        address = await address_of(host)
+        addresses = await addresses_of(host)
+        self.restrict_reports(host, addresses)
+        address = addresses[0]
         self.assigned_host, self.assigned_ip, self.ip = host, address, address
         is_here = is_local_address(address)
         login = gateway_user() if is_here else self.remote_user
