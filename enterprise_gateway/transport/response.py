@@ -31,7 +31,7 @@ CONNECTION_SECONDS = 10.0
 MAX_REMEMBERED_REJECTIONS = 5
 MAX_REASON = 240
 MAX_CONFLICTS = 5  # of one kernel that are told
-CONFLICT_SECONDS = 60.0  # after a report, for which others for the same kernel are looked at
+CONFLICT_SECONDS = 60.0
 MAX_WARNINGS_PER_MINUTE = 60
 MAX_QUEUED_MESSAGES = 1000
 _VERDICTS = {
@@ -164,7 +164,7 @@ class Expectation:
         if self._future.done():
             raise PayloadError("the kernel is no longer expected")
         self._report, self._peer = report, peer
-        self._heard_until = time.monotonic() + CONFLICT_SECONDS
+        self._heard_until = time.monotonic() + self._server.conflict_seconds
         self._future.set_result(report.connection_info)
         return None
 
@@ -219,6 +219,8 @@ class ResponseServer:
         Accept payload version 0, which is encrypted with the kernel's id: only for launchers of old.
     max_connections, connection_seconds
         How many connections may be open, and how long each has for its message.
+    conflict_seconds
+        For how long after a kernel's report others for it are looked at.
     on_conflict
         Called when a second report has come for a kernel that has one.
     """
@@ -233,6 +235,7 @@ class ResponseServer:
         allow_v0: bool = False,
         max_connections: int = MAX_CONNECTIONS,
         connection_seconds: float = CONNECTION_SECONDS,
+        conflict_seconds: float = CONFLICT_SECONDS,
         on_conflict: Callable[[Conflict], None] = lambda _: None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
     ) -> None:
@@ -243,6 +246,7 @@ class ResponseServer:
         self._port_retries = port_retries
         self._any_address = any_address
         self._allow_v0 = allow_v0
+        self.conflict_seconds = conflict_seconds
         self._on_conflict = on_conflict
         self._log = log or logging.getLogger(__name__)
         self._warnings = _Budget(MAX_WARNINGS_PER_MINUTE, 60.0)

@@ -52,7 +52,6 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     keeps_output = True
     starts_kernel_itself = True
-    knows_place_first = True
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)

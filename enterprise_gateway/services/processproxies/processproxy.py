@@ -383,9 +383,6 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
     payload_version = 1
     """The lowest version of a launcher's response that is accepted; ``payload_version`` of the config has priority."""
 
-    knows_place_first = False
-    """Whether :meth:`restrict_reports` is called before anything is started; until then version 1 is refused."""
-
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
         kernel_manager.ip = "0.0.0.0"
@@ -416,7 +413,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             minimum_version=minimum_version,
             demanded_by=demanded_by,
         )
-        if self.knows_place_first or self.proxy_config.get("payload_v1_from"):
+        if self.proxy_config.get("payload_v1_from"):
             self.restrict_reports("the kernel's host", ())
         self.response_manager = ResponseManager(server, self.expectation)
 
@@ -443,10 +440,10 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         )
 
     def restrict_reports(self, place: str, addresses: Collection[str]) -> None:
-        """Take reports of version 1 from these addresses only; back ends that know the kernel's host call it.
+        """Take reports of version 1 from these addresses only; called by back ends that know the kernel's host.
 
-        Those are all addresses of the host. ``payload_v1_from`` of the config adds others: of a host that is reached
-        and that reports by different addresses, say.
+        They call it before anything is started, with all addresses of the host. ``payload_v1_from`` of the config adds
+        others: of a host that reports by another address than it is reached by, say.
         """
         self.expectation.restrict(Origins(addresses, self.proxy_config.get("payload_v1_from") or ()), place)
 
