@@ -11,7 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from enterprise_gateway.services.processproxies.launchers import marked_version
 from tests.clusters.ssh_hosts import HostLab
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.launchers import eventually
 from tests.support.processes import REPOSITORY
 
 LAUNCHER = REPOSITORY / "etc" / "kernel-launchers" / "python" / "scripts" / "launch_ipykernel.py"
@@ -41,9 +42,9 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EG_KERNEL_LOG_DIR", str(tmp_path))
 
 
-def spec(name: str, argv: Sequence[str], **config: Any) -> None:
+def spec(name: str, argv: Sequence[str], *, proxy: str = PROXY, **config: Any) -> None:
     """Write a kernelspec that says nothing of versions unless ``config`` does."""
-    stanza = {"class_name": PROXY, "config": {"remote_hosts": "127.0.0.1", **config}}
+    stanza = {"class_name": proxy, "config": {"remote_hosts": "127.0.0.1", **config}}
     write_kernelspec(name, argv=argv, metadata={"process_proxy": stanza})
 
 
@@ -55,7 +56,8 @@ async def attacker(kernel_id: str, *prefix: str) -> AsyncIterator[asyncio.subpro
     try:
         yield process
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):  # the test has ended it
+            process.kill()
         await process.wait()
 
 
@@ -148,16 +150,34 @@ async def test_networks_that_are_none_are_told(expect_log: Any) -> None:
 CONTRADICTED = "has reported already, from 127.0.0.1; another report for it, from 127.0.0.1, was refused"
 
 
-async def test_a_second_report_is_told_and_the_first_kernel_has_to_prove_its_key(expect_log: Any) -> None:
+@pytest.fixture
+def slow_gateway(tmp_path: Path) -> dict[str, str]:
+    """What goes into a kernelspec to have the gateway pause with the first report in its hand."""
+    (tmp_path / "hold-launched").touch()
+    return {"proxy": "tests.support.proxies.SteppingDistributedProxy", "steps": str(tmp_path)}
+
+
+async def release(folder: Path) -> None:
+    """Let the gateway go on when the second report has come."""
+    await eventually((folder / "at-launched").exists)
+    await asyncio.sleep(0.5)
+    (folder / "hold-launched").unlink()
+
+
+async def test_a_second_report_is_told_and_the_first_kernel_has_to_prove_its_key(
+    slow_gateway: dict[str, str], tmp_path: Path, expect_log: Any
+) -> None:
     """Where it does, clients get it; the operator has a warning with both addresses, and an event."""
-    spec("old", (*CLUMSY, "is-contradicted", *OPTIONS, "--public-key", "{public_key}"))
+    spec("old", (*CLUMSY, "is-contradicted", *OPTIONS, "--public-key", "{public_key}"), **slow_gateway)
     events = io.StringIO()
     handler = logging.StreamHandler(events)
     async with running_gateway(config={"EventLogger": {"handlers": [handler]}}) as gateway:
         with expect_log(CONTRADICTED):
+            going_on = asyncio.create_task(release(tmp_path))
             kernel_id = await gateway.start_kernel("old")
             kernel = gateway.app.kernel_manager.get_kernel(kernel_id)
             assert kernel.channels.kernel_info is not None, "it has answered before the client was"
+            await going_on
         socket = await gateway.websocket(kernel_id)
         assert (await socket.execute("6 * 7"))[0] == "42"
         await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
@@ -167,11 +187,20 @@ async def test_a_second_report_is_told_and_the_first_kernel_has_to_prove_its_key
     assert [event[name] for name in names] == [kernel_id, "127.0.0.1", "127.0.0.1", False]
 
 
-async def test_a_contested_kernel_that_has_not_its_key_is_not_handed_out(expect_log: Any) -> None:
+async def test_a_contested_kernel_that_has_not_its_key_is_not_handed_out(
+    slow_gateway: dict[str, str], tmp_path: Path, expect_log: Any
+) -> None:
     """The start fails with both addresses, and nothing of it is left."""
-    spec("old", (*CLUMSY, "contradicts-itself", *OPTIONS, "--public-key", "{public_key}"), launch_timeout=6)
+    spec(
+        "old",
+        (*CLUMSY, "contradicts-itself", *OPTIONS, "--public-key", "{public_key}"),
+        launch_timeout=6,
+        **slow_gateway,
+    )
     async with running_gateway() as gateway:
+        going_on = asyncio.create_task(release(tmp_path))
         message = await refused(gateway, expect_log, "old")
+        await going_on
         assert "was reported twice, from 127.0.0.1 and then from 127.0.0.1, and has not proved" in message
 
 

@@ -24,8 +24,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
-CONTRADICTIONS = ("contradicts-itself", "is-contradicted")  # a report with another key comes before, or after
-
 
 def payload(public_key: Any, info: dict[str, Any]) -> bytes:
     """Return a version 1 message."""
@@ -48,15 +46,6 @@ def send(address: str, wire: bytes, *, piece: int = 1 << 16, pause: float = 0) -
         for start in range(0, len(wire), piece):
             connection.sendall(wire[start : start + piece])
             time.sleep(pause)
-
-
-def send_together(address: str, *wires: bytes) -> None:
-    """Send messages so that they arrive one right after the other."""
-    host, port = address.rsplit(":", 1)
-    connections = [socket.create_connection((host, int(port))) for _ in wires]
-    for connection, wire in zip(connections, wires, strict=True):
-        connection.sendall(wire)
-        connection.close()
 
 
 def start_kernel() -> tuple[dict[str, Any], subprocess.Popen[bytes]]:
@@ -95,6 +84,17 @@ def do_not_report(mode: str) -> None:
     sys.exit(3)
 
 
+def last_messages(mode: str, right: bytes, other: bytes) -> list[bytes]:
+    """Return what a mode sends in the end: the right report, or with it another one of the same kernel."""
+    messages = {
+        "pieces": [],
+        "twice": [right, right],
+        "contradicts-itself": [other, right],
+        "is-contradicted": [right, other],
+    }
+    return messages.get(mode, [right])
+
+
 def main() -> None:
     """Do what the mode says."""
     parser = argparse.ArgumentParser()
@@ -129,9 +129,9 @@ def main() -> None:
         send(options.response_address, payload(public_key, {**info, "shell_port": 99999}))
         kernel.terminate()
         time.sleep(60)
-    others = {"twice": wire, **dict.fromkeys(CONTRADICTIONS, payload(public_key, {**info, "key": str(uuid.uuid4())}))}
-    wires = [wire, others[options.mode]] if options.mode in others else [wire] * (options.mode != "pieces")
-    send_together(options.response_address, *(reversed(wires) if options.mode == CONTRADICTIONS[0] else wires))
+    other = payload(public_key, {**info, "key": str(uuid.uuid4())})
+    for each in last_messages(options.mode, wire, other):
+        send(options.response_address, each)
     if options.mode == "dies":
         time.sleep(0.5)
         kernel.kill()
