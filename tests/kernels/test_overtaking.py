@@ -92,6 +92,24 @@ async def test_a_launcher_of_ours_is_not_overtaken(expect_log: Any) -> None:
         await attack(gateway, expect_log, "ours", "payload version 1 is refused")
 
 
+async def test_a_kernel_that_turns_out_to_be_anothers_is_ended(tmp_path: Path, expect_log: Any) -> None:
+    """A launcher that is not marked is overtaken, but what it reports then has its secret: the other one is cut off."""
+    unmarked = tmp_path / "launch.py"
+    unmarked.write_text(LAUNCHER.read_text().replace("# eg-payload-version: 2\n", ""))
+    spec("unmarked", (*AFTER_A_WHILE, sys.executable, str(unmarked), *OPTIONS, "--public-key", "{public_key}"))
+    kernel_id = str(uuid.uuid4())
+    async with running_gateway() as gateway, attacker(kernel_id):
+        with expect_log("the kernel was taken over"), expect_log("is dead: another launcher, at 127.0.0.1"):
+            await gateway.start_kernel("unmarked", env={"KERNEL_ID": kernel_id})
+            socket = await gateway.websocket(kernel_id)
+            while (await socket.receive())["content"].get("execution_state") != "dead":
+                pass
+        assert (await socket.execute("my password"))[1]["ename"] == "KernelDied"
+        model = await gateway.call(f"/api/kernels/{kernel_id}")
+        assert "has reported in its place" in model["reason"]
+        await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
+
+
 @pytest.mark.ssh
 async def test_an_old_launcher_is_not_overtaken_from_another_host(
     lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: Any

@@ -308,9 +308,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.records.keep_activity()
 
     def _note_conflict(self, conflict: Conflict) -> None:
-        """Let a kernel whose report may have been another's prove that it is ours; called by the response server."""
+        """Let a kernel whose report may have been another's prove that it is ours; called by the response server.
+
+        One that is known to be another's is dead to its clients at once.
+        """
         kernel = self._kernels.get(conflict.kernel_id)
-        if kernel is not None and kernel.channels is not None and not conflict.is_proven:
+        if kernel is None or kernel.channels is None:
+            return
+        if conflict.is_forged:
+            self.restarter.end(kernel, f"another launcher, at {conflict.accepted_from}, has reported in its place")
+        elif not conflict.is_proven:
             kernel.channels.contest()
 
     def _choose_kernel_id(self, kernel_id: str | None, env: dict[str, str]) -> str:
