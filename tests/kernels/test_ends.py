@@ -32,8 +32,9 @@ IGNORE_EVERYTHING = (
 )
 
 
-def script_kernelspec(name: str, argv: list[str]) -> None:
-    write_kernelspec(name, argv=argv, metadata={"process_proxy": {"class_name": "tests.support.proxies.ScriptProxy"}})
+def script_kernelspec(name: str, argv: list[str], **config: Any) -> None:
+    stanza = {"class_name": "tests.support.proxies.ScriptProxy", "config": config}
+    write_kernelspec(name, argv=argv, metadata={"process_proxy": stanza})
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ async def test_a_launch_script_that_lives_on_is_ended_with_its_kernel(script: st
 async def test_a_kernel_that_ignores_all_requests_is_killed(version: int) -> None:
     """Its launcher goes on listening after shutdown_request, so that the kernel can still be sent SIGKILL."""
     without_secret = ["env", "-u", "EG_LAUNCH_SECRET"] if version == 1 else []
-    script_kernelspec("deaf", ["setsid", *without_secret, *LAUNCH])
+    script_kernelspec("deaf", ["setsid", *without_secret, *LAUNCH], payload_version=version)
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("deaf")
         pid = gateway.app.kernel_manager.get_kernel(kernel_id).process_proxy.pid
