@@ -8,13 +8,14 @@ import secrets
 import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
 from enterprise_gateway.core.deadline import Deadline
 from enterprise_gateway.core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from enterprise_gateway.core.offload import offload
+from enterprise_gateway.core.payload import parse
 from enterprise_gateway.services.processproxies.launchers import Origins
 from enterprise_gateway.transport import response
 from enterprise_gateway.transport.localip import local_ips
@@ -171,6 +172,20 @@ async def test_a_second_report_is_told_with_both_addresses(server, first, second
         assert (await expectation.wait(Deadline(1))).shell_port == 41111
         assert (expectation.doubt is not None) == doubt
         assert expectation.conflicts[0].is_forged == (first is None and second is not None)
+
+
+async def test_forgeries_do_not_hide_the_launchers_own_report(server, expect_log):
+    """However many others say that they are the kernel, from wherever, the one that has the secret is heard."""
+    with server.expect("mine", secret=SECRET) as expectation, expect_log("", required=True):
+        await send(server, message(server, "mine", None))
+        await expectation.wait(Deadline(1))
+        for i in range(2 * response.MAX_CONFLICTS):
+            forged = server._keys.open(parse(message(server, "mine", None, shell_port=40000 + i)))
+            with suppress(PayloadError):
+                expectation.accept(forged, f"192.0.2.{i}")
+        assert len(expectation.conflicts) == response.MAX_CONFLICTS
+        await send(server, message(server, "mine", shell_port=42222))
+        await eventually(lambda: expectation.doubt.is_forged)
 
 
 async def test_who_does_not_hold_the_secret_makes_no_conflict_by_version_2(server, expect_log):
