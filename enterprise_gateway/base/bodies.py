@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .connections import Connections
 
 DEFAULT_MAX_BODY_SIZE = 1 << 20
+DROPPED_BODY_SECONDS = 2.0  # that a body which nobody keeps may take
 
 
 @web.stream_request_body
@@ -45,11 +46,14 @@ class EarlyHandler(web.RequestHandler):
         HTTPError
             It does.
         """
-        length = self.request.headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length) > self.max_body_size:
+        length, limit = self.request.headers.get("Content-Length", "0"), self.max_body_size
+        if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
             raise web.HTTPError(413, self._too_large)
+        connection: Any = self.request.connection
         # Tornado ends the connection without an answer for what turns out to be too large.
-        self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
+        connection.set_max_body_size(sys.maxsize)
+        if not self.keeps_body:
+            connection.set_body_timeout(DROPPED_BODY_SECONDS)
         self.request._body_future.add_done_callback(self._take_body)
 
     @property

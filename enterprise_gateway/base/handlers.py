@@ -65,6 +65,9 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
         if self.request.method != "OPTIONS":
             self.check_cross_site()
         self.expect_body()
+        traffic: Traffic | None = self.settings.get("eg_traffic")
+        if traffic is not None and self.keeps_body:  # a stranger's request holds up no orderly stop
+            traffic.requests.add(self)
 
     def check_token(self) -> None:
         """Refuse the request with 401 unless the token is right; who has shown it is known from then on."""
@@ -87,12 +90,9 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
         return methods if "GET" in methods else [method for method in methods if method != "HEAD"]
 
     def refuse_when_draining(self) -> bool:
-        """Note the request as under way; answer it with 503 and return True when the gateway is about to end."""
+        """Answer with 503 and return True when the gateway is about to end."""
         traffic: Traffic | None = self.settings.get("eg_traffic")
-        if traffic is None:
-            return False
-        if not traffic.is_draining:
-            traffic.requests.add(self)
+        if traffic is None or not traffic.is_draining:
             return False
         self.set_header("Connection", "close")
         self.set_header("Retry-After", "1")

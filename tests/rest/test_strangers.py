@@ -175,6 +175,9 @@ async def test_what_needs_no_token_needs_no_body_either(path: str) -> None:
         for length, status in ((2000, 200), (3000, 413)):
             async with line_to(gateway, head(method, path, length=length), bytes(length)) as line:
                 assert (await line.answer())[0] == status
+        async with line_to(gateway, head(method, path, length=2000)) as line:
+            assert await line.ends() == b"", "it has a moment only"
+            assert not gateway.app.traffic.requests, "and holds up no orderly stop"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /api HTTP/1.1\r\nHost: localhost\r\nX-A: ", head()[:-1]])
