@@ -321,3 +321,19 @@ def test_a_flood_of_bodies_without_a_token_costs_little(tmp_path: Path) -> None:
         assert memory(gateway, "VmHWM") - before < 100 << 20
         assert len(waits) > 10
         assert max(waits) < 5
+
+
+def test_idle_connections_leave_files_for_kernels(tmp_path: Path) -> None:
+    """However few files the system permits: strangers have half of them at most."""
+    gateway = gateway_process(tmp_path / "log", env={**TOKEN, "EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS": "100000"})
+    gateway.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$0" "$@"']
+    with gateway, contextlib.ExitStack() as stack:
+        parts = urlsplit(gateway.url)
+        address = parts.hostname or "", parts.port or 0
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(address, timeout=10))
+        body = b'{"name": "python3"}'
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(head("POST", "/api/kernels", RIGHT, len(body)) + body)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 201")
+    assert "which is all that max_connections allows" in gateway.output
