@@ -29,7 +29,7 @@ from traitlets.config import Config, Configurable, catch_config_error
 from ._version import __version__
 from .base.connections import Connections, GatewayServer
 from .base.handlers import default_handlers as other_handlers
-from .base.handlers import is_loopback, log_request
+from .base.handlers import is_loopback, log_request, own_names
 from .base.traffic import Traffic
 from .config import EnterpriseGatewayConfigMixin
 from .core import envvars
@@ -605,8 +605,10 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         if not self.auth_token and not self.client_ca and not is_loopback(self.ip):
             self.log.warning(
                 "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in "
-                "front keeps others out.",
+                "front keeps others out. Clients that come by a name other than %s are refused unless it is in "
+                "allowed_hosts.",
                 self.ip or "all addresses",
+                " or ".join(sorted(own_names() | {"localhost"})),
             )
         if self.allow_credentials and self.allow_origin == "*":
             self.log.warning("allow_credentials with allow_origin '*' lets every web page use the gateway.")
