@@ -46,6 +46,8 @@ class EarlyHandler(web.RequestHandler):
         HTTPError
             It does.
         """
+        if not self._has_body:
+            return
         length, limit = self.request.headers.get("Content-Length", "0"), self.max_body_size
         if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
             raise web.HTTPError(413, self._too_large)
