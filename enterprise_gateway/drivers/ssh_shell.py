@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import paramiko
 
 MAX_RESIDENTS = 3  # commands at once on a connection, each a session of the 10 that sshd grants by default
+MAX_OUTPUT = 16 << 20  # bytes of one command
 
 _WORTH_WAITING = 0.5  # seconds
 _FACTS = re.compile(rb"(?P<start>\d{1,20}) (?P<uid>\d{1,10}) (?P=uid)")
@@ -288,7 +289,7 @@ class SSHShell:
             except TimeoutError as error:
                 raise OutcomeUnknownError(f"{self.host}: no result within {timeout:g} seconds") from error
             except OSError as error:
-                raise OutcomeUnknownError(f"{self.host}: the connection was lost") from error
+                raise OutcomeUnknownError(f"{self.host}: the connection was lost ({error})") from error
 
     def _new_resident(self, deadline: Deadline) -> _Resident:
         import paramiko
@@ -610,6 +611,8 @@ class _Resident:
                 text, word = bytes(buffer[:start]), bytes(buffer[start + len(mark) : end])
                 del buffer[: end + 1]
                 return text, word
+            if len(buffer) > MAX_OUTPUT:
+                raise ConnectionResetError(f"a command printed more than {MAX_OUTPUT} bytes")
             searched = max(0, len(buffer) - len(mark)) if start < 0 else start
             self._receive(deadline)
 
