@@ -608,7 +608,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",
+    "/tmp",  # nosec B108 - operators know it from version 3
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
     is_read=False,
