@@ -28,8 +28,9 @@ from traitlets import Bunch, TraitError, default, observe
 from traitlets.config import Config, Configurable, catch_config_error
 
 from ._version import __version__
+from .base.connections import Connections, GatewayServer
 from .base.handlers import default_handlers as other_handlers
-from .base.handlers import is_loopback, log_request
+from .base.handlers import is_loopback, log_request, own_names
 from .base.traffic import Traffic
 from .config import EnterpriseGatewayConfigMixin
 from .core import envvars
@@ -75,13 +76,14 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "auth_token",
             "authorized_origin",
             "authorized_users",
+            "client_ca",
             "client_envs",
             "expose_headers",
             "inherited_envs",
-            "ip",
             "kernel_headers",
             "list_kernels",
             "max_age",
+            "max_body_size",
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
@@ -98,6 +100,7 @@ LAUNCH_CONFLICT = "https://events.jupyter.org/jupyter_enterprise_gateway/launch_
 
 BODY_SECONDS = 30.0  # that a client has to send the body of a request
 IDLE_SECONDS = 300.0  # after which a connection that no request uses is closed
+MAX_HEADER_BYTES = 64 << 10  # of a request
 CLOSING_SECONDS = 1.0  # that clients have to answer the closing of their websockets
 
 # Numbers of the ssl module's PROTOCOL_ constants that stand for TLS 1.2; older versions are not served.
@@ -155,6 +158,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     sweeper: Sweeper
     traffic: Traffic
     event_logger: EventLogger | None = None
+    connections: Connections
     web_app: web.Application | None = None
     http_server: httpserver.HTTPServer | None = None
     dynamic_config_poller: DynamicConfig | None = None
@@ -183,6 +187,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             config["root"] = {"level": self.log_level, "handlers": ["console"]}
             # They would drown everything else at DEBUG: an event for each file that the gateway itself reads.
             config["loggers"].update({name: {"level": "WARNING"} for name in ("watchdog", "asyncio")})
+            # It tells of malformed requests, and quotes them: an Authorization header with a control character, say.
+            config["loggers"]["tornado.general"] = {"level": "WARNING"}
         return config
 
     @observe("config")
@@ -282,6 +288,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         envvars.check()
         self.traffic = Traffic()
         self.init_event_logger()
+        self.connections = Connections(self.traffic.websockets)
+        self._limit_connections()
         self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
         if getattr(self.kernel_spec_manager, "kernel_spec_class", None) is KernelSpec:
             self.kernel_spec_manager.kernel_spec_class = CheckedKernelSpec
@@ -374,6 +382,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             "authorizer": self.authorizer_class(parent=self, log=self.log),
             "eg_traffic": self.traffic,
             "event_logger": self.event_logger,
+            "eg_connections": self.connections,
             "log_function": log_request,
         }
         for option, (setting, written) in SETTINGS.items():
@@ -390,6 +399,16 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         if change.name == "allow_origin":
             self.web_app.settings["allow_origin"] = change.new
 
+    @observe("max_connections", "max_pending_connections", "max_pending_connections_per_address")
+    def _connection_limit_changed(self, change: Bunch) -> None:
+        if hasattr(self, "connections"):
+            self._limit_connections()
+
+    def _limit_connections(self) -> None:
+        self.connections.max_open = self.max_connections or open_file_limit() // 2
+        self.connections.max_pending = self.max_pending_connections
+        self.connections.max_pending_per_address = self.max_pending_connections_per_address
+
     @observe("default_kernel_name")
     def _default_kernel_name_changed(self, change: Bunch) -> None:
         manager = getattr(self, "kernel_manager", None)
@@ -399,11 +418,13 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_http_server(self) -> None:
         """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
         ssl_options = self._ssl_options_or_exit()
-        self.http_server = httpserver.HTTPServer(
+        self.http_server = GatewayServer(
             self.web_app,
+            connections=self.connections,
             xheaders=self.trust_xheaders,
             ssl_options=ssl_options,
             max_body_size=self.max_body_size,
+            max_header_size=MAX_HEADER_BYTES,
             max_buffer_size=2 * self.max_body_size,  # websockets raise it for themselves
             body_timeout=BODY_SECONDS,
             idle_connection_timeout=IDLE_SECONDS,
@@ -621,8 +642,10 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         if not self.auth_token and not self.client_ca and not is_loopback(self.ip):
             self.log.warning(
                 "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in "
-                "front keeps others out.",
+                "front keeps others out. Clients that come by a name other than %s are refused unless it is in "
+                "allowed_hosts.",
                 self.ip or "all addresses",
+                " or ".join(sorted(own_names() | {"localhost"})),
             )
         if self.allow_credentials and self.allow_origin == "*":
             self.log.warning("allow_credentials with allow_origin '*' lets every web page use the gateway.")
@@ -673,6 +696,16 @@ def candidate_ports(port: int, count: int) -> Iterator[int]:
         if attempt > 5 or candidate > 65535:
             candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
         yield max(1, min(65535, candidate)) if attempt else port
+
+
+def open_file_limit() -> int:
+    """Return how many files this process may have open."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def raise_open_file_limit(log: Any) -> None:

@@ -242,6 +242,9 @@ EG_WS_PING_INTERVAL_SECS = for_option("ws_ping_interval", _count, 30, name="EG_W
 EG_WS_PING_TIMEOUT_SECS = for_option("ws_ping_timeout", _count, 0, name="EG_WS_PING_TIMEOUT_SECS")
 EG_WS_MAX_MESSAGE_SIZE = for_option("ws_max_message_size", _size, 100 * 1024 * 1024)
 EG_MAX_BODY_SIZE = for_option("max_body_size", _size, 1 << 20)
+EG_MAX_CONNECTIONS = for_option("max_connections", _count, 0)
+EG_MAX_PENDING_CONNECTIONS = for_option("max_pending_connections", _size, 4096)
+EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS = for_option("max_pending_connections_per_address", _size, 2048)
 EG_WS_QUEUE_LIMIT = for_option("ws_queue_limit", _size, 32 * 1024 * 1024)
 EG_WS_SPLIT_SIZE = for_option("ws_split_size", _count, 10_000_000)
 EG_REPLAY_LIMIT = for_option("replay_limit", _count, 10 * 1024 * 1024)
@@ -606,7 +609,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",
+    "/tmp",  # nosec B108 - operators know it from version 3
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
     is_read=False,

@@ -11,9 +11,7 @@ inherited ones do not do. Everything else - time-outs, users, ports, responses -
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import pwd
 import secrets
 import signal
 import socket
@@ -43,9 +41,10 @@ from ...core.errors import (
 from ...core.offload import offload, offload_to
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
-from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from ...transport.localproc import LocalProcess, last_lines
 from ...transport.outputfiles import cut
 from .launchers import Origins, demanded_version, marked_version
+from .remnants import Owners, local_processes, user_name
 from .remotehosts import is_local_address
 from .responses import Response, ResponseManager
 from .startup import await_startup
@@ -273,11 +272,16 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
         The base removes processes of this machine that carry the kernel's id in their environment.
         """
-        processes = processes_of_kernel(self.kernel_id)
-        for process in processes:
-            self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
-            process.kill()
-        return bool(processes)
+        remnants = list(local_processes("KERNEL_ID", [self.kernel_id], self._owners))
+        for remnant in remnants:
+            self.log.warning("Left behind by kernel %s and ended: %s", self.kernel_id, remnant.what)
+            remnant.remove()
+        return bool(remnants)
+
+    @property
+    def _owners(self) -> Owners:
+        """Whose processes may be the kernel's."""
+        return Owners(self.kernel_manager.options.impersonation_enabled, [self.user_rules])
 
     @classmethod
     def find_remnants(
@@ -696,16 +700,7 @@ def kernel_id_of(connection_file: str) -> str:
 
 def gateway_user() -> str:
     """Return the name of the operating-system user that the gateway runs as."""
-    return _user_name(os.getuid())
-
-
-@functools.cache
-def _user_name(uid: int) -> str:
-    """Return a user's name; kept, for a directory service may take its time to tell it."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return user_name(os.getuid())
 
 
 async def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyABC:
