@@ -374,6 +374,15 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         that can; `required`, where a kernel that cannot is not started.""",
     ).tag(env=envvars.EG_TRANSPORT_ENCRYPTION)
 
+    allow_payload_v1 = Bool(
+        envvars.EG_ALLOW_PAYLOAD_V1.default,
+        config=True,
+        help="""Whether launchers that are not known to speak payload version 2, as those of Enterprise Gateway 3, may
+        report by version 1, which proves nothing: another account of the kernel's host can report first, and gets the
+        client's code. Switch it off when no kernelspec needs it; the log names those that do when the gateway
+        starts.""",
+    ).tag(env=envvars.EG_ALLOW_PAYLOAD_V1)
+
     yarn_endpoint = Unicode(
         None,
         allow_none=True,

@@ -14,9 +14,10 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -47,6 +48,7 @@ from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.kernelspecs.reading import CheckedKernelSpec
+from .services.kernelspecs.unproven import unproven_kernelspecs
 from .services.processproxies.deployment import Deployment, RunDeployment, StoreDeployment
 from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
@@ -56,6 +58,10 @@ from .services.sessions.kernelsessionmanager import (
     WebhookKernelSessionManager,
 )
 from .services.sessions.sessionmanager import SessionManager
+from .transport.response import Conflict
+
+if TYPE_CHECKING:
+    from jupyter_events import EventLogger
 
 # The tornado settings that follow an option, and how its value is written there.
 SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -89,6 +95,8 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),
     "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
 }
+
+LAUNCH_CONFLICT = "https://events.jupyter.org/jupyter_enterprise_gateway/launch_conflict/v1"
 
 BODY_SECONDS = 30.0  # that a client has to send the body of a request
 IDLE_SECONDS = 300.0  # after which a connection that no request uses is closed
@@ -149,6 +157,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     session_manager: SessionManager
     sweeper: Sweeper
     traffic: Traffic
+    event_logger: EventLogger | None = None
     connections: Connections
     web_app: web.Application | None = None
     http_server: httpserver.HTTPServer | None = None
@@ -278,6 +287,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         """Build the managers, from kernelspecs to the store of kernel sessions."""
         envvars.check()
         self.traffic = Traffic()
+        self.init_event_logger()
         self.connections = Connections(self.traffic.websockets)
         self._limit_connections()
         self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
@@ -300,8 +310,18 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.kernel_manager.kernel_session_manager = self.kernel_session_manager
         self._reconcile_availability()
         self.kernel_manager.resources.deployment = self._make_deployment()
+        self.kernel_manager.resources.on_conflict.append(self._emit_conflict)
         self.sweeper = Sweeper(self.kernel_manager, Path(self.runtime_dir))
         self.init_dynamic_configs()
+
+    def init_event_logger(self) -> None:
+        """Have events recorded if the configuration says where (``c.EventLogger``): importing that takes a second."""
+        if "EventLogger" not in self.config:
+            return
+        from jupyter_events import EventLogger
+
+        self.event_logger = EventLogger(parent=self)
+        self.event_logger.register_event_schema(Path(__file__).parent / "event_schemas" / "launch_conflict.yaml")
 
     def _apply_allowed_kernels(self) -> None:
         allowed = envvars.EG_ALLOWED_KERNELS()
@@ -361,6 +381,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             "allow_remote_access": True,
             "authorizer": self.authorizer_class(parent=self, log=self.log),
             "eg_traffic": self.traffic,
+            "event_logger": self.event_logger,
             "eg_connections": self.connections,
             "log_function": log_request,
         }
@@ -501,7 +522,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         host = f"[{self.ip}]" if ":" in self.ip else self.ip
         self.log.info("Jupyter Enterprise Gateway %s is available at %s://%s:%d", __version__, scheme, host, self.port)
         sweep = asyncio.ensure_future(self._sweep_at_start())
-        warm_up = asyncio.ensure_future(self.kernel_spec_cache.snapshot())
+        warm_up = asyncio.ensure_future(self._warm_up())
         warm_up.add_done_callback(self._log_failed_warm_up)
         try:
             await self._stop_requested.wait()
@@ -596,6 +617,22 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             os._exit(128 + signum)
         self.log.info("Received %s, stopping.", signum.name)
         self.request_stop()
+
+    async def _warm_up(self) -> None:
+        """Read the kernelspecs before the first request, and name those that the gateway has to take on trust."""
+        snapshot = await self.kernel_spec_cache.snapshot()
+        names = await offload(unproven_kernelspecs, snapshot.items) if self.allow_payload_v1 else []
+        if names:
+            self.log.info(
+                "Reports of payload version 1 are taken for kernels of these kernelspecs, so that another account of a "
+                "kernel's host can report in its place; see allow_payload_v1: %s",
+                ", ".join(names),
+            )
+
+    def _emit_conflict(self, conflict: Conflict) -> None:
+        """Record an event that two launchers have reported for one kernel; called by the response server."""
+        if self.event_logger is not None:
+            self.event_logger.emit(schema_id=LAUNCH_CONFLICT, data=asdict(conflict))
 
     def _log_failed_warm_up(self, task: asyncio.Future[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -100,6 +100,8 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._first_answer = None
             self._has_waited = True
             self._channels = await self._find_channels(kernel_id)
+        if self._channels.awaits_proof:
+            raise web.HTTPError(503, "The kernel was reported twice and has not proved that it has the key.")
         await super().get(kernel_id)
 
     async def _find_channels(self, kernel_id: str) -> KernelChannels:

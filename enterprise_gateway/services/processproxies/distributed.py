@@ -26,7 +26,7 @@ from .deployment import LABEL_VARIABLE
 from .hostchoice import TrackKernelOnHost
 from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy, gateway_user
 from .remnants import Remnant, owners_of, remote_processes
-from .remotehosts import RemoteHost, address_of, is_local_address, resolve
+from .remotehosts import RemoteHost, addresses_of, is_local_address, resolve
 from .shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class DistributedProcessProxy(RemoteProcessProxy):
         raise _no_host(self.kernel_id, failures)
 
     async def _start_on(self, host: str, kernel_cmd: list[str], **kwargs: Any) -> None:
-        address = await address_of(host)
+        addresses = await addresses_of(host)
+        self.restrict_reports(host, addresses)
+        address = addresses[0]
         self.assigned_host, self.assigned_ip, self.ip = host, address, address
         is_here = is_local_address(address)
         login = gateway_user() if is_here else self.remote_user
