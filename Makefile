@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--EnterpriseGatewayApp.unauthorized_users=[])
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help env activate clean clean-env run run-dev test test-debug chaos lint format docs bench bdist sdist dist \
+.PHONY: help env activate clean clean-env run run-dev test test-debug chaos fuzz audit lint format docs bench bdist sdist dist \
 	test-install test-install-wheel test-install-tar check_dists
 
 help: ## list the targets
@@ -70,6 +70,9 @@ test: $(VENV)/.installed-test ## run the tests (ARGS=… for pytest)
 chaos: $(VENV)/.installed-test ## let three replicas, their database and kernels fail (SECONDS=… SEED=…)
 	@CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest --capture=no tests/chaos $(ARGS)
 
+fuzz: $(VENV)/.installed-test ## give each decoder of outsiders' bytes new inputs (SECONDS=… for each)
+	@FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest --numprocesses=$(WORKERS) tests/fuzz $(ARGS)
+
 test-debug: WORKERS = 0
 test-debug: ARGS += -vv --capture=no --log-cli-level=DEBUG
 test-debug: test ## run the tests with all that they say
@@ -79,6 +82,11 @@ lint: $(VENV)/.installed-lint ## ruff, mypy and import-linter
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+audit: $(VENV)/.installed-audit ## bandit, and known vulnerabilities of the installed packages
+	@$(BIN)/python -m bandit --quiet --severity-level=medium --confidence-level=medium --skip=B104 \
+		--recursive enterprise_gateway etc
+	@$(BIN)/python scripts/audit_packages.py
 
 format: $(VENV)/.installed-lint ## let ruff correct and format
 	@$(BIN)/ruff check --fix .

@@ -78,9 +78,10 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
     allowed_hosts = List(
         Unicode(),
         config=True,
-        help="""Names, without a port, that a Host header may carry besides localhost and loopback addresses, while
-        the gateway serves on a loopback address and has no `auth_token`. Other names are refused: without this,
-        any web page could reach such a gateway through a browser by DNS rebinding.""",
+        help="""Names, without a port, that a Host header may carry while clients need neither `auth_token` nor a
+        certificate (`client_ca`), besides localhost, this machine's own name and addresses. `.example.org` permits
+        that name and all below it, `*` any. Other names are refused: without this, any web page could reach such a
+        gateway through a browser by DNS rebinding.""",
     ).tag(env=envvars.EG_ALLOWED_HOSTS)
 
     # -- Websockets
@@ -252,6 +253,31 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="Bytes that the body of a request may have; larger ones are refused. Websockets have ws_max_message_size.",
     ).tag(env=envvars.EG_MAX_BODY_SIZE)
 
+    max_connections = Integer(
+        envvars.EG_MAX_CONNECTIONS.default,
+        min=0,
+        config=True,
+        help="""Most connections of clients, websockets among them. When there are as many, those on which nobody has
+        shown the token yet make room for new ones; where there are none, new ones are refused. 0 is half of the files
+        that the system lets the gateway open.""",
+    ).tag(env=envvars.EG_MAX_CONNECTIONS)
+
+    max_pending_connections = Integer(
+        envvars.EG_MAX_PENDING_CONNECTIONS.default,
+        min=1,
+        config=True,
+        help="""Most connections on which nobody has shown the token yet (or, when none is asked for, sent a request).
+        When there are more, the oldest is closed. A connection is in this state for the moment until the header of
+        its first request has come; after ten seconds it is closed anyway.""",
+    ).tag(env=envvars.EG_MAX_PENDING_CONNECTIONS)
+
+    max_pending_connections_per_address = Integer(
+        envvars.EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS.default,
+        min=1,
+        config=True,
+        help="""As max_pending_connections, of one address. Mind that clients behind a proxy have its address.""",
+    ).tag(env=envvars.EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS)
+
     # -- Cross-origin requests of browsers
 
     allow_origin = Unicode(
@@ -390,6 +416,15 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="""Whether messages between gateway and kernels are encrypted (CurveZMQ): `disabled`; `auto`, for kernels
         that can; `required`, where a kernel that cannot is not started.""",
     ).tag(env=envvars.EG_TRANSPORT_ENCRYPTION)
+
+    allow_payload_v1 = Bool(
+        envvars.EG_ALLOW_PAYLOAD_V1.default,
+        config=True,
+        help="""Whether launchers that are not known to speak payload version 2, as those of Enterprise Gateway 3, may
+        report by version 1, which proves nothing: another account of the kernel's host can report first, and gets the
+        client's code. Switch it off when no kernelspec needs it; the log names those that do when the gateway
+        starts.""",
+    ).tag(env=envvars.EG_ALLOW_PAYLOAD_V1)
 
     yarn_endpoint = Unicode(
         None,

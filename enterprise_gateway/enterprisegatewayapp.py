@@ -14,9 +14,10 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -27,8 +28,9 @@ from traitlets import Bunch, TraitError, default, observe
 from traitlets.config import Config, Configurable, catch_config_error
 
 from ._version import __version__
+from .base.connections import Connections, GatewayServer
 from .base.handlers import default_handlers as other_handlers
-from .base.handlers import is_loopback, log_request
+from .base.handlers import is_loopback, log_request, own_names
 from .base.traffic import Traffic
 from .config import EnterpriseGatewayConfigMixin
 from .core import envvars
@@ -46,6 +48,7 @@ from .services.kernels.websocket import default_handlers as websocket_handlers
 from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.kernelspecs.reading import CheckedKernelSpec
+from .services.kernelspecs.unproven import unproven_kernelspecs
 from .services.processproxies.deployment import Deployment, RunDeployment, StoreDeployment
 from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
@@ -55,6 +58,10 @@ from .services.sessions.kernelsessionmanager import (
     WebhookKernelSessionManager,
 )
 from .services.sessions.sessionmanager import SessionManager
+from .transport.response import Conflict
+
+if TYPE_CHECKING:
+    from jupyter_events import EventLogger
 
 # The tornado settings that follow an option, and how its value is written there.
 SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -69,13 +76,14 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "auth_token",
             "authorized_origin",
             "authorized_users",
+            "client_ca",
             "client_envs",
             "expose_headers",
             "inherited_envs",
-            "ip",
             "kernel_headers",
             "list_kernels",
             "max_age",
+            "max_body_size",
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
@@ -91,8 +99,11 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ws_max_message_size": ("websocket_max_message_size", lambda size: size),
 }
 
+LAUNCH_CONFLICT = "https://events.jupyter.org/jupyter_enterprise_gateway/launch_conflict/v1"
+
 BODY_SECONDS = 30.0  # that a client has to send the body of a request
 IDLE_SECONDS = 300.0  # after which a connection that no request uses is closed
+MAX_HEADER_BYTES = 64 << 10  # of a request
 CLOSING_SECONDS = 1.0  # that clients have to answer the closing of their websockets
 
 # Numbers of the ssl module's PROTOCOL_ constants that stand for TLS 1.2; older versions are not served.
@@ -149,6 +160,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     session_manager: SessionManager
     sweeper: Sweeper
     traffic: Traffic
+    event_logger: EventLogger | None = None
+    connections: Connections
     web_app: web.Application | None = None
     http_server: httpserver.HTTPServer | None = None
     dynamic_config_poller: DynamicConfig | None = None
@@ -177,6 +190,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             config["root"] = {"level": self.log_level, "handlers": ["console"]}
             # They would drown everything else at DEBUG: an event for each file that the gateway itself reads.
             config["loggers"].update({name: {"level": "WARNING"} for name in ("watchdog", "asyncio")})
+            # It tells of malformed requests, and quotes them: an Authorization header with a control character, say.
+            config["loggers"]["tornado.general"] = {"level": "WARNING"}
         return config
 
     @observe("config")
@@ -275,6 +290,9 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         """Build the managers, from kernelspecs to the store of kernel sessions."""
         envvars.check()
         self.traffic = Traffic()
+        self.init_event_logger()
+        self.connections = Connections(self.traffic.websockets)
+        self._limit_connections()
         self.kernel_spec_manager = self.kernel_spec_manager_class(parent=self)
         if getattr(self.kernel_spec_manager, "kernel_spec_class", None) is KernelSpec:
             self.kernel_spec_manager.kernel_spec_class = CheckedKernelSpec
@@ -295,8 +313,18 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.kernel_manager.kernel_session_manager = self.kernel_session_manager
         self._reconcile_availability()
         self.kernel_manager.resources.deployment = self._make_deployment()
+        self.kernel_manager.resources.on_conflict.append(self._emit_conflict)
         self.sweeper = Sweeper(self.kernel_manager, Path(self.runtime_dir))
         self.init_dynamic_configs()
+
+    def init_event_logger(self) -> None:
+        """Have events recorded if the configuration says where (``c.EventLogger``): importing that takes a second."""
+        if "EventLogger" not in self.config:
+            return
+        from jupyter_events import EventLogger
+
+        self.event_logger = EventLogger(parent=self)
+        self.event_logger.register_event_schema(Path(__file__).parent / "event_schemas" / "launch_conflict.yaml")
 
     def _apply_allowed_kernels(self) -> None:
         allowed = envvars.EG_ALLOWED_KERNELS()
@@ -356,6 +384,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             "allow_remote_access": True,
             "authorizer": self.authorizer_class(parent=self, log=self.log),
             "eg_traffic": self.traffic,
+            "event_logger": self.event_logger,
+            "eg_connections": self.connections,
             "log_function": log_request,
         }
         for option, (setting, written) in SETTINGS.items():
@@ -372,6 +402,16 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         if change.name == "allow_origin":
             self.web_app.settings["allow_origin"] = change.new
 
+    @observe("max_connections", "max_pending_connections", "max_pending_connections_per_address")
+    def _connection_limit_changed(self, change: Bunch) -> None:
+        if hasattr(self, "connections"):
+            self._limit_connections()
+
+    def _limit_connections(self) -> None:
+        self.connections.max_open = self.max_connections or open_file_limit() // 2
+        self.connections.max_pending = self.max_pending_connections
+        self.connections.max_pending_per_address = self.max_pending_connections_per_address
+
     @observe("default_kernel_name")
     def _default_kernel_name_changed(self, change: Bunch) -> None:
         manager = getattr(self, "kernel_manager", None)
@@ -381,11 +421,13 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def init_http_server(self) -> None:
         """Build the HTTP server and bind its port; exit when none is free. It accepts once the application starts."""
         ssl_options = self._ssl_options_or_exit()
-        self.http_server = httpserver.HTTPServer(
+        self.http_server = GatewayServer(
             self.web_app,
+            connections=self.connections,
             xheaders=self.trust_xheaders,
             ssl_options=ssl_options,
             max_body_size=self.max_body_size,
+            max_header_size=MAX_HEADER_BYTES,
             max_buffer_size=2 * self.max_body_size,  # websockets raise it for themselves
             body_timeout=BODY_SECONDS,
             idle_connection_timeout=IDLE_SECONDS,
@@ -483,7 +525,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         host = f"[{self.ip}]" if ":" in self.ip else self.ip
         self.log.info("Jupyter Enterprise Gateway %s is available at %s://%s:%d", __version__, scheme, host, self.port)
         sweep = asyncio.ensure_future(self._sweep_at_start())
-        warm_up = asyncio.ensure_future(self.kernel_spec_cache.snapshot())
+        warm_up = asyncio.ensure_future(self._warm_up())
         warm_up.add_done_callback(self._log_failed_warm_up)
         try:
             await self._stop_requested.wait()
@@ -579,6 +621,22 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.log.info("Received %s, stopping.", signum.name)
         self.request_stop()
 
+    async def _warm_up(self) -> None:
+        """Read the kernelspecs before the first request, and name those that the gateway has to take on trust."""
+        snapshot = await self.kernel_spec_cache.snapshot()
+        names = await offload(unproven_kernelspecs, snapshot.items) if self.allow_payload_v1 else []
+        if names:
+            self.log.info(
+                "Reports of payload version 1 are taken for kernels of these kernelspecs, so that another account of a "
+                "kernel's host can report in its place; see allow_payload_v1: %s",
+                ", ".join(names),
+            )
+
+    def _emit_conflict(self, conflict: Conflict) -> None:
+        """Record an event that two launchers have reported for one kernel; called by the response server."""
+        if self.event_logger is not None:
+            self.event_logger.emit(schema_id=LAUNCH_CONFLICT, data=asdict(conflict))
+
     def _log_failed_warm_up(self, task: asyncio.Future[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self.log.warning("Kernelspecs could not be read: %s", task.exception())
@@ -587,8 +645,10 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         if not self.auth_token and not self.client_ca and not is_loopback(self.ip):
             self.log.warning(
                 "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in "
-                "front keeps others out.",
+                "front keeps others out. Clients that come by a name other than %s are refused unless it is in "
+                "allowed_hosts.",
                 self.ip or "all addresses",
+                " or ".join(sorted(own_names() | {"localhost"})),
             )
         if self.allow_credentials and self.allow_origin == "*":
             self.log.warning("allow_credentials with allow_origin '*' lets every web page use the gateway.")
@@ -639,6 +699,16 @@ def candidate_ports(port: int, count: int) -> Iterator[int]:
         if attempt > 5 or candidate > 65535:
             candidate = port + random.randint(-2 * count, 2 * count)  # noqa: S311 - spreads, hides nothing
         yield max(1, min(65535, candidate)) if attempt else port
+
+
+def open_file_limit() -> int:
+    """Return how many files this process may have open."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def raise_open_file_limit(log: Any) -> None:

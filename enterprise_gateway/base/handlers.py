@@ -5,6 +5,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
+import socket
+from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
@@ -13,13 +17,17 @@ from tornado import web
 from tornado.log import access_log
 
 from ..core.errors import InvalidRequestError
+from .bodies import EarlyHandler
 from .mixins import CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, redacted_uri
 
 if TYPE_CHECKING:
     from ..services.kernels.remotemanager import RemoteMappingKernelManager
+    from .connections import Connections
     from .traffic import Traffic
 
 ANONYMOUS = User(username="anonymous")
+
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 
 
 def log_request(handler: web.RequestHandler) -> None:
@@ -38,8 +46,8 @@ def log_request(handler: web.RequestHandler) -> None:
     )
 
 
-class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.RequestHandler):
-    """Checks token, host and origin before a verb runs; offers the managers to it."""
+class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyHandler):
+    """Checks token, host and origin before the body is read and a verb runs; offers the managers to it."""
 
     def set_default_headers(self) -> None:
         """Set what every answer carries; called by tornado, also before an error is written."""
@@ -52,10 +60,24 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
         if self.refuse_when_draining():
             return
         self.check_token()
+        self.check_peer_certificate()
+        self.check_host()
         if self.request.method != "OPTIONS":
-            self.check_peer_certificate()
-            self.check_host()
             self.check_cross_site()
+        self.expect_body()
+        traffic: Traffic | None = self.settings.get("eg_traffic")
+        if traffic is not None and self.keeps_body:  # a stranger's request holds up no orderly stop
+            traffic.requests.add(self)
+
+    def check_token(self) -> None:
+        """Refuse the request with 401 unless the token is right; who has shown it is known from then on."""
+        super().check_token()
+        if self.request.method == "OPTIONS":
+            return
+        self.keeps_body = True
+        connections: Connections | None = self.settings.get("eg_connections")
+        if connections is not None:
+            connections.admit(self.request.connection.stream)  # type: ignore[union-attr]
 
     async def head(self, *args: str, **kwargs: str) -> None:
         """Answer as GET does, or 405 where there is none; tornado leaves the body out."""
@@ -68,12 +90,9 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
         return methods if "GET" in methods else [method for method in methods if method != "HEAD"]
 
     def refuse_when_draining(self) -> bool:
-        """Note the request as under way; answer it with 503 and return True when the gateway is about to end."""
+        """Answer with 503 and return True when the gateway is about to end."""
         traffic: Traffic | None = self.settings.get("eg_traffic")
-        if traffic is None:
-            return False
-        if not traffic.is_draining:
-            traffic.requests.add(self)
+        if traffic is None or not traffic.is_draining:
             return False
         self.set_header("Connection", "close")
         self.set_header("Retry-After", "1")
@@ -88,12 +107,15 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
             traffic.leave(self)
 
     def check_host(self) -> None:
-        """Refuse foreign Host headers when there is no token and only loopback is served (DNS rebinding)."""
-        if self.settings.get("eg_auth_token") or not is_loopback(self.settings.get("eg_ip", "127.0.0.1")):
+        """Refuse foreign Host headers when clients need neither a token nor a certificate (DNS rebinding)."""
+        if self.settings.get("eg_auth_token") or self.settings.get("eg_client_ca"):
             return
-        host = hostname(self.request.host)
-        if not is_loopback(host) and host not in self.settings.get("eg_allowed_hosts", ()):
-            raise web.HTTPError(403, "The Host header names %r; add it to allowed_hosts or set a token.", host)
+        host = self.request.host
+        if not is_allowed_host(host, self.settings.get("eg_allowed_hosts", ())):
+            name = hostname(host) or host
+            raise web.HTTPError(
+                403, "The Host header names %r; add it to allowed_hosts (EG_ALLOWED_HOSTS) or set auth_token.", name
+            )
 
     def check_cross_site(self) -> None:
         """Refuse requests that a page of a foreign origin makes, unless ``allow_origin`` permits it."""
@@ -107,7 +129,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
 
     def is_allowed_origin(self, origin: str) -> bool:
         """Whether ``origin`` is the gateway's own, or permitted by the setting ``allow_origin``."""
-        if urlparse(origin).netloc.lower() == self.request.host.lower():
+        if origin_host(origin) == self.request.host.lower():
             return True
         allowed = self.settings.get("allow_origin", "")
         return bool(allowed == "*" or origin.lower() == allowed.lower() != "")
@@ -183,7 +205,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, web.Re
         self.finish(json.dumps(model))
 
 
-class NotFoundHandler(JSONErrorsMixin, web.RequestHandler):
+class NotFoundHandler(JSONErrorsMixin, EarlyHandler):
     """Answers 404 as JSON for every path that no other handler serves."""
 
     def prepare(self) -> None:
@@ -192,10 +214,49 @@ class NotFoundHandler(JSONErrorsMixin, web.RequestHandler):
 
 
 def hostname(host: str) -> str:
-    """Return the name of a Host header without its port, in lower case."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    """Return the name of a Host header without its port, in lower case; empty if it is no such header."""
+    match = _HOST.fullmatch(host)
+    return match[1].strip("[]").lower() if match else ""
+
+
+def origin_host(origin: str) -> str | None:
+    """Return host and port of an Origin header, in lower case; None if it is no such header."""
+    try:
+        return urlparse(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:
+    """Whether a Host header is one that no page of a foreign name can make a browser send.
+
+    That is: none, an address, ``localhost``, this machine's name, and what the option ``allowed_hosts`` permits.
+    """
+    name = hostname(host).removesuffix(".")
+    if not name:
+        return not host
+    if is_loopback(name) or is_address(name) or name in own_names():
+        return True
+    for pattern in map(str.lower, allowed):
+        if pattern in {"*", name} or (pattern.startswith(".") and f".{name}".endswith(pattern)):
+            return True
+    return False
+
+
+@cache
+def own_names() -> frozenset[str]:
+    """Return the name of this machine, with its domain and without."""
+    name = socket.gethostname().lower()
+    return frozenset({name, name.partition(".")[0]})
+
+
+def is_address(host: str) -> bool:
+    """Whether ``host`` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-import re
 import traceback
 from http.client import responses
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 from tornado import web
 from tornado.httputil import HTTPServerRequest
@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 else:
     Handler = object
 
-_TOKEN_ARGUMENT = re.compile(r"([?&]token=)[^&\s]*", re.IGNORECASE)
-
 
 def redacted_uri(request: HTTPServerRequest) -> str:
-    """Return the request's path and query with the value of any ``token`` argument masked."""
-    return _TOKEN_ARGUMENT.sub(r"\1********", request.uri or "")
+    """Return the request's path and query, on one line, with the value of any argument named like a token masked."""
+    path, mark, query = (request.uri or "").partition("?")
+    return one_line(path + mark + "&".join(map(_redacted, query.split("&"))))
+
+
+def _redacted(argument: str) -> str:
+    # The name is compared as it is recognised, that is decoded: tok%65n authenticates, too.
+    name, sign, _ = argument.partition("=")
+    return f"{name}=********" if sign and "token" in unquote_plus(name).lower() else argument
 
 
 def one_line(text: str) -> str:
@@ -87,7 +92,10 @@ class TokenAuthorizationMixin(Handler):
         expected = self.settings.get("eg_auth_token")
         if not expected:
             return True
-        given = self.get_argument("token", None)
+        try:
+            given = self.get_argument("token", None)
+        except web.HTTPError:  # it is no UTF-8; tornado would quote it, to the client and in the log
+            return False
         if given is None:
             header = self.request.headers.get("Authorization", "")
             scheme = next((s for s in self.SCHEMES if header.startswith(s)), None)
@@ -149,7 +157,8 @@ class JSONErrorsMixin(Handler):
         """Log a failure once, without the token that the query may carry."""
         where = f"{self.request.method} {redacted_uri(self.request):.200}"
         if isinstance(value, GatewayError):
-            log.log(logging.INFO if value.status < 500 else logging.ERROR, "%d %s: %s", value.status, where, value)
+            level, text = (logging.INFO, one_line(str(value))) if value.status < 500 else (logging.ERROR, str(value))
+            log.log(level, "%d %s: %s", value.status, where, text)
             if value.__cause__ is not None:
                 log.debug("caused by %s", "".join(traceback.format_exception(value.__cause__)))
         elif isinstance(value, web.HTTPError):

@@ -242,6 +242,9 @@ EG_WS_PING_INTERVAL_SECS = for_option("ws_ping_interval", _count, 30, name="EG_W
 EG_WS_PING_TIMEOUT_SECS = for_option("ws_ping_timeout", _count, 0, name="EG_WS_PING_TIMEOUT_SECS")
 EG_WS_MAX_MESSAGE_SIZE = for_option("ws_max_message_size", _size, 100 * 1024 * 1024)
 EG_MAX_BODY_SIZE = for_option("max_body_size", _size, 1 << 20)
+EG_MAX_CONNECTIONS = for_option("max_connections", _count, 0)
+EG_MAX_PENDING_CONNECTIONS = for_option("max_pending_connections", _size, 4096)
+EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS = for_option("max_pending_connections_per_address", _size, 2048)
 EG_WS_QUEUE_LIMIT = for_option("ws_queue_limit", _size, 32 * 1024 * 1024)
 EG_WS_RECEIVE_LIMIT = for_option("ws_receive_limit", _size, 1024 * 1024 * 1024)
 EG_WS_MESSAGE_RATE = for_option("ws_message_rate", _count, 2_000)
@@ -300,6 +303,7 @@ EG_REMOTE_HOSTS = for_option("remote_hosts", comma_list, ("localhost",))
 EG_LOAD_BALANCING_ALGORITHM = for_option("load_balancing_algorithm", str, "round-robin")
 EG_PORT_RANGE = for_option("port_range", str, "0..0")
 EG_TRANSPORT_ENCRYPTION = for_option("transport_encryption", str, "disabled")
+EG_ALLOW_PAYLOAD_V1 = for_option("allow_payload_v1", boolean, True)
 EG_YARN_ENDPOINT = for_option("yarn_endpoint", optional_text, None, is_read=False)
 EG_ALT_YARN_ENDPOINT = for_option("alt_yarn_endpoint", optional_text, None, is_read=False)
 EG_YARN_ENDPOINT_SECURITY_ENABLED = for_option("yarn_endpoint_security_enabled", boolean, False, is_read=False)
@@ -610,7 +614,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",
+    "/tmp",  # nosec B108 - operators know it from version 3
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
     is_read=False,

@@ -34,13 +34,17 @@ def check_kernel_id(kernel_id: object) -> str:
     InvalidRequestError
         It is not the canonical text of a version 4 UUID.
     """
-    try:
-        parsed = uuid.UUID(str(kernel_id), version=4)
-    except ValueError:
-        parsed = None
-    if parsed is None or str(parsed) != kernel_id:
+    if not is_kernel_id(kernel_id):
         raise InvalidRequestError(f"KERNEL_ID {str(kernel_id)[:64]!r} must be a version 4 UUID in lower case.")
-    return kernel_id
+    return str(kernel_id)
+
+
+def is_kernel_id(kernel_id: object) -> bool:
+    """Whether it is the canonical text of a version 4 UUID, as the ids of all kernels are."""
+    try:
+        return str(uuid.UUID(str(kernel_id), version=4)) == kernel_id
+    except ValueError:
+        return False
 
 
 def check_launch_timeout(text: str) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .connection import CHANNEL_PORTS, ConnectionInfo
+from .connection import CHANNEL_PORTS, MAX_TEXT, ConnectionInfo, shown
 from .errors import PayloadError
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def parse(wire: bytes) -> Envelope:
     if not isinstance(message, dict):
         raise PayloadError("the message is not an object")
     version = message.get("version")
-    if version not in (1, 2) or isinstance(version, bool):
-        raise PayloadError(f"version must be 1 or 2, not {str(version)[:20]!r}")
+    if not isinstance(version, int) or isinstance(version, bool) or version not in (1, 2):
+        raise PayloadError(f"version must be 1 or 2, not {shown(version)}")
     content = _base64(_text(message, "conn_info"), "conn_info")
     wrapped_key = _text(message, "key")
     if version == 1:
@@ -72,7 +72,7 @@ def parse(wire: bytes) -> Envelope:
     nonce = _base64(_text(message, "nonce"), "nonce")
     if len(nonce) != 12:
         raise PayloadError("nonce must be 12 bytes")
-    return Envelope(2, _text(message, "kernel_id"), wrapped_key, nonce, content)
+    return Envelope(2, _kernel_id(message), wrapped_key, nonce, content)
 
 
 class KeyPair:
@@ -157,9 +157,7 @@ def open_legacy(envelope: Envelope, kernel_id: str) -> Report:
 
 
 def _report(info: Mapping[str, Any], version: int) -> Report:
-    kernel_id = info.get("kernel_id")
-    if not isinstance(kernel_id, str) or not kernel_id:
-        raise PayloadError("the connection information names no kernel")
+    kernel_id = _kernel_id(info)
     try:
         connection_info = ConnectionInfo.from_dict(info)
         for name in (*CHANNEL_PORTS, "comm_port"):
@@ -179,7 +177,7 @@ def _decrypt_ecb(key: bytes, content: bytes) -> bytes:
 
     if len(key) != 16 or not content or len(content) % 16:
         raise PayloadError("the connection information is not encrypted as its version prescribes")
-    decryptor = Cipher(AES(key), ECB()).decryptor()  # noqa: S305 - what versions 0 and 1 prescribe
+    decryptor = Cipher(AES(key), ECB()).decryptor()  # noqa: S305  # nosec B305 - what versions 0 and 1 prescribe
     return decryptor.update(content) + decryptor.finalize()
 
 
@@ -204,6 +202,14 @@ def _text(message: Mapping[str, Any], name: str) -> str:
     value = message.get(name)
     if not isinstance(value, str) or not value:
         raise PayloadError(f"{name} is missing")
+    return value
+
+
+def _kernel_id(message: Mapping[str, Any]) -> str:
+    """Return the kernel that a message names: a text that may be logged."""
+    value = message.get("kernel_id")
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_TEXT:
+        raise PayloadError("the message names no kernel")
     return value
 
 

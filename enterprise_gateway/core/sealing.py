@@ -75,14 +75,14 @@ class Sealer:
             The key is not known, or the text was changed. The record is of use again when the key is there.
         """
         for kernel_id, record in session.items():
-            for path in record.pop("sealed", None) or ():
-                try:
+            try:
+                for path in record.pop("sealed", None) or ():
                     holder = _holder(record, path)
                     holder[path[-1]] = self._open(holder[path[-1]], _place(kernel_id, path))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise StoreUnavailableError(
-                        f"The session record of kernel {kernel_id} could not be unsealed; is the sealing key right?"
-                    ) from error
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise StoreUnavailableError(
+                    f"The session record of kernel {kernel_id} could not be unsealed; is the sealing key right?"
+                ) from error
         return session
 
     def _seal(self, text: str, place: bytes) -> str:

@@ -156,23 +156,43 @@ def signal_script(pid: int, pgid: int, signum: int, *, as_user: str = "") -> str
     return " || ".join(f"{sudo}kill -s {int(signum)} -- {target}" for target in targets) + "\n"
 
 
+# Prints "start real-uid effective-uid" of process $1 if it leads a process group. The name of a program, in parentheses
+# and between the other fields, may hold blanks and parentheses itself; it has no line breaks, in neither of the files.
+_LEADER = """leader() {
+{ read -r s < /proc/$1/stat; } 2> /dev/null || return 0
+u=; while read -r n r e o; do if [ "$n" = Uid: ]; then u="$r $e"; break; fi; done 2> /dev/null < /proc/$1/status
+set -- "$1" ${s##*) }
+if [ "$4" = "$1" ]; then echo "${21} $u"; fi
+}
+"""
+
+
 def leaders_script(variable: str) -> str:
-    """Return a script that prints the process group leaders whose environment has ``variable`` (``NAME=value``)."""
+    """Return a script that prints the process group leaders whose environment has ``variable`` (``NAME=value``).
+
+    Each word and each variable of the output ends with a NUL, which is in no environment: ``login`` and the user id
+    of the login; then for each leader ``leader``, its id, "start real-uid effective-uid", its owner's name, and its
+    ``KERNEL_ID`` and ``KERNEL_USERNAME`` when they look like ours.
+    """
     return (
+        f"{_LEADER}printf 'login\\0%s\\0' \"$(id -u)\"\n"
         f"for f in $(grep -lszxF -e {shlex.quote(variable)} /proc/[0-9]*/environ); do\n"
-        "p=${f#/proc/}; p=${p%/environ}; { read -r s < /proc/$p/stat; } 2> /dev/null || continue\n"
-        'set -- ${s##*) }; if [ "$3" = $p ]; then echo $p; fi; done\n'
+        'p=${f#/proc/}; p=${p%/environ}; l=$(leader $p); if [ -z "$l" ]; then continue; fi\n'
+        'printf \'leader\\0%s\\0%s\\0%s\\0\' "$p" "$l" "$(stat -c %U /proc/$p 2> /dev/null)"\n'
+        "grep -szaxE 'KERNEL_ID=[0-9a-f-]{36}|KERNEL_USERNAME=[A-Za-z0-9_.-]{1,32}' $f; done; true\n"
     )
 
 
-def labelled_script(variable: str) -> str:
-    """Return a script that prints the leaders of :func:`leaders_script`, each with its ``KERNEL_ID``."""
+def end_leader_script(pid: int, start_time: int, uid: int, variable: str) -> str:
+    """Return a script that kills a process group if its leader is still the one that :func:`leaders_script` printed.
+
+    It exits with 3 when it is not: the process is gone, or has become another program by now.
+    """
+    facts = f"{int(start_time)} {int(uid)} {int(uid)}"
     return (
-        f"for f in $(grep -lszxF -e {shlex.quote(variable)} /proc/[0-9]*/environ); do\n"
-        "p=${f#/proc/}; p=${p%/environ}; { read -r s < /proc/$p/stat; } 2> /dev/null || continue\n"
-        'set -- ${s##*) }; [ "$3" = $p ] || continue\n'
-        "k=$(tr '\\000' '\\n' < $f 2> /dev/null | sed -n 's/^KERNEL_ID=//p' | head -n 1)\n"
-        'if [ -n "$k" ]; then echo "$p $k"; fi; done\n'
+        f"{_LEADER}grep -qszxF -e {shlex.quote(variable)} /proc/{int(pid)}/environ || exit 3\n"
+        f'[ "$(leader {int(pid)})" = "{facts}" ] || exit 3\n'
+        f"kill -s 9 -- -{int(pid)}\n"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import re
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     import paramiko
 
 MAX_RESIDENTS = 3  # commands at once on a connection, each a session of the 10 that sshd grants by default
+MAX_OUTPUT = 16 << 20  # bytes of one command
 
 _WORTH_WAITING = 0.5  # seconds
+_FACTS = re.compile(rb"(?P<start>\d{1,20}) (?P<uid>\d{1,10}) (?P=uid)")
+_VARIABLE = re.compile(rb"KERNEL_ID=[0-9a-f-]{36}|KERNEL_USERNAME=[A-Za-z0-9_.-]{1,32}")
 
 
 class Result(NamedTuple):
@@ -39,6 +43,51 @@ class Result(NamedTuple):
     def complaint(self) -> str:
         """The error output (or the output) as one line, for messages."""
         return " ".join((self.stderr or self.stdout).decode(errors="replace").split())[-500:]
+
+
+class Leader(NamedTuple):
+    """The leader of a process group on a host.
+
+    ``uid`` and ``owner`` are whose it is, ``is_ours`` whether that is our login, ``start_time`` is in a unit of the
+    host's. ``kernel_id`` and ``username`` are what its environment says of itself, empty when it says nothing usable.
+    """
+
+    pid: int
+    start_time: int
+    uid: int
+    owner: str
+    is_ours: bool
+    kernel_id: str
+    username: str
+
+
+def leaders_in(output: bytes) -> list[Leader]:
+    """Return what the output of :func:`shell_scripts.leaders_script` tells; what is not of its form is left out.
+
+    Whoever has set the variable that was searched for has set the others, too, to what he likes. A process whose real
+    and effective user differ is left out: its environment is not its owner's.
+    """
+    words = output.split(b"\0")
+    login = words[1] if words[0] == b"login" and len(words) > 1 else b""
+    leaders: list[Leader] = []
+    for number in [number for number, word in enumerate(words) if word == b"leader"]:
+        pid, facts, owner, *variables = [*words[number + 1 : number + 6], b"", b"", b""]
+        match = _FACTS.fullmatch(facts)
+        if not pid.isdigit() or match is None:
+            continue
+        found = dict(variable.decode().split("=") for variable in reversed(variables) if _VARIABLE.fullmatch(variable))
+        leaders.append(
+            Leader(
+                int(pid),
+                int(match["start"]),
+                int(match["uid"]),
+                owner.decode(errors="replace"),
+                match["uid"] == login,
+                found.get("KERNEL_ID", ""),
+                found.get("KERNEL_USERNAME", ""),
+            )
+        )
+    return leaders
 
 
 class OutcomeUnknownError(HostUnreachableError):
@@ -157,16 +206,26 @@ class SSHShell:
         result = self._script(shell_scripts.alive_script(pids), timeout=timeout)
         return {int(word) for word in result.stdout.split() if word.isdigit()}
 
-    def leaders(self, variable: str, *, timeout: float = 30.0) -> set[int]:
-        """Return the process groups whose leader is ours and has ``variable`` (``NAME=value``) in its environment."""
-        result = self._script(shell_scripts.leaders_script(variable), timeout=timeout)
-        return {int(word) for word in result.stdout.split() if word.isdigit()}
+    def leaders(self, variable: str, *, timeout: float = 30.0) -> list[Leader]:
+        """Return the process groups whose leader has ``variable`` (``NAME=value``) in an environment that we may read.
 
-    def labelled_leaders(self, variable: str, *, timeout: float = 30.0) -> dict[int, str]:
-        """Return the process groups of :meth:`leaders` that were started for a kernel, each with the kernel's id."""
-        result = self._script(shell_scripts.labelled_script(variable), timeout=timeout)
-        pairs = (line.split() for line in result.stdout.decode(errors="replace").splitlines())
-        return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2 and pair[0].isdigit()}
+        A login that is root's may read everybody's.
+        """
+        return leaders_in(self._script(shell_scripts.leaders_script(variable), timeout=timeout).stdout)
+
+    def end_leader(self, leader: Leader, variable: str, *, timeout: float = 30.0) -> bool:
+        """Kill the process group of one of :meth:`leaders`, if it is still that, and return whether it was.
+
+        Raises
+        ------
+        KernelLaunchError
+            The process is there, but may not be signalled.
+        """
+        script = shell_scripts.end_leader_script(leader.pid, leader.start_time, leader.uid, variable)
+        result = self._script(script, timeout=timeout)
+        if result.status not in (0, 3):
+            raise KernelLaunchError(f"{self.host} did not end process {leader.pid}: {result.complaint}")
+        return result.status == 0
 
     def tail(self, path: str, lines: int = 20, *, timeout: float = 10.0) -> str:
         """Return the last lines of a file; empty when it cannot be read."""
@@ -175,7 +234,7 @@ class SSHShell:
     def windows_scripts(self, argv: Sequence[str], *, timeout: float = 10.0) -> list[str]:
         """Return the scripts among the words of a command line that cannot run, as their lines end like on Windows."""
         output = self._script(shell_scripts.windows_script(argv), timeout=timeout).stdout
-        return output.decode(errors="replace").splitlines()
+        return [line for line in output.decode(errors="replace").split("\n") if line]
 
     def open_channel(self, host: str, port: int, on_readable: Callable[[], None], *, timeout: float = 10.0) -> Forward:
         """Open a forwarded TCP connection from the SSH host to ``host:port`` (for :mod:`..transport.tunnels`).
@@ -230,7 +289,7 @@ class SSHShell:
             except TimeoutError as error:
                 raise OutcomeUnknownError(f"{self.host}: no result within {timeout:g} seconds") from error
             except OSError as error:
-                raise OutcomeUnknownError(f"{self.host}: the connection was lost") from error
+                raise OutcomeUnknownError(f"{self.host}: the connection was lost ({error})") from error
 
     def _new_resident(self, deadline: Deadline) -> _Resident:
         import paramiko
@@ -482,7 +541,7 @@ class _Resident:
         for buffer in (channel.in_buffer, channel.in_stderr_buffer):
             buffer.set_event(_Notifier(self._arrived.set))
         try:
-            channel.exec_command(shell_scripts.RESIDENT)
+            channel.exec_command(shell_scripts.RESIDENT)  # nosec B601 - a constant
             self._send(f"{self._mark}\n".encode(), deadline)
             self._answer(deadline)  # drops what the login shell's start-up files printed
         except ConnectionResetError as error:
@@ -552,6 +611,8 @@ class _Resident:
                 text, word = bytes(buffer[:start]), bytes(buffer[start + len(mark) : end])
                 del buffer[: end + 1]
                 return text, word
+            if len(buffer) > MAX_OUTPUT:
+                raise ConnectionResetError(f"a command printed more than {MAX_OUTPUT} bytes")
             searched = max(0, len(buffer) - len(mark)) if start < 0 else start
             self._receive(deadline)
 

@@ -197,13 +197,25 @@ class KernelChannels:
         """The content of the kernel's ``kernel_info_reply``, None before it came."""
         return self._connection.kernel_info
 
-    def connect(self, info: ConnectionInfo) -> None:
-        """Connect to the kernel, in place of an earlier connection; returns at once."""
+    def connect(self, info: ConnectionInfo, *, is_contested: bool = False) -> None:
+        """Connect to the kernel, in place of an earlier connection; returns at once.
+
+        While it is contested whose it is, it gets nothing of its clients before it has proved that it has the key.
+        """
         self.end_process()
         self._replay.begin_process()
-        self._connection.connect(info)
+        self._connection.connect(info, is_contested=is_contested)
         self._is_dead = self._is_held = False
         self._set_state("starting")
+
+    def contest(self) -> None:
+        """Note that another launcher has reported for the kernel: it is to prove that it has the key, if it has not."""
+        self._connection.contest()
+
+    @property
+    def awaits_proof(self) -> bool:
+        """Whether the kernel gets nothing of its clients, since it is in doubt whose it is."""
+        return self._connection.awaits_proof
 
     def hold(self) -> None:
         """Keep what clients send from now on until :meth:`connect`; called before a restart that somebody asked for.

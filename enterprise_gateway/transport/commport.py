@@ -15,6 +15,7 @@ from ..core.deadline import Deadline
 from ..core.errors import GatewayError
 
 _MAX_LINE = 65536
+_MAX_REASON = 200
 _CONTEXT = b"EG-comm-v2"
 
 
@@ -146,11 +147,10 @@ class CommPort:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._buffer, self._sequence = b"", 0
         try:
-            greeting = self._read_object(connection)
-            challenge = greeting.get("challenge")
-            if greeting.get("version") != 2 or not isinstance(challenge, str) or len(challenge) < 32:
-                raise CommPortError(f"The listener of kernel {self.kernel_id} does not speak version 2")
-            self._challenge = challenge
+            self._challenge = read_greeting(self._read_line(connection))
+        except CommPortError as error:
+            self._disconnect()
+            raise CommPortError(f"The listener of kernel {self.kernel_id} {error}") from error
         except BaseException:
             self._disconnect()
             raise
@@ -163,18 +163,18 @@ class CommPort:
         line = json.dumps({"seq": self._sequence, "command": command, "mac": mac})
         try:
             connection.sendall(line.encode() + b"\n")
-            answer = self._read_object(connection)
-            if answer.get("seq") != self._sequence:
-                raise CommPortError(f"The listener of kernel {self.kernel_id} answered something else")
+            reason = read_answer(self._read_line(connection), self._sequence)
+        except CommPortError as error:
+            self._disconnect()
+            raise CommPortError(f"The listener of kernel {self.kernel_id} {error}") from error
         except BaseException:
             self._disconnect()  # an answer that comes later must not be taken for the next command's
             raise
-        if answer.get("ok") is not True:
-            reason = str(answer.get("error", "no reason given"))[:200]
+        if reason:
             raise CommPortError(f"The listener of kernel {self.kernel_id} refused {command}: {reason}")
 
-    def _read_object(self, connection: socket.socket) -> dict[str, Any]:
-        """Return the next line's object, within the time allowed for all of it."""
+    def _read_line(self, connection: socket.socket) -> bytes:
+        """Return the next line, within the time allowed for all of it."""
         deadline = Deadline(self._timeout)
         while b"\n" not in self._buffer:
             connection.settimeout(max(deadline.remaining, 0.001))
@@ -183,15 +183,9 @@ class CommPort:
                 raise EOFError
             self._buffer += data
             if len(self._buffer) > _MAX_LINE:
-                raise CommPortError(f"The listener of kernel {self.kernel_id} sent too long a line")
+                raise CommPortError("sent too long a line")
         line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise CommPortError(f"The listener of kernel {self.kernel_id} sent no JSON object")
-        return value
+        return line
 
     def _disconnect(self) -> None:
         with self._handle_lock:
@@ -201,6 +195,50 @@ class CommPort:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
                 connection.close()
+
+
+def read_greeting(line: bytes) -> str:
+    """Return the challenge in the first line of a connection.
+
+    Raises
+    ------
+    CommPortError
+        It is no greeting of version 2; the text lacks whose. Nothing else is raised, whatever the line holds.
+    """
+    greeting = _object(line)
+    challenge = greeting.get("challenge")
+    if greeting.get("version") != 2 or not isinstance(challenge, str) or len(challenge) < 32 or not challenge.isascii():
+        raise CommPortError("does not speak version 2")
+    return challenge
+
+
+def read_answer(line: bytes, sequence: int) -> str:
+    """Return why a command was refused, as text for a log line; empty when it was carried out.
+
+    Raises
+    ------
+    CommPortError
+        The line does not answer the command of that number; the text lacks whose. Nothing else is raised.
+    """
+    answer = _object(line)
+    if answer.get("seq") != sequence:
+        raise CommPortError("answered something else")
+    if answer.get("ok") is True:
+        return ""
+    reason = answer.get("error")
+    if not isinstance(reason, str) or not reason:
+        return "no reason given"
+    return "".join(letter if letter.isprintable() else "?" for letter in reason[:_MAX_REASON])
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CommPortError("sent no JSON object")
+    return value
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

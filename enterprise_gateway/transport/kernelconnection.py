@@ -69,6 +69,7 @@ class KernelConnection:
         "_stdin_timer",
         "_waiters",
         "_warnings",
+        "awaits_proof",
         "factory",
         "kernel_info",
     )
@@ -95,6 +96,7 @@ class KernelConnection:
         self._log = log
         self._warnings = warnings
         self._sockets: KernelSockets | None = None
+        self.awaits_proof = False  # whether it is our kernel is in doubt until a message of it has the right signature
         self._is_first = False  # connected for the first time to a kernel that was started just now
         self._is_up = False  # connected, and no restart under way
         self._is_live = False  # output is known to arrive
@@ -111,8 +113,11 @@ class KernelConnection:
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def connect(self, info: ConnectionInfo) -> None:
-        """Connect to the kernel, in place of an earlier connection; returns at once."""
+    def connect(self, info: ConnectionInfo, *, is_contested: bool = False) -> None:
+        """Connect to the kernel, in place of an earlier connection; returns at once.
+
+        A contested kernel gets nothing of its clients before it has proved that it has the key.
+        """
         is_first = self._nudge_end == 0.0
         self.disconnect("the kernel was restarted")
         if not is_first:
@@ -129,11 +134,16 @@ class KernelConnection:
             warnings=self._warnings,
         )
         self._is_up = True
+        self.awaits_proof = is_contested
         self.kernel_info = None
         self._nudge_count = 0
         self._nudge_end = time.monotonic() + self._limits.info_timeout
         self._nudge()
         self._pump()
+
+    def contest(self) -> None:
+        """Let the kernel have nothing of its clients before it has proved that it has the key, if it has not yet."""
+        self.awaits_proof = self.kernel_info is None and not self._is_live
 
     def disconnect(self, reason: str) -> None:
         """Close the sockets after taking in what has arrived; requests of the gateway fail with ``reason``."""
@@ -268,7 +278,7 @@ class KernelConnection:
 
     def _may_send(self, sockets: KernelSockets, channel: str, needs_stdin: bool) -> bool:
         """Whether a message may go out now; opens the stdin socket when that is needed first."""
-        if not self._is_up:
+        if not self._is_up or self.awaits_proof:
             return False
         if channel != "shell":
             return True
@@ -315,7 +325,7 @@ class KernelConnection:
         """Ask for kernel info, and again later until a reply and some output have come."""
         if self._sockets is None:
             return
-        if time.monotonic() >= self._nudge_end:
+        if time.monotonic() >= self._nudge_end and not self.awaits_proof:
             self._log.warning(
                 "The kernel has sent no %s within %g s; messages are passed on nevertheless",
                 "output" if self.kernel_info is not None else "kernel_info_reply",
@@ -330,8 +340,9 @@ class KernelConnection:
 
     def _nudge_in(self, delay: float) -> None:
         self._cancel_nudge()
-        remaining = max(0.0, self._nudge_end - time.monotonic())
-        self._nudge_timer = asyncio.get_running_loop().call_later(min(delay, remaining), self._nudge)
+        if not self.awaits_proof:
+            delay = min(delay, max(0.0, self._nudge_end - time.monotonic()))
+        self._nudge_timer = asyncio.get_running_loop().call_later(delay, self._nudge)
 
     def _cancel_nudge(self) -> None:
         if self._nudge_timer is not None:
@@ -340,6 +351,7 @@ class KernelConnection:
 
     def _go_live(self) -> None:
         self._is_live = True
+        self.awaits_proof = False
         self._check_ready()
         self._pump()
 
@@ -375,6 +387,9 @@ class KernelConnection:
         if message.msg_type == "kernel_info_reply":
             self.kernel_info = content
             self._check_ready()
+            if self.awaits_proof:
+                self.awaits_proof = False
+                self._pump()
             if not self._is_live and self._is_up:
                 self._nudge_in(0.02)
         future = self._requests.get(message.parent.get("msg_id", ""))

@@ -256,25 +256,39 @@ def _start_time_by_signal(pid: int) -> int | None:
     return 0
 
 
-def processes_of_kernel(kernel_id: str) -> list[LocalProcess]:
-    """Return those processes that may be signalled whose environment names the kernel; blocks."""
-    found = [LocalProcess.find(pid) for pid, variables in environments() if variables.get("KERNEL_ID") == kernel_id]
-    return [process for process in found if process is not None]
-
-
 def environments() -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the id and the environment of all processes whose environment may be read; blocks.
 
-    It is the one that a process was started with. This process itself is left out.
+    This process itself is left out.
     """
     for directory in Path("/proc").glob("[0-9]*"):
         pid = int(directory.name)
-        try:
-            entries = (directory / "environ").read_bytes().split(b"\0") if pid != os.getpid() else []
-        except OSError:
-            continue  # gone, or another user's
-        variables = (entry.decode(errors="replace").partition("=") for entry in entries if entry)
-        yield pid, {name: value for name, _, value in variables}
+        variables = environment_of(pid) if pid != os.getpid() else {}
+        if variables:
+            yield pid, variables
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment that a process was started with; empty when it is gone, or another user's."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    variables = (entry.decode(errors="replace").partition("=") for entry in reversed(entries) if entry)
+    return {name: value for name, _, value in variables}  # of a name that comes twice, programs see the first
+
+
+def owner_of(pid: int) -> int | None:
+    """Return the user whose process it is; None when it is gone, or when its real and effective user differ.
+
+    Whoever starts such a program has set its environment, too.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return None
+    real, effective = status.partition(b"\nUid:")[2].split(None, 2)[:2]
+    return int(real) if real == effective else None
 
 
 def _unnamed_file(content: bytes) -> int:
@@ -305,4 +319,4 @@ def last_lines(path: Path, count: int = 10) -> str:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return "\n".join(text.strip().splitlines()[-count:])
+    return "\n".join(text.strip().split("\n")[-count:])

@@ -49,7 +49,7 @@ class MemoryKills:
 def control_group_files(root: Path) -> Iterator[Path]:
     """Yield the files with the counters of this process's control group, of either version, that exist."""
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        groups = (root / "proc/self/cgroup").read_text().split("\n")
     except OSError:
         return
     for line in groups:
@@ -69,7 +69,7 @@ def control_group_files(root: Path) -> Iterator[Path]:
 def kills_in(path: Path) -> int | None:
     """Return the value of a file's line ``oom_kill N``, None when it has none."""
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text().split("\n"):
             name, _, value = line.partition(" ")
             if name == "oom_kill":
                 return int(value)

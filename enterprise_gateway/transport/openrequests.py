@@ -201,7 +201,7 @@ class OpenRequests:
         for text in texts:
             try:
                 header = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(header, dict):
                 request = Request("shell", "execute_request", text.encode())

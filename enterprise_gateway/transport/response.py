@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import random
 import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -26,12 +29,32 @@ MAX_PAYLOAD_BYTES = 65536
 MAX_CONNECTIONS = 512
 CONNECTION_SECONDS = 10.0
 MAX_REMEMBERED_REJECTIONS = 5
-MAX_REASON = 200
+MAX_REASON = 240
+MAX_CONFLICTS = 5  # of one kernel that are told
+CONFLICT_SECONDS = 60.0
 MAX_WARNINGS_PER_MINUTE = 60
 MAX_QUEUED_MESSAGES = 1000
+_VERDICTS = {
+    (True, False): "The first one had the secret of the launch: somebody tries to take the kernel over.",
+    (False, True): "Only the second one had the secret of the launch: the kernel was taken over.",
+    (False, False): "Neither had the secret of the launch: the kernel may have been taken over.",
+}
 _RESET = struct.pack("ii", 1, 0)
 _BACKLOG = 1024  # connections that the system holds for us
 _ACCEPTED_AT_ONCE = 64  # how many of them one turn of the loop takes
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two different reports for one kernel, and which of them the launch's secret vouches for."""
+
+    kernel_id: str
+    accepted_from: str
+    refused_from: str
+    is_proven: bool
+    """Whether the one that was accepted is the launcher's for certain."""
+    is_forged: bool
+    """Whether it is another's for certain: only the one that came too late was made with the secret."""
 
 
 class Expectation:
@@ -42,23 +65,58 @@ class Expectation:
     """
 
     def __init__(
-        self, server: ResponseServer, kernel_id: str, *, secret: bytes | None = None, minimum_version: int = 1
+        self,
+        server: ResponseServer,
+        kernel_id: str,
+        *,
+        secret: bytes | None = None,
+        minimum_version: int = 1,
+        demanded_by: str = "",
     ) -> None:
         self.kernel_id = kernel_id
         self.secret = secret
         self.minimum_version = minimum_version
-        self.payload_version: int | None = None
         self.rejections: list[str] = []
+        self.conflicts: list[Conflict] = []
+        self._demanded_by = demanded_by
+        self._origins: Container[str] | None = None
+        self._place = ""
+        self._report: Report | None = None
+        self._peer = ""
+        self._heard_until = float("inf")
         self._server = server
         self._future: asyncio.Future[ConnectionInfo] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
         return f"<Expectation of kernel {self.kernel_id}>"
 
+    def restrict(self, origins: Container[str], place: str) -> None:
+        """Take reports that prove nothing about their sender, those before version 2, from these addresses only.
+
+        ``place`` is how a refusal calls them.
+        """
+        self._origins, self._place = origins, place
+
     @property
     def done(self) -> bool:
         """Whether the kernel has reported, or is no longer expected."""
         return self._future.done()
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether reports for this kernel are looked at: until it has reported, and for some time after that."""
+        return time.monotonic() < self._heard_until
+
+    @property
+    def payload_version(self) -> int | None:
+        """The version in which the kernel has reported."""
+        return self._report.version if self._report is not None else None
+
+    @property
+    def doubt(self) -> Conflict | None:
+        """The conflict because of which the accepted report may be another's; None where there is no such doubt."""
+        doubts = [conflict for conflict in self.conflicts if not conflict.is_proven]
+        return max(doubts, key=lambda conflict: conflict.is_forged, default=None)
 
     async def wait(self, deadline: Deadline) -> ConnectionInfo:
         """Return what the launcher reports; may be called again after it ran out of time.
@@ -83,22 +141,47 @@ class Expectation:
             message += "; refused responses: " + "; ".join(self.rejections)
         raise LaunchTimeoutError(message)
 
-    def accept(self, report: Report) -> None:
-        """Take the report; called by the server for the first acceptable message.
+    def accept(self, report: Report, peer: str) -> Conflict | None:
+        """Take the first acceptable report; called by the server. Returns what is new about a second, different one.
 
         Raises
         ------
         PayloadError
-            The kernel has reported already, or its kernelspec demands a later version.
+            The kernel has reported already, its kernelspec demands a later version, or the report came from elsewhere.
         """
+        if self._report is not None:
+            return self._contradict(self._report, report, peer)
         if max(report.version, 1) < self.minimum_version:  # whether 0 is allowed at all, the server knows
             raise PayloadError(
                 f"payload version {report.version} is refused: this kernel must use {self.minimum_version}"
+                f"{self._demanded_by}"
+            )
+        if report.version < 2 and self._origins is not None and peer not in self._origins:
+            raise PayloadError(
+                f"payload version {report.version} is taken from {self._place} only; if {peer} is an address of it, "
+                "add it to payload_v1_from of the kernelspec, or use a launcher of version 2"
             )
         if self._future.done():
-            raise PayloadError("the kernel has reported already")
-        self.payload_version = report.version
+            raise PayloadError("the kernel is no longer expected")
+        self._report, self._peer = report, peer
+        self._heard_until = time.monotonic() + self._server.conflict_seconds
         self._future.set_result(report.connection_info)
+        return None
+
+    def _contradict(self, accepted: Report, report: Report, peer: str) -> Conflict:
+        conflict = Conflict(
+            self.kernel_id,
+            self._peer,
+            peer,
+            is_proven=accepted.version == 2,
+            is_forged=accepted.version < 2 <= report.version,
+        )
+        is_same = report.connection_info == accepted.connection_info  # a launcher that was not sure, or a replay
+        is_one_too_many = len(self.conflicts) >= MAX_CONFLICTS and not conflict.is_forged  # anybody can make others
+        if is_same or conflict in self.conflicts or is_one_too_many:
+            raise PayloadError("the kernel has reported already")
+        self.conflicts.append(conflict)
+        return conflict
 
     def reject(self, reason: str) -> None:
         """Remember why a message that names this kernel was refused."""
@@ -137,6 +220,10 @@ class ResponseServer:
         Accept payload version 0, which is encrypted with the kernel's id: only for launchers of old.
     max_connections, connection_seconds
         How many connections may be open, and how long each has for its message.
+    conflict_seconds
+        For how long after a kernel's report others for it are looked at.
+    on_conflict
+        Called when a second report has come for a kernel that has one.
     """
 
     def __init__(
@@ -149,6 +236,8 @@ class ResponseServer:
         allow_v0: bool = False,
         max_connections: int = MAX_CONNECTIONS,
         connection_seconds: float = CONNECTION_SECONDS,
+        conflict_seconds: float = CONFLICT_SECONDS,
+        on_conflict: Callable[[Conflict], None] = lambda _: None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
     ) -> None:
         self.ip = ip.strip("[]")
@@ -158,6 +247,8 @@ class ResponseServer:
         self._port_retries = port_retries
         self._any_address = any_address
         self._allow_v0 = allow_v0
+        self.conflict_seconds = conflict_seconds
+        self._on_conflict = on_conflict
         self._log = log or logging.getLogger(__name__)
         self._warnings = _Budget(MAX_WARNINGS_PER_MINUTE, 60.0)
         self._expected: dict[str, Expectation] = {}
@@ -242,7 +333,9 @@ class ResponseServer:
         if server is not None:
             await server.wait_closed()
 
-    def expect(self, kernel_id: str, *, secret: str | None = None, minimum_version: int = 1) -> Expectation:
+    def expect(
+        self, kernel_id: str, *, secret: str | None = None, minimum_version: int = 1, demanded_by: str = ""
+    ) -> Expectation:
         """Register a kernel before anything of it is launched; called by process proxies.
 
         Parameters
@@ -251,6 +344,8 @@ class ResponseServer:
             What the launcher gets as ``EG_LAUNCH_SECRET``; without one only version 1 can be used.
         minimum_version
             The least payload version that is accepted for this kernel.
+        demanded_by
+            What a refusal says of where that comes from.
 
         Raises
         ------
@@ -260,7 +355,11 @@ class ResponseServer:
         if kernel_id in self._expected:
             raise PayloadError(f"kernel {kernel_id} is being launched already")
         expectation = Expectation(
-            self, kernel_id, secret=secret.encode() if secret else None, minimum_version=minimum_version
+            self,
+            kernel_id,
+            secret=secret.encode() if secret else None,
+            minimum_version=minimum_version,
+            demanded_by=demanded_by,
         )
         self._expected[kernel_id] = expectation
         return expectation
@@ -288,16 +387,15 @@ class ResponseServer:
         """Use one message, or refuse it and log why.
 
         Decrypting takes about a millisecond: it is done for one message in each turn of the loop. Those of version 2
-        go first: they say whose they are, so that there are none but for kernels that are being launched.
+        for kernels that have not reported yet go first: they say whose they are.
         """
         try:
             envelope = parse(wire)
-            if envelope.version == 2:
-                self._expectation(envelope.kernel_id)
-        except PayloadError as error:
-            self.refused(peer, str(error))
+            comes_first = envelope.version == 2 and not self._expectation(envelope.kernel_id).done
+        except Exception as error:  # noqa: BLE001 -- of this message
+            self._failed(peer, error)
             return
-        queue = self._queues[0 if envelope.version == 2 else 1]
+        queue = self._queues[0 if comes_first else 1]
         if len(queue) >= MAX_QUEUED_MESSAGES:
             self.refused(peer, "too many messages at once")
             return
@@ -306,26 +404,50 @@ class ResponseServer:
         queue.append((envelope, peer))
 
     def _use_queued(self) -> None:
+        """Use one message of those that wait, and come again for the next one, whatever this one did."""
         queue = next((queue for queue in self._queues if queue), None)
-        if queue is not None:
-            self._use(*queue.popleft())
-        if any(self._queues):
-            asyncio.get_running_loop().call_soon(self._use_queued)
+        try:
+            if queue is not None:
+                self._use(*queue.popleft())
+        finally:
+            if any(self._queues):
+                asyncio.get_running_loop().call_soon(self._use_queued)
 
     def _use(self, envelope: Envelope, peer: str) -> None:
         kernel_id = envelope.kernel_id
         try:
             report = self._open(envelope)
             kernel_id = report.kernel_id
-            self._expectation(kernel_id).accept(report)
-        except PayloadError as error:
-            self.refused(peer, str(error), error.kernel_id or kernel_id)
+            conflict = self._expectation(kernel_id).accept(report, peer)
+            if conflict is not None:
+                self._tell(conflict)
+        except Exception as error:  # noqa: BLE001 -- of this message
+            self._failed(peer, error, kernel_id)
         else:
-            self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
+            if conflict is None:
+                self._log.debug("Kernel %s has reported from %s (version %s)", kernel_id, peer, report.version)
+
+    def _tell(self, conflict: Conflict) -> None:
+        self._log.warning(
+            "Kernel %s has reported already, from %s; another report for it, from %s, was refused. %s",
+            conflict.kernel_id,
+            conflict.accepted_from,
+            conflict.refused_from,
+            _VERDICTS[conflict.is_proven, conflict.is_forged],
+        )
+        self._on_conflict(conflict)
+
+    def _failed(self, peer: str, error: Exception, kernel_id: str = "") -> None:
+        """Refuse a message because of what it raised; of a mistake of our own the log has the place."""
+        if isinstance(error, PayloadError):
+            self.refused(peer, str(error), error.kernel_id or kernel_id)
+            return
+        self._log.debug("A response from %s could not be used", peer, exc_info=error)
+        self.refused(peer, f"the gateway failed to use it: {type(error).__name__}", kernel_id)
 
     def refused(self, peer: str, reason: str, kernel_id: str = "") -> None:
         """Log, at a bounded rate, and remember why a message or a connection was not used."""
-        reason = reason[:MAX_REASON]
+        reason = "".join(letter if letter.isprintable() else "?" for letter in reason[:MAX_REASON])
         expectation = self._expected.get(kernel_id)
         if expectation is not None:
             expectation.reject(f"{peer}: {reason}")
@@ -333,21 +455,20 @@ class ResponseServer:
             self._log.warning("Refused a response from %s for kernel %.40r: %s", peer, kernel_id, reason)
 
     def _expectation(self, kernel_id: str) -> Expectation:
-        try:
-            return self._expected[kernel_id]
-        except KeyError:
-            raise PayloadError("no kernel of this id is being launched") from None
+        expectation = self._expected.get(kernel_id)
+        if expectation is None:
+            raise PayloadError("no kernel of this id is being launched")
+        if not expectation.is_heard:
+            raise PayloadError("the kernel has reported already")
+        return expectation
 
     def _open(self, envelope: Envelope) -> Report:
-        """Decrypt a message if somebody waits for such a one: refusing the others must cost nothing."""
+        """Decrypt a message if it may be about a launch of now: refusing the others must cost nothing."""
         if self._keys is None:
             raise PayloadError("the response server has not been started")
         if envelope.version == 2:
-            expectation = self._expectation(envelope.kernel_id)
-            if expectation.done:
-                raise PayloadError("the kernel has reported already")
-            return self._keys.open(envelope, expectation.secret)
-        if not any(not expectation.done for expectation in self._expected.values()):
+            return self._keys.open(envelope, self._expectation(envelope.kernel_id).secret)
+        if not any(expectation.is_heard for expectation in self._expected.values()):
             raise PayloadError("no kernel is being launched")
         return self._keys.open(envelope) if envelope.version == 1 else self._open_legacy(envelope)
 
@@ -377,7 +498,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._peer = str((transport.get_extra_info("peername") or ("?",))[0])
+        self._peer = _plain(str((transport.get_extra_info("peername") or ("?",))[0]))
         self._timer = asyncio.get_running_loop().call_later(self._server.connection_seconds, self._too_slow)
         self._server.opened(self)
 
@@ -422,6 +543,15 @@ class _Budget:
             self._left, self._renewal = self._events, now + self._seconds
         self._left -= 1
         return self._left >= 0
+
+
+def _plain(address: str) -> str:
+    """Return an IP address in the form that others write it in: without a zone, and IPv4 as such."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def _candidates(port: int, retries: int) -> list[int]:

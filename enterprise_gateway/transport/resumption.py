@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+_END_OF_TIME = 2.0**37  # in seconds of the epoch: what dates can be made of
+
 PROOF_SECONDS = 1.0  # an idle kernel answers sooner
 
 GATEWAY_RESTARTED = "GatewayRestarted"  # name of an error
@@ -52,14 +54,25 @@ class Memory:
         for name in (field.name for field in fields(cls)):
             entry = known.get(name)
             default = getattr(memory, name)
-            if isinstance(default, tuple) and isinstance(entry, list):
-                setattr(memory, name, tuple(tuple(part) if isinstance(part, list) else part for part in entry))
-            elif isinstance(default, float) and isinstance(entry, (int, float)):
+            if name == "sessions":
+                memory.sessions = tuple(filter(None, map(_texts, entry if isinstance(entry, list) else ())))
+            elif isinstance(default, tuple):
+                setattr(memory, name, _texts(entry))
+            elif isinstance(default, float) and isinstance(entry, (int, float)) and 0 <= entry < _END_OF_TIME:
                 setattr(memory, name, float(entry))
-            elif isinstance(default, str) and isinstance(entry, str):
+            elif isinstance(default, str) and _is_text(entry):
                 setattr(memory, name, entry)
         return memory
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON values for the record."""
         return asdict(self)
+
+
+def _texts(entry: object) -> tuple[str, ...]:
+    return tuple(filter(_is_text, entry)) if isinstance(entry, list) else ()
+
+
+def _is_text(value: object) -> bool:
+    """Whether ``value`` is text that can be encoded: in JSON a surrogate may stand alone."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from tests.support.certificates import Authority
+from tests.support.gateway import running_gateway
 from tests.support.processes import gateway_process
 
 
@@ -108,6 +110,45 @@ def test_authorized_origin_names_the_client(tmp_path, authority, server):
         assert ask(gateway.url, authority.client_context(authority.issue("good.example")))[0] == 200
         status, answer = ask(gateway.url, authority.client_context(authority.issue("bad.example")))
         assert (status, answer["reason"]) == (403, "Forbidden")
+
+
+def test_preflight_requests_need_the_certificate_too(tmp_path, authority, server):
+    """OPTIONS shows no token, but is no way around authorized_origin."""
+    argv = [f"--certfile={server[0]}", f"--keyfile={server[1]}", f"--client-ca={authority.certificate}"]
+    env = {"EG_AUTHORIZED_ORIGIN": "good.example"}
+    with gateway_process(tmp_path / "log", argv, env=env) as gateway:
+        for name, status in (("good.example", 200), ("bad.example", 403)):
+            parts, context = urlsplit(gateway.url), authority.client_context(authority.issue(name))
+            with closing(http.client.HTTPSConnection(parts.hostname, parts.port, context=context)) as connection:
+                connection.request("OPTIONS", "/api/kernels", headers={"Host": "by.any.name"})
+                assert connection.getresponse().status == status
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a hello"])
+async def test_a_handshake_that_stops_ends_after_seconds(server, sent):
+    """Who begins one and says nothing more does not keep a connection."""
+    async with running_gateway([f"--certfile={server[0]}", f"--keyfile={server[1]}"]) as gateway:
+        gateway.app.connections.header_seconds = 0.5
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
+        writer.write(sent)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert not gateway.app.connections.open
+
+
+async def test_who_is_refused_over_tls_sees_it(authority, server):
+    """Also when the body is under way: it is read and dropped for a moment."""
+    argv = [f"--certfile={server[0]}", f"--keyfile={server[1]}", "--EnterpriseGatewayApp.auth_token=right"]
+    async with running_gateway(argv) as gateway:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", gateway.app.port, ssl=authority.client_context(), server_hostname="localhost"
+        )
+        writer.write(b"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n")
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+            writer.write(bytes(100_000))
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 401")
+        writer.close()
 
 
 def test_client_ca_without_certfile_is_said(tmp_path, authority):

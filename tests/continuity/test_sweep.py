@@ -7,21 +7,27 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from enterprise_gateway.core.authorization import UserRules
 from enterprise_gateway.core.errors import StoreUnavailableError
 from enterprise_gateway.core.offload import offload
+from enterprise_gateway.drivers.ssh_shell import SSHSettings, SSHShell
 from enterprise_gateway.services.processproxies.deployment import (
     RunDeployment,
     StoreDeployment,
     ended_runs,
     read_or_make,
 )
+from enterprise_gateway.services.processproxies.remnants import Owners, Remnant, local_processes
+from enterprise_gateway.transport.localproc import environment_of
 from tests.clusters.ssh_hosts import HostLab
 from tests.support.gateway import running_gateway
 from tests.support.kernelspecs import write_kernelspec
@@ -30,7 +36,12 @@ from tests.support.processes import REPOSITORY
 from .rolling import STANDALONE, eventually, processes_with, rolling_gateway, traces_of
 from .test_revived import DISTRIBUTED, LAUNCHER_ARGV, prepare_hosts
 
+LINE_ENDS = ("\n", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
+NOBODY, TED = 65534, 52001
+EVERYBODY = UserRules(frozenset(), frozenset({"root"}))
 WEBHOOK = "enterprise_gateway.services.sessions.kernelsessionmanager.WebhookKernelSessionManager"
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may start processes of other users")
 
 
 def sweep(*argv: str) -> tuple[int, str]:
@@ -48,9 +59,9 @@ def sweep(*argv: str) -> tuple[int, str]:
 
 
 @contextmanager
-def bystander(**env: str) -> Iterator[subprocess.Popen[bytes]]:
+def bystander(*, user: int | None = None, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that is nobody's kernel."""
-    process = subprocess.Popen(["sleep", "120"], env={**os.environ, **env}, start_new_session=True)
+    process = subprocess.Popen(["sleep", "120"], env={**os.environ, **env}, start_new_session=True, user=user)
     try:
         yield process
         assert process.poll() is None, "it was ended"
@@ -210,6 +221,118 @@ async def test_hosts_are_swept(tmp_path: Path, lab: HostLab, monkeypatch: pytest
         await eventually(lambda: traces_of(lost) == [])
         await gateway.start()
         assert await gateway.run(kept, "print(x)") == "42\n"
+
+
+@as_root
+async def test_what_another_user_has_labelled_is_not_touched(tmp_path: Path) -> None:
+    """The label is in the environment of every kernel: put into one's own processes' it gets nothing ended."""
+    label = {"EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label, "KERNEL_ID": str(uuid.uuid4())}
+    with bystander(user=NOBODY, **label, KERNEL_USERNAME="nobody"):
+        assert list(await offload(labelled_here, label, Owners(False, [EVERYBODY]))) == []
+        assert list(await offload(labelled_here, label, Owners(True, []))) == []
+    with bystander(user=NOBODY, **label, KERNEL_USERNAME="root"):
+        assert list(await offload(labelled_here, label, Owners(True, [EVERYBODY]))) == []
+
+
+@as_root
+async def test_what_runs_as_a_user_that_kernels_are_started_for_is_removed(tmp_path: Path) -> None:
+    """A gateway that impersonates finds its users' processes as well."""
+    env = {
+        "EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label,
+        "KERNEL_ID": str(uuid.uuid4()),
+        "KERNEL_USERNAME": "nobody",
+    }
+    process = subprocess.Popen(["sleep", "120"], env={**os.environ, **env}, user=NOBODY, start_new_session=True)
+    (remnant,) = await offload(labelled_here, env, Owners(True, [EVERYBODY]))
+    remnant.remove()
+    assert await offload(process.wait) == -9
+
+
+async def test_what_became_something_else_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    """Between the report and the removal a process may run another program; what it is counts at that moment."""
+    gate = tmp_path / "gate"
+    env = {"EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label, "KERNEL_ID": str(uuid.uuid4())}
+    process = subprocess.Popen(
+        ["sh", "-c", f"until [ -e {gate} ]; do sleep 0.02; done; exec env -u EG_DEPLOYMENT_ID sleep 120"],
+        env={**os.environ, **env},
+        start_new_session=True,
+    )
+    try:
+        (remnant,) = await offload(labelled_here, env, Owners(False, []))
+        gate.touch()
+        await eventually(lambda: "EG_DEPLOYMENT_ID" not in environment_of(process.pid))
+        remnant.remove()
+        await offload(time.sleep, 0.1)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def settings_of(lab: HostLab) -> SSHSettings:
+    """Return settings that open every host of the lab for root."""
+    return SSHSettings(user="root", key_files=(str(lab.key_file),), known_hosts=(str(lab.known_hosts),))
+
+
+def labelled_here(env: Mapping[str, str], owners: Owners) -> list[Remnant]:
+    """Return the processes of this machine that carry a label."""
+    return list(local_processes("EG_DEPLOYMENT_ID", [env["EG_DEPLOYMENT_ID"]], owners))
+
+
+@pytest.mark.ssh
+async def test_nobody_has_anothers_kernel_ended_by_what_he_calls_his_own(
+    tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's process with the label, whose kernel id holds line breaks of any kind, is no word about other processes.
+
+    The login on the host is root, who may read everybody's environment.
+    """
+    prepare_hosts(lab, monkeypatch, tmp_path)
+    host = lab.hosts[0]
+    monkeypatch.setenv("EG_REMOTE_HOSTS", host.address)
+    shell = SSHShell(host.address, settings_of(lab))
+    async with rolling_gateway(tmp_path) as gateway:
+        kernel_id = await gateway.client.start_kernel("distributed")
+        await gateway.run(kernel_id, "x = 42")
+        words = await gateway.run(kernel_id, "import os; print(os.environ['EG_DEPLOYMENT_ID'], os.getpid())")
+        label, victim = words.split()
+        await gateway.kill()
+        other = str(uuid.uuid4())
+        injected = [f"x{end}{victim} {name}" for end in LINE_ENDS for name in ("x", other)]
+        injected += [f"{end}leader{end}{victim}{end}" for end in ("\n", "\r")] + [f"x\nKERNEL_ID={other}", other]
+        for text in injected:
+            env = {"EG_DEPLOYMENT_ID": label, "KERNEL_ID": text, "KERNEL_USERNAME": "ted"}
+            command = ["setpriv", f"--reuid={TED}", "--clear-groups", "sleep", "117"]
+            await offload(partial(shell.start_detached, command, env=env, log_path=f"/tmp/{uuid.uuid4()}.log"))
+        await eventually(lambda: len(host.processes("sleep 117")) == len(injected))
+        status, report = await offload(sweep)
+        assert (status, "0 left behind" in report) == (0, True), report
+        assert len(host.processes("sleep 117")) == len(injected)
+        await gateway.start()
+        assert await gateway.run(kernel_id, "print(x)") == "42\n"
+    await offload(shell.run, ["pkill", "-f", "sleep 117"])
+    shell.close()
+
+
+@pytest.mark.ssh
+async def test_a_group_on_a_host_is_ended_only_while_it_is_the_one_that_was_found(lab: HostLab) -> None:
+    """Its leader's start, owner and environment are looked at again in the very script that kills."""
+    host = lab.hosts[0]
+    shell = SSHShell(host.address, settings_of(lab))
+    label, other = [f"EG_DEPLOYMENT_ID={uuid.uuid4().hex}" for _ in range(2)]
+    start = partial(shell.start_detached, ["sleep", "118"], log_path=f"/tmp/{uuid.uuid4()}.log")
+    env = dict([label.split("=")], KERNEL_ID=str(uuid.uuid4()), KERNEL_USERNAME="root")
+    pid, _ = await offload(partial(start, env=env))
+    (leader,) = await offload(shell.leaders, label)
+    assert leader == (pid, leader.start_time, 0, "root", True, env["KERNEL_ID"], "root")
+    assert not await offload(shell.end_leader, leader._replace(start_time=leader.start_time + 1), label)
+    assert not await offload(shell.end_leader, leader._replace(uid=TED), label)
+    assert not await offload(shell.end_leader, leader, other)
+    assert host.processes("sleep 118")
+    assert await offload(shell.end_leader, leader, label)
+    await eventually(lambda: not host.processes("sleep 118"))
+    assert not await offload(shell.end_leader, leader, label)
+    shell.close()
 
 
 @pytest.mark.ssh

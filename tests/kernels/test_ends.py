@@ -13,13 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.contract.backends import BAD_LAUNCHER, LAUNCHER, LAUNCHER_OPTIONS
+from enterprise_gateway.transport.commport import CommPort
+from tests.contract.backends import BAD_LAUNCHER, DISTRIBUTED_HERE, LAUNCHER, LAUNCHER_OPTIONS
 from tests.contract.test_contract import nothing_left
 from tests.kernels.test_lifecycle import CONFIG, state_of
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.proxies import CarelessProxy
 from tests.support.tinyfarm import tiny_kernels
+from tests.transport.test_commport import listener
 
 LAUNCH = [sys.executable, str(LAUNCHER), *LAUNCHER_OPTIONS]
 STAYS = 'setsid "$0" "$@" & exec sleep 1000'
@@ -32,8 +34,9 @@ IGNORE_EVERYTHING = (
 )
 
 
-def script_kernelspec(name: str, argv: list[str]) -> None:
-    write_kernelspec(name, argv=argv, metadata={"process_proxy": {"class_name": "tests.support.proxies.ScriptProxy"}})
+def script_kernelspec(name: str, argv: list[str], **config: Any) -> None:
+    stanza = {"class_name": "tests.support.proxies.ScriptProxy", "config": config}
+    write_kernelspec(name, argv=argv, metadata={"process_proxy": stanza})
 
 
 @pytest.fixture
@@ -75,7 +78,7 @@ async def test_a_launch_script_that_lives_on_is_ended_with_its_kernel(script: st
 async def test_a_kernel_that_ignores_all_requests_is_killed(version: int) -> None:
     """Its launcher goes on listening after shutdown_request, so that the kernel can still be sent SIGKILL."""
     without_secret = ["env", "-u", "EG_LAUNCH_SECRET"] if version == 1 else []
-    script_kernelspec("deaf", ["setsid", *without_secret, *LAUNCH])
+    script_kernelspec("deaf", ["setsid", *without_secret, *LAUNCH], payload_version=version)
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("deaf")
         pid = gateway.app.kernel_manager.get_kernel(kernel_id).process_proxy.pid
@@ -206,4 +209,26 @@ async def test_a_back_end_that_hangs_holds_up_its_own_kernels_only() -> None:
         finally:
             CarelessProxy.go_on.set()
         await asyncio.gather(*polls)
+        await delete(gateway, kernel_id)
+
+
+@pytest.mark.parametrize("answer", [b'{"version": 2, "challenge": "' + rb"\ud800" * 40 + b'"}\n', b"[" * 30000 + b"\n"])
+async def test_an_interrupt_does_not_fail_because_of_what_a_communication_port_answers(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, expect_log: Any
+) -> None:
+    """The warning says it in one line, and the kernel's process is signalled by itself."""
+    monkeypatch.setenv("EG_KERNEL_LOG_DIR", str(tmp_path))
+    name = DISTRIBUTED_HERE.kernelspec()
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await gateway.start_kernel(name)
+        websocket = await gateway.websocket(kernel_id)
+        loop = asyncio.create_task(websocket.execute("import time\nwhile True: time.sleep(0.1)"))
+        await asyncio.sleep(0.7)
+        proxy = gateway.app.kernel_manager.get_kernel(kernel_id).process_proxy
+        true, proxy.comm = proxy.comm, None
+        with listener(answer) as (port, _), expect_log("did not take signal 2: The listener .* (speak|no JSON)"):
+            proxy.comm = CommPort("127.0.0.1", port, kernel_id=kernel_id, secret=b"secret")
+            await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", {}, status=204)
+        proxy.comm = true
+        assert (await loop)[1]["ename"] == "KeyboardInterrupt"
         await delete(gateway, kernel_id)

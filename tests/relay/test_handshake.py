@@ -7,8 +7,11 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
+import zmq
 from tornado.httpclient import AsyncHTTPClient
 
 from enterprise_gateway.core.offload import offload
@@ -267,6 +270,43 @@ async def test_it_opens_when_a_new_kernel_takes_too_long(relay, expect_log):
         async with await relay.open(kernel_id):
             assert channels.kernel_info is None
     await offload(kernel.stop)
+
+
+async def test_it_is_refused_while_a_contested_kernel_has_not_proved_its_key(relay, expect_log):
+    """Two launchers have reported for it: time does not make it the client's, but its first answer does."""
+    kernel = TinyKernel()
+    kernel_id, channels = await relay.add(kernel, ready=False, info_timeout=0.3)
+    channels.contest()
+    for _ in range(2):
+        with expect_log("has not proved", required=False):
+            assert (await refused(relay, kernel_id)).status == 503
+    kernel.start()
+    await channels.ready(10)
+    async with await relay.open(kernel_id) as client:
+        assert "execute_result" in types(await client.run("hello"))
+        channels.contest()
+        assert "execute_result" in types(await client.run("it has proved it long since"))
+    await offload(kernel.stop)
+
+
+async def test_a_contested_kernel_gets_nothing_of_its_clients_before_it_has_proved_its_key(relay, zmq_context):
+    """A websocket that is open when a kernel is restarted waits on every channel, longer than info_timeout."""
+    kernel_id, channels = await relay.add(relay.tiny_kernel(), info_timeout=0.3)
+    contested = relay.tiny_kernel()
+    with ExitStack() as stack:
+        deaf = {name: stack.enter_context(zmq_context.socket(zmq.ROUTER)) for name in ("shell", "control")}
+        ports = {f"{name}_port": end.bind_to_random_port("tcp://127.0.0.1") for name, end in deaf.items()}
+        async with await relay.open(kernel_id) as client:
+            channels.connect(replace(contested.info, **ports), is_contested=True)
+            client.execute("my password")
+            client.send("control", "debug_request", {"command": "evaluate"})
+            await asyncio.sleep(0.8)
+            heard = [end.recv_multipart() for end in deaf.values() if end.poll(0)]
+            assert len(heard) == 1, "the gateway's own question"
+            assert b"kernel_info_request" in b"".join(heard[0])
+            channels.connect(contested.info, is_contested=True)
+            await client.until("execute_result")
+    assert {message["header"]["msg_type"] for message in contested.received} >= {"execute_request", "debug_request"}
 
 
 async def test_it_opens_at_once_when_a_kernel_was_restarted(relay):

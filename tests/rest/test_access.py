@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -14,6 +16,7 @@ from tornado.websocket import websocket_connect
 
 from tests.support.gateway import running_gateway
 from tests.support.kernelspecs import write_kernelspec
+from tests.support.processes import gateway_process
 
 UNAUTHORIZED = {"reason": "Unauthorized", "message": ""}
 
@@ -55,6 +58,88 @@ async def test_the_token_appears_in_no_log_line(caplog: pytest.LogCaptureFixture
                 )
     assert "GET /api?token=********" in caplog.text
     assert "s3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("tok%65n=s3cr3t", 200),
+        ("%74%6F%6b%65%6e=s3cr3t", 200),
+        ("token=%733cr3t", 200),
+        ("token=wrong&token=s3cr3t", 200),
+        ("a=b#&token=s3cr3t", 200),
+        ("?&&=&token=s3cr3t&=", 200),
+        ("token=s3cr3t%ff", 401),
+        ("token=%ffs3cr3t", 401),
+        ("token=s3cr3t\xff", 401),
+        ("Token=s3cr3t", 401),
+        ("TOK%45N=s3cr3t", 401),
+        ("access_token=s3cr3t", 401),
+        ("?token=s3cr3t", 401),
+        ("token==s3cr3t", 401),
+    ],
+)
+async def test_a_token_in_any_form_appears_neither_in_the_log_nor_in_the_answer(
+    query: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What authenticates is not logged however it is encoded, and neither is what was meant to."""
+    with caplog.at_level(logging.DEBUG):
+        async with running_gateway(["--debug"], config={"EnterpriseGatewayApp": {"auth_token": "s3cr3t"}}) as gateway:
+            for path in ("/api", "/api/kernels/1-2-3-4-5/channels"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
+                writer.write(f"GET {path}?{query} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("latin-1"))
+                answer = await reader.read()
+                writer.close()
+                assert int(answer.split()[1]) == (404 if status == 200 and path != "/api" else status)
+                assert b"s3cr3t" not in answer
+    assert f"{status} GET /api?" in caplog.text
+    assert not [text for text in ("s3cr3t", "3cr3t") if text in caplog.text]
+
+
+def test_a_malformed_request_is_not_quoted_in_the_log(tmp_path: Path) -> None:
+    """Its header may be that with the token."""
+    with gateway_process(tmp_path / "log", ["--debug"], env={"EG_AUTH_TOKEN": "s3cr3t"}) as gateway:
+        port = int(gateway.url.rsplit(":", 1)[1])
+        for line in (b"Authorization: token s3cr3t\x01", b"Authorization: token s3cr3t\x7f", b"token s3cr3t"):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(b"GET /api HTTP/1.1\r\nHost: localhost\r\n" + line + b"\r\n\r\n")
+                answer = connection.recv(1000)
+                assert answer.split()[1] in (b"400", b"401")
+                assert b"s3cr3t" not in answer
+    assert "s3cr3t" not in gateway.output
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Origin: http://[evil", 404),
+        ("Origin: http://evil]", 404),
+        ("Origin: //[", 404),
+        ("Origin: \xff", 404),
+        ("Origin: http://[::1]:99999999", 404),
+        ("Host: [evil", 403),
+        ("Host: [::1]evil.example", 403),
+        ("Host: a:b:c", 403),
+        ("Host: \xff", 403),
+        ("Range: bytes=0-" + "9" * 5000, 200),
+        ("If-None-Match: \xff", 200),
+        ("Content-Length: \xb2", 400),
+        ("Content-Length: " + "9" * 5000, 413),
+        ("Sec-WebSocket-Extensions: ;;=", 200),
+        ("X-Forwarded-For: [::", 200),
+    ],
+)
+async def test_a_header_that_makes_no_sense_is_no_failure_of_the_gateway(header: str, status: int) -> None:
+    """It is refused, or of no matter; tornado refuses some before they get here, with 400."""
+    async with running_gateway(config={"EnterpriseGatewayApp": {"trust_xheaders": True}}) as gateway:
+        host = "" if header.startswith("Host") else f"Host: 127.0.0.1:{gateway.app.port}\r\n"
+        for more in ("", "Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"):
+            path = "/api/kernels/1-2-3-4-5/channels" if more else "/api"
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
+            writer.write(f"GET {path} HTTP/1.1\r\n{host}{more}{header}\r\n\r\n".encode("latin-1"))
+            answered = int((await asyncio.wait_for(reader.readline(), 5)).split()[1])
+            writer.close()
+            assert answered in ({400, 403, 404, 413} if more else {status, 400 if status != 200 else status})
 
 
 async def test_a_name_in_a_url_writes_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,14 +204,15 @@ async def test_requests_of_foreign_pages_are_refused_unless_allowed() -> None:
 
 
 async def test_websockets_of_foreign_pages_are_refused() -> None:
-    """The handshake of a page of another origin is 403 with the documented text."""
+    """The handshake of a page of another origin, or of none, is 403 with the documented text."""
     config = {"EnterpriseGatewayApp": {"unauthorized_users": []}}
     async with running_gateway(config=config) as gateway:
         kernel_id = await gateway.start_kernel()
-        with pytest.raises(HTTPClientError) as refused:
-            await gateway.websocket(kernel_id, Origin="https://evil.example")
-        assert refused.value.code == 403
-        assert b"Cross origin websockets not allowed" in refused.value.response.body
+        for origin in ("https://evil.example", "http://[evil"):
+            with pytest.raises(HTTPClientError) as refused:
+                await gateway.websocket(kernel_id, Origin=origin)
+            assert refused.value.code == 403
+            assert b"Cross origin websockets not allowed" in refused.value.response.body
         plain = await gateway.fetch(f"/api/kernels/{kernel_id}/channels")
         assert (plain.code, plain.body) == (400, b'Can "Upgrade" only to "WebSocket".')
 
@@ -137,21 +223,53 @@ async def test_websockets_of_foreign_pages_are_refused() -> None:
         ("localhost:8888", {}, 200),
         ("127.0.0.1", {}, 200),
         ("[::1]:8888", {}, 200),
+        ("LocalHost.", {}, 200),
+        ("192.0.2.1:8888", {}, 200),
+        ("[2001:db8::1]", {}, 200),
+        (socket.gethostname().upper(), {}, 200),
         ("evil.example", {}, 403),
         ("evil.example:8888", {}, 403),
+        ("evil.example.", {}, 403),
         ("127.0.0.1.evil.example", {}, 403),
+        ("0x7f.1", {}, 403),
         ("my.host", {"allowed_hosts": ["my.host"]}, 200),
+        ("MY.host.:80", {"allowed_hosts": ["My.Host"]}, 200),
+        ("a.my.host", {"allowed_hosts": ["my.host"]}, 403),
+        ("a.my.host", {"allowed_hosts": [".my.host"]}, 200),
+        ("my.host", {"allowed_hosts": [".my.host"]}, 200),
+        ("evilmy.host", {"allowed_hosts": [".my.host"]}, 403),
+        ("evil.example", {"allowed_hosts": ["*"]}, 200),
         ("evil.example", {"auth_token": "right"}, 401),
     ],
 )
-async def test_without_a_token_loopback_answers_to_its_own_names_only(
+async def test_without_a_token_the_gateway_answers_to_its_own_names_only(
     host: str, config: dict[str, Any], status: int
 ) -> None:
-    """DNS rebinding: a page that makes its own name point to 127.0.0.1 is refused."""
+    """DNS rebinding: a page that makes its own name point to the gateway is refused, whatever the gateway serves."""
     async with running_gateway(config={"EnterpriseGatewayApp": config}) as gateway:
         response = await gateway.fetch("/api", headers={"Host": host})
         assert response.code == status
         assert set(json.loads(response.body)) in ({"version", "gateway_version"}, {"reason", "message"})
+        preflight = await gateway.fetch("/api", "OPTIONS", headers={"Host": host})
+        assert preflight.code == (200 if status == 401 else status)
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0", ""])
+def test_a_foreign_name_is_told_what_to_do_whatever_address_is_served(ip: str, tmp_path: Path) -> None:
+    """It is told of both remedies; a health probe, which has no Host, is served."""
+    with gateway_process(tmp_path / "log", [f"--ip={ip}"]) as gateway:
+        port = int(gateway.url.rsplit(":", 1)[1])
+        for request, status in (
+            (b"GET /api HTTP/1.1\r\nHost: enterprise-gateway:8888\r\n\r\n", b"403"),
+            (b"GET /api HTTP/1.0\r\n\r\n", b"200"),
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(request)
+                answer = connection.recv(2000)
+            assert answer.split()[1] == status
+            assert b"'enterprise-gateway'; add it to allowed_hosts (EG_ALLOWED_HOSTS) or set auth_token" in answer or (
+                status == b"200"
+            )
 
 
 async def test_head_is_answered_where_get_is() -> None:

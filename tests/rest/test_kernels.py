@@ -116,7 +116,7 @@ async def test_a_body_that_is_too_large_is_not_read() -> None:
         writer.write(b"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n\r\n")
         answer = await asyncio.wait_for(reader.read(), 10)
         writer.close()
-        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.startswith(b"HTTP/1.1 413")
 
 
 async def test_a_kernel_id_that_is_in_use_is_a_conflict() -> None:

@@ -154,6 +154,13 @@ def test_a_command_out_of_time_does_not_harm_the_next(shell: SSHShell) -> None:
     assert shell.connections_made == 1
 
 
+def test_a_command_that_prints_without_end_is_given_up(shell: SSHShell) -> None:
+    """Nobody on a host fills the gateway's memory; the next command works."""
+    with pytest.raises(HostUnreachableError, match="printed more than 16777216 bytes"):
+        shell.run(["cat", "/dev/zero"], timeout=20)
+    assert shell.run(["true"]).status == 0
+
+
 def test_a_cut_link_is_an_error_and_heals(lab: HostLab, connect: Connect, settings: SSHSettings) -> None:
     """While a host's link is cut, commands fail within their time; when it is back, they work, and kernels live."""
     host = lab.hosts[2]

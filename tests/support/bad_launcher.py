@@ -84,6 +84,17 @@ def do_not_report(mode: str) -> None:
     sys.exit(3)
 
 
+def last_messages(mode: str, right: bytes, other: bytes) -> list[bytes]:
+    """Return what a mode sends in the end: the right report, or with it another one of the same kernel."""
+    messages = {
+        "pieces": [],
+        "twice": [right, right],
+        "contradicts-itself": [other, right],
+        "is-contradicted": [right, other],
+    }
+    return messages.get(mode, [right])
+
+
 def main() -> None:
     """Do what the mode says."""
     parser = argparse.ArgumentParser()
@@ -118,10 +129,9 @@ def main() -> None:
         send(options.response_address, payload(public_key, {**info, "shell_port": 99999}))
         kernel.terminate()
         time.sleep(60)
-    if options.mode != "pieces":
-        send(options.response_address, wire)
-    if options.mode == "twice":
-        send(options.response_address, wire)
+    other = payload(public_key, {**info, "key": str(uuid.uuid4())})
+    for each in last_messages(options.mode, wire, other):
+        send(options.response_address, each)
     if options.mode == "dies":
         time.sleep(0.5)
         kernel.kill()

@@ -112,7 +112,7 @@ def _accepts(url: str | None) -> bool:
         return True
     parts = urlsplit(url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1).close()
+        socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 80), timeout=1).close()
     except OSError:
         return False
     return True

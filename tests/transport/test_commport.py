@@ -119,3 +119,31 @@ def test_silence_is_not_death():
 def test_secret_does_not_show():
     """Neither secret nor key is part of the repr."""
     assert repr(caller(1234)) == "<CommPort of kernel kernel at 127.0.0.1:1234>"
+
+
+DEEP = b"[" * 30000 + b"]" * 30000
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (b'{"version": 2, "challenge": "' + b"\\ud800" * 40 + b'"}\n',),
+        (b'{"version": 2, "challenge": "' + b"ab" * 15 + b"\\ud800\\n" + b'"}\n',),
+        (DEEP + b"\n",),
+        (GREETING, DEEP + b"\n"),
+        (GREETING, b'{"seq": 1, "ok": false, "error": ' + DEEP + b"}\n"),
+        (GREETING, b'{"seq": 1, "ok": false, "error": "\\ud800\\nERROR forged"}\n'),
+        (GREETING, b'{"seq": 1, "ok": false, "error": {"a": [1]}}\n'),
+        (GREETING, b'{"seq": 1' + b"0" * 5000 + b', "ok": true}\n'),
+    ],
+    ids=["surrogates", "line", "deep-greeting", "deep-answer", "deep-reason", "lines", "object", "number"],
+)
+def test_whatever_is_answered_is_one_error_in_one_line(answers):
+    """What cannot be used is a CommPortError, which the gateway deals with, whose text is good for any log."""
+    with listener(*answers) as (port, _):
+        comm = caller(port)
+        with pytest.raises(CommPortError) as caught:
+            comm.signal(2)
+        comm.close()
+    str(caught.value).encode()
+    assert str(caught.value).isprintable()

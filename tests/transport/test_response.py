@@ -8,14 +8,17 @@ import secrets
 import socket
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
 from enterprise_gateway.core.deadline import Deadline
 from enterprise_gateway.core.errors import KernelLaunchError, LaunchTimeoutError, PayloadError
 from enterprise_gateway.core.offload import offload
+from enterprise_gateway.core.payload import parse
+from enterprise_gateway.services.processproxies.launchers import Origins
 from enterprise_gateway.transport import response
+from enterprise_gateway.transport.localip import local_ips
 from enterprise_gateway.transport.response import ResponseServer
 from tests.core.test_payload import INFO, LAUNCHER, VECTORS, changed, legacy
 from tests.support.launchers import eventually
@@ -36,7 +39,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[ResponseServer
     await server.stop()
 
 
-def message(server: ResponseServer, kernel_id: str, secret: str | None = SECRET, **entries) -> bytes:
+def message(server: ResponseServer, kernel_id: str, secret: str | None = SECRET, /, **entries) -> bytes:
     info = {**INFO, "kernel_id": kernel_id, **entries}
     return _launcher["encode_payload"](info, server.public_key, secret.encode() if secret else None)
 
@@ -145,6 +148,114 @@ async def test_version_2_needs_a_kernel_with_a_secret(server, expect_log):
         await expectation.wait(Deadline(1))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "doubt", "verdict"),
+    [
+        (SECRET, SECRET, False, "somebody tries to take the kernel over"),
+        (SECRET, None, False, "somebody tries to take the kernel over"),
+        (None, None, True, "may have been taken over"),
+        (None, SECRET, True, "Only the second one had the secret"),
+    ],
+    ids=["2-2", "2-1", "1-1", "1-2"],
+)
+async def test_a_second_report_is_told_with_both_addresses(server, first, second, doubt, verdict, expect_log):
+    """Once, however often it comes; the first one stays, and is in doubt unless the launch's secret vouches for it."""
+    with server.expect("mine", secret=SECRET) as expectation:
+        await send(server, message(server, "mine", first, shell_port=41111))
+        with expect_log(REFUSED), expect_log(verdict) as told:
+            for port in (42222, 43333):
+                await send(server, message(server, "mine", second, shell_port=port))
+            await eventually(lambda: not any(server._queues))
+            await asyncio.sleep(0.05)
+        assert len(told) == len(expectation.conflicts) == 1
+        assert "from 127.0.0.1; another report for it, from 127.0.0.1, was refused" in told[0].getMessage()
+        assert (await expectation.wait(Deadline(1))).shell_port == 41111
+        assert (expectation.doubt is not None) == doubt
+        assert expectation.conflicts[0].is_forged == (first is None and second is not None)
+
+
+async def test_forgeries_do_not_hide_the_launchers_own_report(server, expect_log):
+    """However many others say that they are the kernel, from wherever, the one that has the secret is heard."""
+    with server.expect("mine", secret=SECRET) as expectation, expect_log("", required=True):
+        await send(server, message(server, "mine", None))
+        await expectation.wait(Deadline(1))
+        for i in range(2 * response.MAX_CONFLICTS):
+            forged = server._keys.open(parse(message(server, "mine", None, shell_port=40000 + i)))
+            with suppress(PayloadError):
+                expectation.accept(forged, f"192.0.2.{i}")
+        assert len(expectation.conflicts) == response.MAX_CONFLICTS
+        await send(server, message(server, "mine", shell_port=42222))
+        await eventually(lambda: expectation.doubt.is_forged)
+
+
+async def test_who_does_not_hold_the_secret_makes_no_conflict_by_version_2(server, expect_log):
+    """Anybody could send a message that names the kernel: it counts when it was authentic, and once the same."""
+    wire = message(server, "mine")
+    with server.expect("mine", secret=SECRET) as expectation, expect_log(REFUSED):
+        for each in (wire, wire, message(server, "mine", "a guess", shell_port=42222)):
+            await send(server, each)
+        await eventually(lambda: not any(server._queues))
+        await expectation.wait(Deadline(1))
+    assert expectation.conflicts == []
+
+
+@pytest.mark.parametrize("server", [{"conflict_seconds": 0.1}], indirect=True, ids=["soon"])
+async def test_second_reports_are_looked_at_for_some_time_only(server, expect_log):
+    """Later ones are refused before anything is decrypted, as when no kernel is being launched."""
+    with server.expect("mine", secret=SECRET) as expectation:
+        await send(server, message(server, "mine"))
+        await expectation.wait(Deadline(1))
+        await asyncio.sleep(0.15)
+        with expect_log("the kernel has reported already"):
+            await send(server, message(server, "mine", shell_port=42222))
+        with expect_log("no kernel is being launched"):
+            await send(server, message(server, "mine", None, shell_port=42222))
+            await eventually(lambda: not any(server._queues))
+            await asyncio.sleep(0.05)
+    assert expectation.conflicts == []
+
+
+async def test_version_1_is_taken_from_the_kernels_host_only(server, expect_log):
+    """It proves nothing about its sender, so its address has to be the host's; version 2 comes from anywhere."""
+    with server.expect("far", secret=SECRET) as expectation:
+        expectation.restrict(Origins(["192.0.2.7"]), "host7")
+        with expect_log("taken from host7 only; if 127.0.0.1 is an address of it"):
+            await send(server, message(server, "far", None))
+            assert "add it to payload_v1_from" in await never(expectation)
+        await send(server, message(server, "far"))
+        await expectation.wait(Deadline(1))
+    with server.expect("near", secret=SECRET) as expectation:
+        expectation.restrict(Origins(["127.0.0.1"]), "host1")
+        await send(server, message(server, "near", None))
+        await expectation.wait(Deadline(1))
+
+
+def test_origins_are_the_hosts_addresses_and_what_the_kernelspec_adds():
+    """One of this machine's addresses stands for all of them; nothing stands for everybody."""
+    origins = Origins(["192.0.2.7", "2001:db8::7%eth0"], "10.1.0.0/16, 2001:db8:1::/48 ,198.51.100.9,")
+    for peer in ("192.0.2.7", "2001:db8::7", "2001:DB8::0:7", "10.1.255.3", "2001:db8:1::5", "198.51.100.9"):
+        assert peer in origins
+    for peer in ("192.0.2.8", "127.0.0.1", "10.2.0.1", "?", ""):
+        assert peer not in origins
+        assert peer not in Origins()
+    assert "127.0.0.3" in Origins([local_ips()[0]])
+    assert "192.0.2.8" not in Origins([local_ips()[0]])
+    assert "10.1.2.3" in Origins([], ["10.1.2.3"])
+    for wrong in ("host7", "10.1.0.0/77", ["x"]):
+        with pytest.raises(KernelLaunchError, match="payload_v1_from"):
+            Origins([], wrong)
+
+
+def test_addresses_are_compared_in_their_plain_form():
+    """An IPv4 peer of a socket for both families is the same host, and a zone is no part of an address."""
+    assert [response._plain(text) for text in ("::ffff:192.0.2.7", "fe80::1%eth0", "192.0.2.7", "?")] == [
+        "192.0.2.7",
+        "fe80::1",
+        "192.0.2.7",
+        "?",
+    ]
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 async def test_version_0_is_an_option(allowed, expect_log):
     """Version 0 is refused unless it was allowed, and then only where no later version is demanded."""
@@ -244,6 +355,64 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
             for connection in opened:
                 connection.close()
             await eventually(lambda: not server._connections and not any(server._queues))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"pid": float("inf")},
+        {"pid": float("nan")},
+        {"pid": -1e400},
+        {"pgid": 10**4000},
+        {"pgid": "9" * 4000},
+        {"key": "\ud800"},
+        {"curve_publickey": "\udfff" * 40, "curve_secretkey": "x" * 40},
+        {"ip": "\ud800"},
+        {"ip": {"a": [1]}},
+        {"kernel_name": "\ud800\n"},
+        {"transport": "\ud800"},
+        {"signature_scheme": "hmac-\ud800"},
+        {"signature_scheme": "hmac-none"},
+        {"shell_port": float("inf")},
+        {"kernel_id": "line\nERROR forged \ud800"},
+    ],
+    ids="-".join,
+)
+async def test_whatever_a_payload_holds_ends_that_payload_only(server, entries, expect_log):
+    """After two at once that hold what cannot be used, the launch under way and the next one get their reports."""
+    wire = message(server, "pending", None, **entries)
+    with server.expect("pending", secret=SECRET) as pending:
+        with expect_log(REFUSED, required=False) as records:
+            await asyncio.gather(*(send(server, wire) for _ in range(2)))
+            await eventually(lambda: not any(server._queues))
+            await asyncio.sleep(0.05)
+        assert all("\n" not in record.getMessage() for record in records)
+        if not pending.done:  # what is of no use to the gateway may be left out
+            await send(server, message(server, "pending"))
+        info = await pending.wait(Deadline(5))
+        assert 0 <= info.pid < 2**31
+        info.to_dict()
+    with server.expect("later", secret=SECRET) as later:
+        await send(server, message(server, "later"))
+        await later.wait(Deadline(5))
+
+
+async def test_a_mistake_of_ours_ends_one_message_only(server, expect_log):
+    """An error that nobody thought of is logged, at the bounded rate, and the queue goes on."""
+
+    class Odd(response.Expectation):
+        def accept(self, *_args):
+            raise ZeroDivisionError
+
+    odd = Odd(server, "odd", secret=SECRET.encode())
+    server._expected["odd"] = odd
+    with odd, server.expect("even", secret=SECRET) as even:
+        with expect_log(f"{REFUSED}.*ZeroDivisionError"):
+            await asyncio.gather(*(send(server, message(server, "odd", secret)) for secret in (SECRET, None, SECRET)))
+            await eventually(lambda: not any(server._queues))
+        assert "ZeroDivisionError" in odd.rejections[0]
+        await send(server, message(server, "even"))
+        await even.wait(Deadline(5))
 
 
 @pytest.mark.parametrize("server", [{"max_connections": 3}], indirect=True, ids=["three"])

@@ -27,7 +27,7 @@ class DescriptionHandler(GatewayHandler):
     TYPES = {"json": "application/json", "yaml": "text/x-yaml"}
 
     def check_token(self) -> None:
-        """Let everybody read the description; it holds nothing of this installation."""
+        """Let everybody read the description, who is not known by that; it holds nothing of this installation."""
 
     def get(self, form: str) -> None:
         """Answer the document."""

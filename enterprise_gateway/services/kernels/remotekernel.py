@@ -23,7 +23,7 @@ from ...config import EnterpriseGatewayConfigMixin
 from ...core import envvars, kernelenv
 from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
-from ...core.errors import KernelLaunchError
+from ...core.errors import KernelLaunchError, LaunchTimeoutError
 from ...core.offload import offload, uninterrupted
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ...transport.openrequests import KERNEL_SHUT_DOWN
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
 
     from ...transport.channels import KernelChannels
+    from ...transport.response import Conflict
     from .remotemanager import RemoteMappingKernelManager
 
 OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
@@ -126,6 +127,12 @@ class RemoteKernelManager(AsyncKernelManager):
     def process_proxy(self) -> BaseProcessProxyABC | None:
         """The process proxy of the present launch."""
         return getattr(self.provisioner, "process_proxy", None)
+
+    @property
+    def conflict(self) -> Conflict | None:
+        """What makes it doubtful whether the kernel of the present launch is ours; None where nothing does."""
+        proxy = self.process_proxy
+        return proxy.conflict if isinstance(proxy, RemoteProcessProxy) else None
 
     @property
     def outlives_gateway(self) -> bool:
@@ -316,6 +323,26 @@ class RemoteKernelManager(AsyncKernelManager):
         wanted = policy == "required" or (policy == "auto" and self._kernel_supports_curve_encryption())
         return policy if wanted else ""
 
+    async def prove(self, conflict: Conflict) -> None:
+        """Wait until a kernel that two launchers have reported for has proved that it has the key that it is used with.
+
+        Raises
+        ------
+        KernelLaunchError
+            It has not within the launch time-out, or is known to be another's.
+        """
+        channels, proxy = self.channels, self.process_proxy
+        assert channels is not None
+        assert isinstance(proxy, RemoteProcessProxy)
+        both = f"from {conflict.accepted_from} and then from {conflict.refused_from}"
+        reported = f"KernelID: '{self.kernel_id}' was reported twice, {both}"
+        try:
+            await channels.ready(proxy.deadline.remaining)
+        except (TimeoutError, ConnectionError) as error:
+            raise LaunchTimeoutError(f"{reported}, and has not proved that it has the key: {error}") from error
+        if self.conflict is not None and self.conflict.is_forged:
+            raise KernelLaunchError(f"{reported}, where only the second one had the secret of the launch")
+
     def connection(self) -> ConnectionInfo:
         """Return how the kernel is reached now."""
         return ConnectionInfo.from_dict(self.get_connection_info())
@@ -480,7 +507,7 @@ class RemoteKernelManager(AsyncKernelManager):
                     await confirm()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
                 if self.channels is not None:
-                    self.channels.connect(self.connection())
+                    self.channels.connect(self.connection(), is_contested=self.conflict is not None)
             finally:
                 self.restarting = False
 

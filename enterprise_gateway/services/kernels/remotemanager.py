@@ -40,6 +40,7 @@ from ...core.steps import take_all
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ...transport.replaybudget import ReplayBudget
+from ...transport.response import Conflict
 from ..processproxies.processproxy import gateway_user, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
@@ -112,6 +113,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.resources = SharedResources(self.parent if self.parent is not None else LibraryOptions(config=self.config))
+        self.resources.on_conflict.append(self._note_conflict)
         options = self.resources.options
         self.limits = KernelLimits(
             self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
@@ -269,7 +271,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if self.records is not None:
                 await self.records.running(kernel)
             await self.resources.turns.come()
-            self.enter(kernel)
+            self._connect(kernel)
+            if (conflict := kernel.conflict) is not None:
+                await kernel.prove(conflict)
+            self._manage(kernel)
         except BaseException:
             await uninterrupted(self._give_up(kernel))
             raise
@@ -288,17 +293,36 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         StoreUnavailableError
             The gateway is being stopped: nobody would close the connection.
         """
+        self._connect(kernel)
+        self._manage(kernel)
+
+    def _connect(self, kernel: RemoteKernelManager) -> None:
         if self._is_stopping:
             raise StoreUnavailableError("The gateway is being stopped; please try again.")
         kernel.channels = self._make_channels(kernel)
-        kernel.channels.connect(kernel.connection())
+        kernel.channels.connect(kernel.connection(), is_contested=kernel.conflict is not None)
         if kernel.inherited is not None:
             kernel.channels.resume(kernel.inherited)
+
+    def _manage(self, kernel: RemoteKernelManager) -> None:
         self._kernels[kernel.kernel_id] = kernel
         self.restarter.watch(kernel)
         self.culler.start()
         if self.records is not None and self.keeps_kernels and not self.revives_on_request:
             self.records.keep_activity()
+
+    def _note_conflict(self, conflict: Conflict) -> None:
+        """Let a kernel whose report may have been another's prove that it is ours; called by the response server.
+
+        One that is known to be another's is dead to its clients at once.
+        """
+        kernel = self._kernels.get(conflict.kernel_id)
+        if kernel is None or kernel.channels is None:
+            return
+        if conflict.is_forged:
+            self.restarter.end(kernel, f"another launcher, at {conflict.accepted_from}, has reported in its place")
+        elif not conflict.is_proven:
+            kernel.channels.contest()
 
     def _choose_kernel_id(self, kernel_id: str | None, env: dict[str, str]) -> str:
         chosen = kernel_id or env.get("KERNEL_ID")

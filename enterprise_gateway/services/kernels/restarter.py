@@ -74,6 +74,14 @@ class KernelRestarter(LoggingConfigurable):
         if watch is not None and watch is not asyncio.current_task():
             watch.cancel()
 
+    def end(self, kernel: RemoteKernelManager, reason: str) -> None:
+        """Have a kernel that must not live on dead at once, and end what there is of it."""
+        self.forget(kernel)
+        self.parent.lose(kernel, reason)
+        self._watches[kernel.kernel_id] = asyncio.create_task(
+            kernel.release(), name=f"kernel {kernel.kernel_id} is being ended"
+        )
+
     def finish_restart(self, kernel: RemoteKernelManager) -> None:
         """Restart a kernel whose process has ended, since the gateway that was restarting it did not get done."""
         self._watches[kernel.kernel_id] = asyncio.create_task(

@@ -13,9 +13,9 @@ from traitlets.utils.importstring import import_item
 
 from ...core.errors import KernelLaunchError
 from ...core.offload import offload, offload_to
-from ..processproxies.deployment import ended_runs, forget_run
+from ..processproxies.deployment import LABEL_VARIABLE, ended_runs, forget_run
 from ..processproxies.processproxy import BaseProcessProxyABC, process_proxy_config
-from ..processproxies.remnants import Remnant, local_files, local_processes
+from ..processproxies.remnants import Remnant, local_files, local_processes, owners_of
 
 if TYPE_CHECKING:
     from .remotemanager import RemoteMappingKernelManager
@@ -104,8 +104,9 @@ class Sweeper:
         """Return everything labelled, with its label."""
         found: list[tuple[str, Remnant]] = []
         back_ends = await offload(self._back_ends) if labels else {}
+        configs = [config for of_class in back_ends.values() for config in of_class]
         for label in labels:
-            found += [(label, thing) for thing in await offload(self._find_here, label)]
+            found += [(label, thing) for thing in await offload(self._find_here, label, configs)]
             for back_end, configs in back_ends.items():
                 try:
                     things = partial(back_end.find_remnants, self._manager.resources, [label], configs)
@@ -114,8 +115,10 @@ class Sweeper:
                     report.not_asked[back_end.__name__] = _reason(error)
         return found
 
-    def _find_here(self, label: str) -> list[Remnant]:
-        return [*local_processes([label]), *local_files(self._directory, [label])]
+    def _find_here(self, label: str, configs: list[dict[str, Any]]) -> list[Remnant]:
+        owners = owners_of(self._manager.resources, configs)
+        processes = local_processes(LABEL_VARIABLE, [label], owners)
+        return [*processes, *local_files(self._directory, [label])]
 
     def _back_ends(self) -> dict[type[BaseProcessProxyABC], list[dict[str, Any]]]:
         """Return the classes that installed kernelspecs name, each with the kernelspecs' configurations of it."""

@@ -15,7 +15,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream, SSLIOStream
 from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
-from ...base.handlers import GatewayHandler
+from ...base.handlers import GatewayHandler, origin_host
 from ...transport.frames import (
     SMALL_FRAME,
     V1_PROTOCOL,
@@ -74,7 +74,9 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     _v1 = False
 
     def check_cross_site(self) -> None:
-        """Leave the origin to :meth:`check_origin`, which comes after the kernel was looked up."""
+        """Leave the origin to :meth:`check_origin`, which comes after the kernel was looked up, if it is one at all."""
+        if origin_host(self.request.headers.get("Origin", "")) is None:  # tornado would fail on it
+            raise web.HTTPError(403, "Cross origin websockets not allowed")
 
     def check_origin(self, origin: str) -> bool:
         """Whether a page of ``origin`` may connect: the gateway's own, or the one that ``allow_origin`` permits."""
@@ -118,6 +120,8 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._first_answer = None
             self._has_waited = True
             self._channels = await self._find_channels(kernel_id)
+        if self._channels.awaits_proof:
+            raise web.HTTPError(503, "The kernel was reported twice and has not proved that it has the key.")
         await super().get(kernel_id)
 
     async def _find_channels(self, kernel_id: str) -> KernelChannels:

@@ -33,7 +33,9 @@ class CheckedKernelSpec(KernelSpec):
         """
         file = Path(resource_dir, "kernel.json")
         try:
-            return cls(**{**_checked(_parsed(file)), "resource_dir": resource_dir})
+            # An entry that is nobody's is left out: traitlets will not take it for much longer.
+            known = {name: value for name, value in _checked(_parsed(file)).items() if name in cls.class_trait_names()}
+            return cls(**{**known, "resource_dir": resource_dir})
         except (ValueError, TraitError) as error:
             raise UnreadableKernelSpecError(f"The kernelspec {file} cannot be used: {error}") from error
 

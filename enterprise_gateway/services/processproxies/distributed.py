@@ -22,10 +22,11 @@ from ...core.errors import (
 from ...core.offload import offload, offload_to
 from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
+from .deployment import LABEL_VARIABLE
 from .hostchoice import TrackKernelOnHost
 from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy, gateway_user
-from .remnants import Remnant, remote_processes
-from .remotehosts import RemoteHost, address_of, is_local_address, resolve
+from .remnants import Remnant, owners_of, remote_processes
+from .remotehosts import RemoteHost, addresses_of, is_local_address, resolve
 from .shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -128,7 +129,9 @@ class DistributedProcessProxy(RemoteProcessProxy):
         raise _no_host(self.kernel_id, failures)
 
     async def _start_on(self, host: str, kernel_cmd: list[str], **kwargs: Any) -> None:
-        address = await address_of(host)
+        addresses = await addresses_of(host)
+        self.restrict_reports(host, addresses)
+        address = addresses[0]
         self.assigned_host, self.assigned_ip, self.ip = host, address, address
         is_here = is_local_address(address)
         login = gateway_user() if is_here else self.remote_user
@@ -336,8 +339,8 @@ class DistributedProcessProxy(RemoteProcessProxy):
         failure: KernelLaunchError | None = None
         for host in self._hosts_to_search():
             try:
-                for group in host.shell.leaders(f"KERNEL_ID={self.kernel_id}"):
-                    host.shell.signal(group, group, signal.SIGKILL)
+                for remnant in remote_processes(host.shell, "KERNEL_ID", [self.kernel_id], self._owners):
+                    remnant.remove()
                     was_running = True
             except KernelLaunchError as error:
                 self.log.warning("What is left of kernel %s may not have been removed: %s", self.kernel_id, error)
@@ -357,11 +360,12 @@ class DistributedProcessProxy(RemoteProcessProxy):
     ) -> Iterator[Remnant]:
         """Yield the labelled processes on all hosts that the gateway's option or a kernelspec names."""
         failures = []
+        owners = owners_of(resources, configs)
         named = [resources.options.remote_hosts, *(config.get("remote_hosts") or () for config in configs)]
         for name in dict.fromkeys(name for names in named for name in host_names(names)):
             try:
                 for host in remote_hosts(resources, [name]):
-                    yield from remote_processes(host.shell, labels)
+                    yield from remote_processes(host.shell, LABEL_VARIABLE, labels, owners)
             except KernelLaunchError as error:
                 failures.append(str(error))
         if failures:

@@ -11,9 +11,7 @@ inherited ones do not do. Everything else - time-outs, users, ports, responses -
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import pwd
 import secrets
 import signal
 import socket
@@ -43,14 +41,16 @@ from ...core.errors import (
 from ...core.offload import offload, offload_to
 from ...core.ports import PortRange
 from ...transport.commport import CommPort, CommPortError, connection_ended
-from ...transport.localproc import LocalProcess, last_lines, processes_of_kernel
+from ...transport.localproc import LocalProcess, last_lines
 from ...transport.outputfiles import cut
+from .launchers import Origins, demanded_version, marked_version
+from .remnants import Owners, local_processes, user_name
 from .remotehosts import is_local_address
 from .responses import Response, ResponseManager
 from .startup import await_startup
 
 if TYPE_CHECKING:
-    from ...transport.response import Expectation
+    from ...transport.response import Conflict, Expectation
     from ...transport.tunnels import KernelTunnels
     from ..kernels.remotemanager import RemoteKernelManager
     from .remnants import Remnant
@@ -272,11 +272,16 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
         The base removes processes of this machine that carry the kernel's id in their environment.
         """
-        processes = processes_of_kernel(self.kernel_id)
-        for process in processes:
-            self.log.warning("Process %d of kernel %s was left behind; it is ended", process.pid, self.kernel_id)
-            process.kill()
-        return bool(processes)
+        remnants = list(local_processes("KERNEL_ID", [self.kernel_id], self._owners))
+        for remnant in remnants:
+            self.log.warning("Left behind by kernel %s and ended: %s", self.kernel_id, remnant.what)
+            remnant.remove()
+        return bool(remnants)
+
+    @property
+    def _owners(self) -> Owners:
+        """Whose processes may be the kernel's."""
+        return Owners(self.kernel_manager.options.impersonation_enabled, [self.user_rules])
 
     @classmethod
     def find_remnants(
@@ -380,7 +385,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
     """
 
     payload_version = 1
-    """The lowest version of a launcher's response that is accepted; ``payload_version`` of the config raises it."""
+    """The lowest version of a launcher's response that is accepted; ``payload_version`` of the config has priority."""
 
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
@@ -403,14 +408,48 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
     async def prepare(self) -> None:
         """Expect the launcher's response from now on; called by the provisioner before the command is filled."""
         server = await self.kernel_manager.resources.responses()
+        minimum_version, demanded_by = await offload(self._minimum_version)
         self.kernel_manager.response_address = server.address
         self.kernel_manager.public_key = server.public_key
         self.expectation = server.expect(
             self.kernel_id,
             secret=self.launch_secret,
-            minimum_version=int(self.proxy_config.get("payload_version") or self.payload_version),
+            minimum_version=minimum_version,
+            demanded_by=demanded_by,
         )
+        if self.proxy_config.get("payload_v1_from"):
+            self.restrict_reports("the kernel's host", ())
         self.response_manager = ResponseManager(server, self.expectation)
+
+    @classmethod
+    def launcher_version(cls, argv: Sequence[str], resource_dir: str, config: Mapping[str, Any]) -> int:
+        """Return the payload version that a kernelspec's launcher is known to speak; 1 where it is not known.
+
+        Called in a thread, before each launch and when the gateway starts. The kernelspec's word counts, else the mark
+        in a launcher's file that its argv names. Back ends whose launchers are in images override it: their labels say.
+        """
+        return demanded_version(config) or max(cls.payload_version, marked_version(argv, resource_dir))
+
+    def _minimum_version(self) -> tuple[int, str]:
+        """Return the least payload version for this launch, and what a refusal says of where that comes from."""
+        spec = self.kernel_manager.spec
+        if not self.kernel_manager.options.allow_payload_v1:
+            return 2, " (allow_payload_v1 is off)"
+        version = self.launcher_version(spec.argv, spec.resource_dir, self.proxy_config)
+        if version < 2 or self.proxy_config.get("payload_version"):
+            return version, ""
+        return version, (
+            ", as its launcher is known to do where EG_LAUNCH_SECRET reaches it; the kernelspec's payload_version "
+            "decides otherwise"
+        )
+
+    def restrict_reports(self, place: str, addresses: Collection[str]) -> None:
+        """Take reports of version 1 from these addresses only; called by back ends that know the kernel's host.
+
+        They call it before anything is started, with all addresses of the host. ``payload_v1_from`` of the config adds
+        others: of a host that reports by another address than it is reached by, say.
+        """
+        self.expectation.restrict(Origins(addresses, self.proxy_config.get("payload_v1_from") or ()), place)
 
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
         """Give the launcher its secret and port rules, and start counting the launch time-out."""
@@ -473,6 +512,11 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         exit_code = self.local_proc.poll() if self.local_proc is not None else None
         if exit_code:
             raise LauncherFailedError(self._describe_early_end(exit_code))
+
+    @property
+    def conflict(self) -> Conflict | None:
+        """What makes it doubtful whose report was accepted; None where nothing does."""
+        return self.expectation.doubt if self.expectation is not None else None
 
     async def _accept(self, info: ConnectionInfo) -> None:
         """Take over what the launcher reported."""
@@ -656,16 +700,7 @@ def kernel_id_of(connection_file: str) -> str:
 
 def gateway_user() -> str:
     """Return the name of the operating-system user that the gateway runs as."""
-    return _user_name(os.getuid())
-
-
-@functools.cache
-def _user_name(uid: int) -> str:
-    """Return a user's name; kept, for a directory service may take its time to tell it."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return user_name(os.getuid())
 
 
 async def make_process_proxy(kernel_manager: RemoteKernelManager) -> BaseProcessProxyABC:

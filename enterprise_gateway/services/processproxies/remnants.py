@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import signal
-from collections.abc import Callable, Collection, Iterator
+import os
+import pwd
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...core.errors import KernelLaunchError
-from ...transport.localproc import LocalProcess, environments
-from .deployment import LABEL_ENTRY, LABEL_VARIABLE
+from ...core.authorization import UserRules
+from ...core.kernelargs import is_kernel_id
+from ...transport.localproc import LocalProcess, environment_of, environments, owner_of
+from .deployment import LABEL_ENTRY
 
 if TYPE_CHECKING:
     from ...drivers.ssh_shell import SSHShell
+    from .shared import SharedResources
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,71 @@ class Remnant:
     remove: Callable[[], object]
 
 
-def local_processes(labels: Collection[str]) -> Iterator[Remnant]:
-    """Yield the labelled processes of this machine; blocks."""
+class Owners:
+    """Whose processes a gateway may end: its own, and those of users that it starts kernels as.
+
+    A label is no proof: it stands in an environment, which whoever starts a process can fill as he likes.
+
+    Parameters
+    ----------
+    impersonates
+        Whether kernels run as the users that they are started for.
+    rules
+        Who these may be; one that permits a user is enough.
+    """
+
+    def __init__(self, impersonates: bool, rules: Collection[UserRules]) -> None:
+        self._impersonates = impersonates
+        self._rules = rules
+
+    def include(self, is_own: bool, owner: str, username: str) -> bool:
+        """Whether a process may be ended.
+
+        Parameters
+        ----------
+        is_own
+            Whether it runs as the gateway's user, or on another host as the login there.
+        owner
+            The name of the user whose it is.
+        username
+            The user that its kernel was started for, as its environment says.
+        """
+        if is_own:
+            return True
+        return self._impersonates and owner == username and any(rules.permits(owner) for rules in self._rules)
+
+    def include_local(self, pid: int, variables: Mapping[str, str]) -> bool:
+        """Whether a process of this machine, with this environment, may be ended; blocks."""
+        uid = owner_of(pid)
+        if uid is None:
+            return False
+        return self.include(uid == os.geteuid(), user_name(uid), variables.get("KERNEL_USERNAME", ""))
+
+
+def owners_of(resources: SharedResources, configs: Collection[Mapping[str, Any]]) -> Owners:
+    """Return whose processes kernels of these ``metadata.process_proxy.config`` may be."""
+    options = resources.options
+    rules = [UserRules.for_spec(config, options.authorized_users, options.unauthorized_users) for config in configs]
+    return Owners(options.impersonation_enabled, rules)
+
+
+def local_processes(variable: str, values: Collection[str], owners: Owners) -> Iterator[Remnant]:
+    """Yield the processes of this machine whose environment has one of ``values`` for ``variable``; blocks."""
     for pid, variables in environments():
-        kernel_id = variables.get("KERNEL_ID", "")
-        process = LocalProcess.find(pid) if kernel_id and variables.get(LABEL_VARIABLE) in labels else None
+        kernel_id, value = variables.get("KERNEL_ID", ""), variables.get(variable, "")
+        if value not in values or not is_kernel_id(kernel_id) or not owners.include_local(pid, variables):
+            continue
+        process = LocalProcess.find(pid)
         if process is not None:
-            yield Remnant(kernel_id, f"process {pid} of this machine", process.kill)
+            end = partial(_end_local, process, variable, value, owners)
+            yield Remnant(kernel_id, f"process {pid} of this machine", end)
+
+
+def _end_local(process: LocalProcess, variable: str, value: str, owners: Owners) -> None:
+    # Looked at once more: it may have become another program, or another process, since it was found.
+    variables = environment_of(process.pid)
+    if variables.get(variable) == value and owners.include_local(process.pid, variables):
+        process.kill()
 
 
 def local_files(directory: Path, labels: Collection[str], besides: Collection[str] = ()) -> Iterator[Remnant]:
@@ -67,20 +129,26 @@ def label_in(path: Path) -> str:
     return label if isinstance(label, str) else ""
 
 
-def remote_processes(shell: SSHShell, labels: Collection[str]) -> Iterator[Remnant]:
-    """Yield the labelled process groups of an SSH host; blocks.
+def remote_processes(shell: SSHShell, variable: str, values: Collection[str], owners: Owners) -> Iterator[Remnant]:
+    """Yield the process groups of an SSH host whose leader has one of ``values`` for ``variable``; blocks.
 
     Raises
     ------
     KernelLaunchError
         The host cannot be asked.
     """
-    for label in labels:
-        for pid, kernel_id in shell.labelled_leaders(f"{LABEL_VARIABLE}={label}").items():
-            yield Remnant(kernel_id, f"process {pid} on {shell.host}", partial(_end_remote, shell, pid, label))
+    for value in values:
+        assignment = f"{variable}={value}"
+        for leader in shell.leaders(assignment):
+            if is_kernel_id(leader.kernel_id) and owners.include(leader.is_ours, leader.owner, leader.username):
+                end = partial(shell.end_leader, leader, assignment)
+                yield Remnant(leader.kernel_id, f"process {leader.pid} on {shell.host}", end)
 
 
-def _end_remote(shell: SSHShell, pid: int, label: str) -> None:
-    # Asked once more: between the report and the removal the process id may have been reused.
-    if pid in shell.leaders(f"{LABEL_VARIABLE}={label}") and not shell.signal(pid, pid, signal.SIGKILL):
-        raise KernelLaunchError(f"Process {pid} on {shell.host} could not be ended.")
+@functools.cache
+def user_name(uid: int) -> str:
+    """Return a user's name; kept, for a directory service may take its time to tell it."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -101,13 +101,18 @@ class RemoteHosts:
                 self._log.exception("The connection to %s was not closed in order; the others are", host.shell.host)
 
 
-async def address_of(host: str) -> str:
-    """Return the IP address of a host; see :func:`resolve`."""
-    return await offload_to(host, resolve, host)
+async def addresses_of(host: str) -> list[str]:
+    """Return the IP addresses of a host; see :func:`resolve_all`."""
+    return await offload_to(host, resolve_all, host)
 
 
 def resolve(host: str) -> str:
-    """Return the IP address of a host; blocks.
+    """Return the IP address of a host that is used to reach it; see :func:`resolve_all`."""
+    return resolve_all(host)[0]
+
+
+def resolve_all(host: str) -> list[str]:
+    """Return the IP addresses of a host, the one that is used first; blocks.
 
     Raises
     ------
@@ -119,7 +124,7 @@ def resolve(host: str) -> str:
     except OSError as error:
         raise HostUnreachableError(f"{host}: the name cannot be resolved") from error
     by_family = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return str(by_family[0][4][0])
+    return list(dict.fromkeys(str(entry[4][0]) for entry in by_family))
 
 
 def is_local_address(address: str) -> bool:

@@ -19,7 +19,7 @@ from .deployment import Deployment
 from .remotehosts import RemoteHosts
 
 if TYPE_CHECKING:
-    from ...transport.response import ResponseServer
+    from ...transport.response import Conflict, ResponseServer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class SharedResources:
         self.hosts = RemoteHosts(log)
         self.outputs = OutputFiles(log)
         self.deployment = Deployment()
+        self.on_conflict: list[Callable[[Conflict], None]] = []
+        """Called when a second launcher has reported for a kernel."""
         self._responses: ResponseServer | None = None
 
     async def responses(self) -> ResponseServer:
@@ -57,10 +59,15 @@ class SharedResources:
                 port_retries=envvars.EG_RESPONSE_PORT_RETRIES(),
                 any_address=envvars.EG_RESPONSE_ADDR_ANY(),
                 allow_v0=envvars.EG_ALLOW_PAYLOAD_V0(),
+                on_conflict=self._tell_conflict,
                 log=log,
             )
         await self._responses.start()
         return self._responses
+
+    def _tell_conflict(self, conflict: Conflict) -> None:
+        for listener in self.on_conflict:
+            listener(conflict)
 
     async def close(self) -> None:
         """Stop what was started here."""

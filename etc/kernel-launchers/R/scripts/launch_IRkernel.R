@@ -1,3 +1,4 @@
+# eg-payload-version: 2
 # Starts an R kernel (IRkernel) for the gateway.
 #
 # R itself has no cryptography and no threads, so a Python helper, server_listener.py beside this file, chooses the

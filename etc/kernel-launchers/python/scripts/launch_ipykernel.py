@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# eg-payload-version: 2
 """Start an IPython kernel and report to the gateway how it can be reached.
 
 One self-contained file, because cluster managers ship only this file to the kernel's host. It needs Python 3.8 or

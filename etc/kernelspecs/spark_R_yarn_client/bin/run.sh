@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# eg-payload-version: 2
 # Starts the R launcher in a Spark driver on this host.
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,0 +1,216 @@
+"""The connections to the gateway: how many there may be, and how long one may stay of whom nothing is known.
+
+A connection is *pending* until a request on it has shown the token (or, where none is asked for, has come at all).
+Whoever reaches the port can make such connections: they cost little, end after seconds, and when there are too many
+the oldest goes. Who has business speaks at once, so that a flood keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Collection
+from typing import Any
+
+from tornado import httpserver, httputil
+from tornado.iostream import IOStream, StreamClosedError
+
+from ..transport.ratelimit import RateLimitedWarnings
+
+log = logging.getLogger(__name__)
+
+HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; for the pause between two as well
+LINGER_SECONDS = 1.0  # in which a refused client may send on, lest a reset of the connection eats the refusal
+LINGER_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 16
+
+
+class Connection:
+    """One connection that a server has taken."""
+
+    __slots__ = ("address", "stream", "timer")
+
+    def __init__(self, stream: IOStream, address: str) -> None:
+        self.stream = stream
+        self.address = address
+        self.timer: asyncio.TimerHandle | None = None
+
+    def stop_timer(self) -> None:
+        """Let it take its time."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Connections:
+    """All connections but websockets, which ``websockets`` counts; in the web application's settings.
+
+    Parameters
+    ----------
+    websockets
+        Those that are open: the server forgets a connection that has become one.
+    """
+
+    def __init__(self, websockets: Collection[object] = ()) -> None:
+        self.max_open = self.max_pending = self.max_pending_per_address = sys.maxsize
+        self.header_seconds = HEADER_SECONDS
+        self.open: dict[IOStream, Connection] = {}
+        self.pending: dict[Connection, None] = {}  # the oldest first
+        self._pending_of: dict[str, dict[Connection, None]] = {}
+        self._websockets = websockets
+        self._lingering: dict[IOStream, asyncio.Task[None]] = {}
+        self._warnings = RateLimitedWarnings(log)
+
+    def take(self, stream: IOStream, address: str) -> bool:
+        """Count a new connection, at the cost of an older one if need be; close it and return False otherwise."""
+        if len(self.open) + len(self._websockets) >= self.max_open:
+            self._warnings.warn(
+                "There are %d connections, which is all that max_connections allows: those that have shown no token "
+                "make room for new ones, or new ones are refused.",
+                self.max_open,
+            )
+            if not self._drop_oldest(self.pending):
+                stream.close()
+                return False
+        of_address = self._pending_of.get(address, {})
+        if len(of_address) >= self.max_pending_per_address:
+            self._warnings.warn(
+                "More than %d connections from %s have shown no token: the oldest are closed "
+                "(max_pending_connections_per_address).",
+                self.max_pending_per_address,
+                address,
+            )
+            self._drop_oldest(of_address)
+        elif len(self.pending) >= self.max_pending:
+            self._warnings.warn(
+                "More than %d connections have shown no token: the oldest are closed (max_pending_connections).",
+                self.max_pending,
+            )
+            self._drop_oldest(self.pending)
+        connection = self.open[stream] = Connection(stream, address)
+        self.pending[connection] = None
+        self._pending_of.setdefault(address, {})[connection] = None
+        self.await_header(stream)
+        return True
+
+    def await_header(self, stream: IOStream) -> bool:
+        """Whether the connection is pending; then its next request has to come within seconds."""
+        connection = self.open.get(stream)
+        if connection not in self.pending:
+            return False
+        if connection.timer is None:
+            loop = asyncio.get_running_loop()
+            connection.timer = loop.call_later(self.header_seconds, self._drop, connection)
+        return True
+
+    def note_header(self, stream: IOStream) -> None:
+        """Let the request whose header has come take its time."""
+        if (connection := self.open.get(stream)) is not None:
+            connection.stop_timer()
+
+    def admit(self, stream: IOStream) -> None:
+        """Take the connection for one of somebody who is known."""
+        if (connection := self.open.get(stream)) is not None:
+            self._settle(connection)
+
+    def ended(self, stream: IOStream) -> None:
+        """Forget a connection that is closed, or a websocket now."""
+        if stream not in self._lingering and (connection := self.open.pop(stream, None)) is not None:
+            self._settle(connection)
+
+    def linger(self, stream: IOStream, written: Awaitable[Any]) -> None:
+        """Close the connection when the answer is written and the client has had a moment to read it."""
+        self._lingering[stream] = asyncio.ensure_future(self._linger(stream, written))
+
+    async def close(self) -> None:
+        """Close those that linger; the server closes the others."""
+        for stream, task in list(self._lingering.items()):
+            stream.close()
+            await asyncio.wait([task])
+
+    async def _linger(self, stream: IOStream, written: Awaitable[Any]) -> None:
+        timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, stream.close)
+        try:
+            await written
+            left = LINGER_BYTES
+            while left > 0:
+                left -= len(await stream.read_bytes(_CHUNK_BYTES, partial=True))
+        except StreamClosedError:
+            pass
+        finally:
+            timer.cancel()
+            stream.close()
+            del self._lingering[stream]
+            self.ended(stream)
+
+    def _drop_oldest(self, connections: dict[Connection, None]) -> bool:
+        oldest = next(iter(connections), None)
+        if oldest is None:
+            return False
+        self._drop(oldest)
+        return True
+
+    def _drop(self, connection: Connection) -> None:
+        self.open.pop(connection.stream, None)
+        self._settle(connection)
+        connection.stream.close()
+
+    def _settle(self, connection: Connection) -> None:
+        connection.stop_timer()
+        self.pending.pop(connection, None)
+        of_address = self._pending_of.get(connection.address, {})
+        of_address.pop(connection, None)
+        if not of_address:
+            self._pending_of.pop(connection.address, None)
+
+
+class GatewayServer(httpserver.HTTPServer):
+    """Tornado's server, with its connections in the books of :class:`Connections`."""
+
+    connections: Connections
+
+    def initialize(self, *args: Any, connections: Connections, **options: Any) -> None:  # type: ignore[override]
+        """Build the server; called by tornado in place of ``__init__``."""
+        self.connections = connections
+        super().initialize(*args, **options)
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        """Serve a new connection, if there is room for it; called by tornado before the TLS handshake."""
+        if self.connections.take(stream, str(address[0]) if address else ""):
+            super().handle_stream(stream, address)
+
+    def start_request(self, server_conn: Any, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
+        """Wait for the header of the connection's next request; called by tornado."""
+        delegate = super().start_request(server_conn, request_conn)
+        if not self.connections.await_header(server_conn.stream):
+            return delegate
+        return _PendingRequest(delegate, self.connections, server_conn.stream)
+
+    def on_close(self, server_conn: Any) -> None:
+        """Forget a connection; called by tornado, also for those that have become websockets."""
+        super().on_close(server_conn)
+        self.connections.ended(server_conn.stream)
+
+    async def close_all_connections(self) -> None:
+        """Close all connections but websockets, and wait until that is done."""
+        await super().close_all_connections()
+        await self.connections.close()
+
+
+class _PendingRequest(httputil.HTTPMessageDelegate):
+    """Passes on what comes of a request, and notes when its header has."""
+
+    def __init__(self, delegate: httputil.HTTPMessageDelegate, connections: Connections, stream: IOStream) -> None:
+        self._delegate = delegate
+        self._connections = connections
+        self._stream = stream
+        self.data_received = delegate.data_received  # type: ignore[method-assign]
+        self.finish = delegate.finish  # type: ignore[method-assign]
+        self.on_connection_close = delegate.on_connection_close  # type: ignore[method-assign]
+
+    def headers_received(
+        self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self._connections.note_header(self._stream)
+        return self._delegate.headers_received(start_line, headers)

@@ -1,0 +1,339 @@
+"""What those can do of whom nobody knows anything yet: connections without a token, and what they may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.processes import ServerProcess, gateway_process
+
+TOKEN = {"EG_AUTH_TOKEN": "right"}
+RIGHT = "Authorization: token right\r\n"
+
+
+def head(method: str = "GET", path: str = "/api", headers: str = "", length: int | None = None) -> bytes:
+    """Return a request without its body."""
+    size = "" if length is None else f"Content-Length: {length}\r\n"
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}{size}\r\n".encode()
+
+
+@asynccontextmanager
+async def guarded_gateway(**options: Any) -> AsyncIterator[Gateway]:
+    """Run a gateway that asks for a token."""
+    async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": "right", **options}}) as gateway:
+        yield gateway
+
+
+class Line:
+    """One connection, on which bytes are sent and answers read."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def answer(self, timeout: float = 5) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers (in lower case) and body of the next answer."""
+        text = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), timeout)).decode()
+        status, *lines = text.rstrip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+        return int(status.split()[1]), headers, body
+
+    async def ends(self, timeout: float = 5) -> bytes:
+        """Return what comes until the gateway has closed the connection; TimeoutError if it does not."""
+        with contextlib.suppress(ConnectionResetError):
+            return await asyncio.wait_for(self.reader.read(), timeout)
+        return b""
+
+
+@asynccontextmanager
+async def line_to(gateway: Gateway, *sent: bytes) -> AsyncIterator[Line]:
+    """Connect, and send what there is to send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
+    for data in sent:
+        writer.write(data)
+    try:
+        yield Line(reader, writer)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (head("POST", "/api/kernels", length=900_000), 401),
+        (head("POST", "/api/kernels", "Expect: 100-continue\r\n", length=900_000), 401),
+        (head("POST", "/api/kernels", "Transfer-Encoding: chunked\r\n"), 401),
+        (head("PATCH", "/api/sessions/1-2-3-4-5", length=10), 401),
+        (head("GET", "/api/kernels/1-2-3-4-5/channels", length=10), 401),
+        (head("POST", "/api/kernels", RIGHT + "Origin: http://evil.example\r\n", length=900_000), 404),
+        (head("POST", "/nowhere", length=900_000), 404),
+        (head("BREW", "/api/kernels", length=900_000), 405),
+        (head("POST", "/api/kernels", RIGHT, length=900_000_000), 413),
+    ],
+)
+async def test_a_refusal_does_not_wait_for_the_body(request_head: bytes, status: int) -> None:
+    """It is given when the headers have come, says that the connection ends, and asks for no body."""
+    async with guarded_gateway() as gateway, line_to(gateway, request_head) as line:
+        answered, headers, body = await line.answer()
+        assert (answered, headers["connection"]) == (status, "close")
+        assert set(json.loads(body)) == {"reason", "message"}
+        assert await line.ends() == b"", "and nothing else follows"
+        assert not gateway.app.traffic.requests
+
+
+async def test_who_sends_on_sees_the_refusal_nevertheless() -> None:
+    """What is under way when a request is refused is read and dropped for a moment: a reset would eat the answer."""
+    async with guarded_gateway() as gateway, line_to(gateway, head("POST", "/api/kernels", length=500_000)) as line:
+        for _ in range(10):
+            await asyncio.sleep(0.02)
+            line.writer.write(bytes(50_000))
+            await line.writer.drain()
+        assert (await line.answer())[0] == 401
+
+
+async def test_who_sends_on_for_ever_is_cut_off() -> None:
+    """The moment is over after a second or so, whatever still comes."""
+    async with guarded_gateway() as gateway, line_to(gateway, head("POST", "/api", length=10**9)) as line:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < began + 10:
+                line.writer.write(b"x")
+                await line.writer.drain()
+                await asyncio.sleep(0.02)
+        assert time.monotonic() < began + 5
+
+
+async def test_a_body_is_used_however_it_comes() -> None:
+    """In pieces, in chunks, asked for by 100-continue; and the connection serves the next request."""
+    body = json.dumps({"name": "no-such-kernel"}).encode()
+    chunked = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    async with guarded_gateway() as gateway, line_to(gateway) as line:
+        for more, sent in (
+            ("", body),
+            ("Expect: 100-continue\r\n", body),
+            ("Transfer-Encoding: chunked\r\n", chunked),
+        ):
+            length = None if sent is chunked else len(body)
+            line.writer.write(head("POST", "/api/kernels", RIGHT + more, length))
+            if more.startswith("Expect"):
+                assert (await line.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+            for byte in sent:
+                line.writer.write(bytes([byte]))
+                await line.writer.drain()
+            status, headers, answer = await line.answer()
+            assert (status, "connection" in headers) == (404, False)
+            assert b"No kernelspec named 'no-such-kernel'" in answer
+
+
+@pytest.mark.parametrize("form", ["declared", "one chunk", "many chunks"])
+async def test_a_body_over_the_limit_is_413(form: str) -> None:
+    """In one sentence that names the option, whether the size was said beforehand or not."""
+    async with guarded_gateway(max_body_size=100_000) as gateway, line_to(gateway) as line:
+        if form == "declared":
+            line.writer.write(head("POST", "/api/kernels", RIGHT, 100_001))
+        else:
+            line.writer.write(head("POST", "/api/kernels", RIGHT + "Transfer-Encoding: chunked\r\n"))
+            chunks = [100_001] if form == "one chunk" else [1001] * 100
+            for size in chunks:
+                line.writer.write(b"%x\r\n%s\r\n" % (size, bytes(size)))
+        status, _, body = await line.answer()
+        assert (status, json.loads(body)["reason"]) == (413, "Request Entity Too Large")
+        assert "100000 bytes (max_body_size)" in json.loads(body)["message"]
+        assert await line.ends() == b""
+
+
+async def test_a_body_that_stays_away_holds_up_no_stop() -> None:
+    """A request whose client goes in the middle of the body is no longer under way."""
+    async with guarded_gateway() as gateway:
+        for path in ("/api/kernels", "/api/kernels/1-2-3-4-5/channels"):
+            method = "POST" if path == "/api/kernels" else "GET"
+            async with line_to(gateway, head(method, path, RIGHT, 1000)):
+                while not gateway.app.traffic.requests:
+                    await asyncio.sleep(0.01)
+            while gateway.app.traffic.requests:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", ["/api/kernels", "/api/swagger.json"])
+async def test_what_needs_no_token_needs_no_body_either(path: str) -> None:
+    """The body of a pre-flight request, or of one for the description, is not kept."""
+    method = "OPTIONS" if path == "/api/kernels" else "GET"
+    async with guarded_gateway(max_body_size=2048) as gateway:
+        for length, status in ((2000, 200), (3000, 413)):
+            async with line_to(gateway, head(method, path, length=length), bytes(length)) as line:
+                assert (await line.answer())[0] == status
+        async with line_to(gateway, head(method, path, length=2000)) as line:
+            assert await line.ends() == b"", "it has a moment only"
+            assert not gateway.app.traffic.requests, "and holds up no orderly stop"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /api HTTP/1.1\r\nHost: localhost\r\nX-A: ", head()[:-1]])
+async def test_a_header_has_seconds_to_come(sent: bytes) -> None:
+    """All of it together, however steadily bytes drip."""
+    async with guarded_gateway() as gateway:
+        gateway.app.connections.header_seconds = 0.5
+        async with line_to(gateway, sent) as line:
+            ended = asyncio.create_task(line.ends())
+            began = time.monotonic()
+            while not ended.done() and time.monotonic() < began + 5:
+                line.writer.write(b"a")
+                await asyncio.sleep(0.05)
+            assert await ended == b""
+            assert 0.4 < time.monotonic() - began < 3
+
+
+async def test_a_client_that_is_known_may_pause() -> None:
+    """Between its requests, as long as tornado's own limit for idle connections permits; a stranger may not."""
+    async with guarded_gateway() as gateway:
+        gateway.app.connections.header_seconds = 0.3
+        async with line_to(gateway, head(headers=RIGHT)) as known, line_to(gateway, head("OPTIONS")) as stranger:
+            assert (await known.answer())[0] == (await stranger.answer())[0] == 200
+            assert await stranger.ends(3) == b""
+            known.writer.write(head(headers=RIGHT))
+            assert (await known.answer())[0] == 200
+
+
+async def test_the_headers_of_a_request_have_a_limit() -> None:
+    """More of them end the connection."""
+    async with guarded_gateway() as gateway:
+        async with line_to(gateway, head(headers=RIGHT + f"Cookie: {'a' * 20_000}\r\n")) as line:
+            assert (await line.answer())[0] == 200
+        async with line_to(gateway, head(headers=RIGHT + f"Cookie: {'a' * 100_000}\r\n")) as line:
+            assert b"200" not in await line.ends()
+
+
+@pytest.mark.parametrize(
+    ("option", "warning"),
+    [
+        ("max_pending_connections_per_address", "More than 3 connections from 127.0.0.1"),
+        ("max_pending_connections", "More than 3 connections have"),
+    ],
+)
+async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, warning: str, expect_log: Any) -> None:
+    """Of an address, or of all: who has business says so at once, and gets in whatever flood there is."""
+    async with guarded_gateway() as gateway, contextlib.AsyncExitStack() as stack:
+        setattr(gateway.app, option, 3)
+        known = await stack.enter_async_context(line_to(gateway, head(headers=RIGHT)))
+        assert (await known.answer())[0] == 200
+        strangers = [await stack.enter_async_context(line_to(gateway)) for _ in range(3)]
+        while len(gateway.app.connections.pending) < 3:
+            await asyncio.sleep(0.01)
+        with expect_log(warning):
+            strangers.append(await stack.enter_async_context(line_to(gateway)))
+            assert await strangers[0].ends() == b""
+        async with line_to(gateway, head(headers=RIGHT)) as line:
+            assert (await line.answer())[0] == 200
+        known.writer.write(head(headers=RIGHT))
+        assert (await known.answer())[0] == 200, "known ones are left alone"
+
+
+async def test_all_connections_together_have_a_limit(expect_log: Any) -> None:
+    """Websockets among them: beyond it strangers go first, and where there are none nobody else gets in."""
+    async with guarded_gateway(max_connections=3) as gateway, contextlib.AsyncExitStack() as stack:
+        kernel_id = json.loads((await gateway.fetch("/api/kernels?token=right", "POST", {})).body)["id"]
+        await gateway.websocket(kernel_id, Authorization="token right")
+        gateway.http.close()
+        stranger = await stack.enter_async_context(line_to(gateway))
+        known = []
+        with expect_log("There are 3 connections"):
+            for _ in range(2):
+                line = await stack.enter_async_context(line_to(gateway, head(headers=RIGHT)))
+                assert (await line.answer())[0] == 200
+                known.append(line)
+            assert await stranger.ends() == b""
+            async with line_to(gateway, head(headers=RIGHT)) as late:
+                assert await late.ends() == b""
+        known.pop().writer.close()
+        while len(gateway.app.connections.open) > 1:
+            await asyncio.sleep(0.01)
+        async with line_to(gateway, head(headers=RIGHT)) as line:
+            assert (await line.answer())[0] == 200
+
+
+def memory(gateway: ServerProcess, field: str) -> int:
+    """Return what the system says of the gateway's memory, in bytes."""
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) << 10
+
+
+@contextlib.contextmanager
+def honest_client(url: str, waits: list[float]) -> Iterator[None]:
+    """Send one request after the other, each on a connection of its own, and note how long each took."""
+    over = threading.Event()
+    parts = urlsplit(url)
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            began = time.monotonic()
+            with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=30) as connection:
+                connection.sendall(head(headers=RIGHT))
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            waits.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="not applicable: the peak of a process's memory is read from /proc")
+def test_a_flood_of_bodies_without_a_token_costs_little(tmp_path: Path) -> None:
+    """1,200 connections with a megabyte each take no 100 MB, and others are answered meanwhile."""
+    body = bytes(1_000_000)
+    waits: list[float] = []
+
+    async def flood(host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def one() -> None:
+            with socket.socket() as connection, contextlib.suppress(ConnectionError):
+                connection.setblocking(False)
+                await loop.sock_connect(connection, (host, port))
+                await loop.sock_sendall(connection, head("POST", "/api/kernels", length=len(body)))
+                with contextlib.suppress(asyncio.TimeoutError):  # all but the last byte: it has to be kept, then
+                    await asyncio.wait_for(loop.sock_sendall(connection, body[:-1]), 10)
+                await asyncio.sleep(2)
+
+        await asyncio.gather(*(one() for _ in range(1200)))
+
+    with gateway_process(tmp_path / "log", env=TOKEN) as gateway:
+        parts = urlsplit(gateway.url)
+        with honest_client(gateway.url, waits):
+            time.sleep(0.5)
+            before = memory(gateway, "VmRSS")
+            asyncio.run(flood(parts.hostname or "", parts.port or 0))
+        assert memory(gateway, "VmHWM") - before < 100 << 20
+        assert len(waits) > 10
+        assert max(waits) < 5
+
+
+def test_idle_connections_leave_files_for_kernels(tmp_path: Path) -> None:
+    """However few files the system permits: strangers have half of them at most."""
+    gateway = gateway_process(tmp_path / "log", env={**TOKEN, "EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS": "100000"})
+    gateway.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$0" "$@"']
+    with gateway, contextlib.ExitStack() as stack:
+        parts = urlsplit(gateway.url)
+        address = parts.hostname or "", parts.port or 0
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(address, timeout=10))
+        body = b'{"name": "python3"}'
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(head("POST", "/api/kernels", RIGHT, len(body)) + body)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 201")
+    assert "which is all that max_connections allows" in gateway.output
