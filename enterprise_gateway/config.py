@@ -110,6 +110,31 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="Largest message in bytes that a websocket may send; a larger one closes it.",
     ).tag(env=envvars.EG_WS_MAX_MESSAGE_SIZE)
 
+    ws_receive_limit = Integer(
+        envvars.EG_WS_RECEIVE_LIMIT.default,
+        min=1,
+        config=True,
+        help="""Most bytes of messages over 1 MiB that are being received at once for the kernels of one user
+        (KERNEL_USERNAME); the websocket that exceeds it is closed. It has to be `ws_max_message_size` at least for such
+        a message to get through.""",
+    ).tag(env=envvars.EG_WS_RECEIVE_LIMIT)
+
+    ws_message_rate = Integer(
+        envvars.EG_WS_MESSAGE_RATE.default,
+        min=0,
+        config=True,
+        help="""Most messages a second that a client (a `session_id`) may send. Those beyond it wait, after as many at
+        once, and none is lost; the log says so. 0: any number.""",
+    ).tag(env=envvars.EG_WS_MESSAGE_RATE)
+
+    ws_user_message_rate = Integer(
+        envvars.EG_WS_USER_MESSAGE_RATE.default,
+        min=0,
+        config=True,
+        help="""The same for all websockets together that go to the kernels of one user (KERNEL_USERNAME). Where
+        clients name no user, it is for all of them. 0: any number.""",
+    ).tag(env=envvars.EG_WS_USER_MESSAGE_RATE)
+
     ws_queue_limit = Integer(
         envvars.EG_WS_QUEUE_LIMIT.default,
         min=1,
@@ -133,6 +158,24 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         help="""Most bytes of output kept for a kernel while no websocket is attached to it. Beyond it the oldest
         output goes, and the next websocket is told so. 0 keeps nothing.""",
     ).tag(env=envvars.EG_REPLAY_LIMIT)
+
+    replay_total_limit = Integer(
+        envvars.EG_REPLAY_TOTAL_LIMIT.default,
+        min=0,
+        config=True,
+        help="""Most bytes kept so for all kernels together, counting what a websocket that closed had not received.
+        Beyond it output of the user goes whose kernels keep most, the oldest first; the log and the next websocket
+        are told so. 0: no limit but each kernel's.""",
+    ).tag(env=envvars.EG_REPLAY_TOTAL_LIMIT)
+
+    replay_user_sessions = Integer(
+        envvars.EG_REPLAY_USER_SESSIONS.default,
+        min=0,
+        config=True,
+        help="""Most sessions (a `session_id`, and those in the headers of its messages) that are remembered for when
+        they come back, of all kernels of one user. Beyond it the oldest of the kernel that has most are forgotten; the
+        log says so. Of one kernel, those of the last 16 websockets are remembered. 0: no further limit.""",
+    ).tag(env=envvars.EG_REPLAY_USER_SESSIONS)
 
     # -- Who may use the gateway
 

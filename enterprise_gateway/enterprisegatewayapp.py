@@ -87,9 +87,12 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
             "max_kernels",
             "unauthorized_users",
             "unrestricted_client_envs",
+            "ws_message_rate",
             "ws_ping_timeout",
             "ws_queue_limit",
+            "ws_receive_limit",
             "ws_split_size",
+            "ws_user_message_rate",
         )
     },
     "ws_ping_interval": ("ws_ping_interval", lambda seconds: seconds * 1000),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from tests.clusters import ssh_hosts
 from tests.support import requirements
@@ -37,7 +38,11 @@ _call_failed = pytest.StashKey[bool]()
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of later garbage collections: they would hold the loop."""
+    """Keep what was imported out of later garbage collections: they would hold the loop.
+
+    And start what lives as long as the process once it is needed: pyzmq's thread for what is sent without a copy.
+    """
+    zmq.Frame(b"", copy=False)
     gc.collect()
     gc.freeze()
 

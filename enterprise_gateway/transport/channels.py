@@ -8,6 +8,7 @@ ends has not replied to is replied to with an error.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import zmq
 
 from ..core.connection import ConnectionInfo
-from .frames import FrameError, decode_header
+from .frames import MAX_HEADER_BYTES, FrameError, Part, decode_header, decode_object
 from .kernelconnection import KernelConnection, new_identity
 from .kernelsockets import Log
 from .limits import ChannelLimits
@@ -25,6 +26,7 @@ from .openrequests import (
     KERNEL_DIED,
     KERNEL_RESTARTED,
     KERNEL_SHUT_DOWN,
+    MAX_ID_LENGTH,
     OpenRequests,
     OpenWork,
     Request,
@@ -33,12 +35,12 @@ from .openrequests import (
 from .outbox import TRY_AGAIN_LATER
 from .ratelimit import RateLimitedWarnings
 from .replay import Missed, ReplayLog
+from .replaybudget import ReplayBudget
 from .resumption import GAP_NOTICE, GATEWAY_RESTARTED, LOST_REPLY, PROOF_SECONDS, Memory
 
 __all__ = ["ChannelLimits", "ChannelsClient", "KernelChannels"]
 
 MAX_SESSIONS_PER_CLIENT = 1_000
-MAX_SESSION_ID_LENGTH = 256
 GOING_AWAY = 1001  # websocket close codes
 SERVICE_RESTART = 1012
 LAST_WORDS_SECONDS = 2.0  # that a kernel which has died may take to deliver what it wrote
@@ -46,6 +48,10 @@ LOST_REPLY_SECONDS = 1.0  # after ``idle`` the reply to an earlier gateway has c
 LOST_IDLE_SECONDS = 1.0  # after its reply a request is over, whether or not the kernel says ``idle``
 RESTARTED = "The kernel was restarted before it replied to this request."
 TOO_LARGE_TO_KEEP = "it is larger than what is kept for a client that is away"
+
+# Inside a JSON string the quotes would be escaped: this is the member, or one of the same name further inside.
+_MAY_BE_ERROR = re.compile(rb'"status"\s*:\s*"error"').search
+
 REPLACED = "another websocket with this session_id was opened"
 
 
@@ -79,6 +85,15 @@ class KernelChannels:
     before one because the kernel has died), and :meth:`close` at the end. Must be used in the event loop's thread.
     Requests of clients wait until output is known to arrive (at most ``limits.info_timeout``), so that nothing of the
     first cell's output is lost.
+
+    Parameters
+    ----------
+    identity
+        Of the sockets; random unless given.
+    user
+        Whose kernel it is.
+    budget
+        What all kernels together may keep; without one the kernel's own limits are all.
     """
 
     __slots__ = (
@@ -111,6 +126,7 @@ class KernelChannels:
         "execution_state",
         "kernel_id",
         "on_change",
+        "user",
     )
 
     def __init__(
@@ -121,8 +137,11 @@ class KernelChannels:
         limits: ChannelLimits,
         log: Log,
         identity: str = "",
+        user: str = "",
+        budget: ReplayBudget | None = None,
     ) -> None:
         self.kernel_id = kernel_id
+        self.user = user
         self.execution_state = "starting"
         self.busy_since: datetime | None = None
         self.on_change: list[Callable[[KernelChannels], None]] = []
@@ -130,7 +149,9 @@ class KernelChannels:
         self._log = log
         self._warnings = RateLimitedWarnings(log)
         self._activity = time.time()
-        self._replay = ReplayLog(limits.replay, limits.detached_sessions, limits.detached_seconds)
+        self._replay = ReplayLog(
+            limits.replay, limits.detached_sessions, limits.detached_seconds, budget or ReplayBudget(log), user
+        )
         self._attachments: dict[ChannelsClient, _Attachment] = {}
         self._leaving: dict[ChannelsClient, str] = {}
         self._clients: tuple[ChannelsClient, ...] = ()
@@ -443,7 +464,7 @@ class KernelChannels:
         self._replay.keep_unsent(session_id, unsent)
 
     def send(
-        self, client: ChannelsClient, channel: str, parts: list[bytes], header: dict[str, Any] | None = None
+        self, client: ChannelsClient, channel: str, parts: list[Part], header: dict[str, Any] | None = None
     ) -> None:
         """Pass on a client's message; ``header`` is the decoded ``parts[0]`` if the caller has it.
 
@@ -462,14 +483,14 @@ class KernelChannels:
         if allowed and header.get("msg_type") not in allowed:
             raise FrameError("the message type is not allowed")
         session = header.get("session")
-        if isinstance(session, str) and len(session) > MAX_SESSION_ID_LENGTH:
+        if isinstance(session, str) and len(session) > MAX_ID_LENGTH:
             raise FrameError("the session in the header is too long")
         self._note_spoken(attachment)
         if session and isinstance(session, str) and self._routes.get(session) is not client:
             self._learn(attachment, session)
         msg_type = str(header.get("msg_type", ""))
         if channel != "stdin":
-            request = Request(channel, msg_type, parts[0], client, attachment.session_id)
+            request = Request(channel, msg_type, bytes(parts[0]), client, attachment.session_id)
             if self._is_dead:
                 self._answer(request, KERNEL_DIED, self._death)
                 self._flush()
@@ -601,8 +622,11 @@ class KernelChannels:
         return substitutes
 
     def _without_traceback(self, message: KernelMessage) -> KernelMessage:
+        raw = message.parts[3]
+        if len(raw) > MAX_HEADER_BYTES and message.msg_type != "error" and not _MAY_BE_ERROR(raw):
+            return message
         try:
-            content = decode_header(message.parts[3])
+            content = decode_object(raw) if len(raw) <= MAX_HEADER_BYTES else {"status": "error"}
         except FrameError:
             content = {"status": "error"}
         if message.msg_type != "error" and content.get("status") != "error":

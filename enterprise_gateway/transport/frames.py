@@ -4,7 +4,9 @@
 protocols exist. ``v1.kernel.websocket.jupyter.org`` is binary and carries the parts as they are. The legacy protocol
 is one JSON text, or a binary frame when there are buffers; its parts are cut out of that text, or joined into it.
 
-Everything here is a pure function; what a peer sends wrong raises :class:`FrameError` and nothing else.
+Everything here is a pure function; what a peer sends wrong raises :class:`FrameError` and nothing else. No frame costs
+more than a small multiple of its size: the content of a legacy message that is not small is never built, only found in
+its text, in steps between which others have their turn (:func:`decode_in_steps`).
 """
 
 from __future__ import annotations
@@ -12,34 +14,74 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
+
+SMALL_FRAME = 16 << 10  # what no content makes expensive to decode: 1.5 ms at most
+MAX_HEADER_BYTES = 64 << 10
+MAX_BUFFERS = 4_096
+MAX_MEMBERS = 64  # of a legacy message, which has eight
 
 _DECODE = json.JSONDecoder().raw_decode
 _QUOTE = json.encoder.encode_basestring_ascii
 _SKIP_SPACE = re.compile(r"[ \t\r\n]*").match
 _MAX_TEXT_KEY = 64
 _HEAD, _CONTENT_END = 1, 5  # v1 offsets: where the header begins and where the content ends
+_COPIED_BYTES = 64 << 10  # larger parts stay where they are in their frame
+
+_CHUNK_BYTES = 16 << 10  # of JSON, gone through in one step: 4 ms at most
+_ENCODED_CHARACTERS = 1 << 20
+_BEGIN = re.compile(rb"[ \t\r\n]{0,1000}\{").match
+_KEY = re.compile(rb'[ \t\r\n]{0,1000}("(?:[^"\\]|\\.){0,64}")[ \t\r\n]{0,1000}:[ \t\r\n]{0,1000}').match
+_NEXT = re.compile(rb"[ \t\r\n]{0,1000}([,}])").match
+_END = re.compile(rb"[ \t\r\n]{0,1000}\Z").match
+_LITERAL = re.compile(rb"[a-zA-Z0-9+.-]{1,400}").match
+_TOKENS = re.compile(rb'["[\]{}]').finditer
+_DEPTHS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # how each bracket changes the depth, as signed bytes
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_DECODED_MEMBERS = frozenset({"channel", "header", "buffers"})
+
+Part: TypeAlias = "bytes | memoryview"
 
 
 class FrameError(ValueError):
     """A peer sent something that is no kernel message; the text says what, never its content."""
 
 
+class FrameTooLargeError(FrameError):
+    """A part of a message is larger than any that is meant well, or there are too many."""
+
+
 class ClientMessage(NamedTuple):
-    """A message as a client sent it: ``header`` is the decoded ``parts[0]``."""
+    """A message as a client sent it: ``header`` is the decoded ``parts[0]``.
+
+    A part that makes up most of its frame is a view of it.
+    """
 
     channel: str
     header: dict[str, Any]
-    parts: list[bytes]
+    parts: list[Part]
 
 
-def decode_header(raw: bytes) -> dict[str, Any]:
+def decode_header(raw: Part) -> dict[str, Any]:
     """Decode a header or parent header, which has to be a JSON object.
+
+    Raises
+    ------
+    FrameError
+        It is too large, not UTF-8, not JSON, or not an object.
+    """
+    if len(raw) > MAX_HEADER_BYTES:
+        raise FrameTooLargeError("a header is over 64 kB")
+    return decode_object(raw)
+
+
+def decode_object(raw: Part) -> dict[str, Any]:
+    """Decode a JSON object of any size: for what the caller knows to be small, or text for the most part.
 
     Raises
     ------
@@ -47,7 +89,7 @@ def decode_header(raw: bytes) -> dict[str, Any]:
         It is not UTF-8, not JSON, or not an object.
     """
     try:
-        text = raw.decode()
+        text = bytes(raw).decode()
         value, end = _DECODE(text, _SKIP_SPACE(text).end())  # type: ignore[union-attr]
     except (ValueError, RecursionError) as error:
         raise FrameError("a header is not JSON") from error
@@ -59,7 +101,7 @@ def decode_header(raw: bytes) -> dict[str, Any]:
 # -- from websockets -----------------------------------------------------------------------------------------------
 
 
-def decode_v1(frame: bytes) -> ClientMessage:
+def decode_v1(frame: Part) -> ClientMessage:
     """Take a v1 frame apart.
 
     Raises
@@ -72,12 +114,21 @@ def decode_v1(frame: bytes) -> ClientMessage:
     count = int.from_bytes(frame[:8], "little")
     if not _CONTENT_END < count <= len(frame) // 8 - 1:
         raise FrameError("the frame's number of offsets is impossible")
+    if count > _CONTENT_END + 1 + MAX_BUFFERS:
+        raise FrameTooLargeError(f"the message has more than {MAX_BUFFERS} buffers")
     offsets = struct.unpack_from(f"<{count}Q", frame, 8)
     _check_offsets(offsets, 8 * (count + 1), len(frame))
-    channel = frame[offsets[0] : offsets[_HEAD]].decode("latin-1")
+    if offsets[_HEAD] - offsets[0] > _MAX_TEXT_KEY:
+        raise FrameError("the channel is unknown")
+    channel = bytes(frame[offsets[0] : offsets[_HEAD]]).decode("latin-1")
     if channel not in CHANNELS:
         raise FrameError("the channel is unknown")
-    parts = [frame[start:end] for start, end in pairwise(offsets[_HEAD:])]
+    if isinstance(frame, bytes) and len(frame) <= _COPIED_BYTES:
+        parts: list[Part] = [frame[start:end] for start, end in pairwise(offsets[_HEAD:])]
+    else:
+        parts = [_part(frame, start, end) for start, end in pairwise(offsets[_HEAD:])]
+    if len(parts[1]) > MAX_HEADER_BYTES:
+        raise FrameTooLargeError("a parent header is over 64 kB")
     return ClientMessage(channel, _checked(decode_header(parts[0])), parts)
 
 
@@ -103,20 +154,71 @@ def decode_legacy_binary(frame: bytes) -> ClientMessage:
     FrameError
         As for :func:`decode_v1` and :func:`decode_legacy_text`.
     """
+    blobs = _split_binary(frame)
+    try:
+        text = bytes(blobs[0]).decode()
+    except UnicodeDecodeError as error:
+        raise FrameError("the message is not UTF-8") from error
+    message, values = _split_object(text)
+    return _assemble(message, values, blobs[1:])
+
+
+def decode_v1_in_steps(frame: Part) -> Generator[None, None, ClientMessage]:
+    """Take a v1 frame apart in its turn: the header may take 6 ms to decode.
+
+    Raises
+    ------
+    FrameError
+        As for :func:`decode_v1`.
+    """
+    yield
+    return decode_v1(frame)
+
+
+def decode_in_steps(frame: str | Part, is_text: bool) -> Generator[None, None, ClientMessage]:
+    """Take a legacy frame of any size apart; each step takes 4 ms at most. The text may not have been decoded yet.
+
+    What stands in content and metadata is not looked at beyond finding where they end: to check that is for the
+    kernel, as with v1 frames.
+
+    Raises
+    ------
+    FrameError
+        As for the functions that take small frames apart.
+    """
+    buffers: list[Part] = []
+    text: Part
+    if isinstance(frame, str):
+        text = yield from _encode_in_steps(frame)
+    elif is_text:
+        text = frame
+    else:
+        text, *buffers = _split_binary(frame)
+    message = yield from _cut_object(text)
+    values = {name: _value(name, raw) for name, raw in message.items()}
+    if is_text and values.get("buffers"):
+        raise FrameError("a text frame cannot carry buffers")
+    return _assemble(message, values, buffers)
+
+
+def _part(frame: Part, start: int, end: int) -> Part:
+    """Return a piece of a frame: a view of it if that keeps little else in memory and saves much copying."""
+    if end - start <= _COPIED_BYTES or 2 * (end - start) < len(frame):
+        return bytes(frame[start:end])
+    return memoryview(frame)[start:end]
+
+
+def _split_binary(frame: Part) -> list[Part]:
     if len(frame) < 8:
         raise FrameError("the frame is too short")
     count = int.from_bytes(frame[:4], "big")
     if not 0 < count <= len(frame) // 4 - 1:
         raise FrameError("the frame's number of offsets is impossible")
+    if count > 1 + MAX_BUFFERS:
+        raise FrameTooLargeError(f"the message has more than {MAX_BUFFERS} buffers")
     offsets = (*struct.unpack_from(f">{count}I", frame, 4), len(frame))
     _check_offsets(offsets, 4 * (count + 1), len(frame))
-    blobs = [frame[start:end] for start, end in pairwise(offsets)]
-    try:
-        text = blobs[0].decode()
-    except UnicodeDecodeError as error:
-        raise FrameError("the message is not UTF-8") from error
-    message, values = _split_object(text)
-    return _assemble(message, values, blobs[1:])
+    return [_part(frame, start, end) for start, end in pairwise(offsets)]
 
 
 def _check_offsets(offsets: Sequence[int], first: int, end: int) -> None:
@@ -149,7 +251,11 @@ def _scan_object(text: str) -> tuple[dict[str, str], dict[str, Any]]:
         raise FrameError("the message is not a JSON object")
     position = skip(text, position + 1).end()  # type: ignore[union-attr]
     separator = "," if text[position] != "}" else "}"
+    count = 0
     while separator == ",":
+        count += 1
+        if count > MAX_MEMBERS:
+            raise FrameTooLargeError(f"the message has more than {MAX_MEMBERS} members")
         key, position = decode(text, position)
         position = skip(text, position).end()  # type: ignore[union-attr]
         if not isinstance(key, str) or len(key) > _MAX_TEXT_KEY or text[position] != ":":
@@ -165,20 +271,123 @@ def _scan_object(text: str) -> tuple[dict[str, str], dict[str, Any]]:
     return raw, values
 
 
-def _assemble(raw: dict[str, str], values: dict[str, Any], buffers: list[bytes]) -> ClientMessage:
+def _encode_in_steps(text: str) -> Generator[None, None, memoryview]:
+    data = bytearray()
+    try:
+        for position in range(0, len(text), _ENCODED_CHARACTERS):
+            data += text[position : position + _ENCODED_CHARACTERS].encode()
+            yield
+    except UnicodeEncodeError as error:
+        raise FrameError("the message is not UTF-8") from error
+    return memoryview(data)
+
+
+def _cut_object(text: Part) -> Generator[None, None, dict[str, Part]]:
+    """Return the raw text of each member of the JSON object ``text``."""
+    raw: dict[str, Part] = {}
+    found = _BEGIN(text)
+    for _ in range(MAX_MEMBERS):
+        key = _KEY(text, found.end()) if found is not None else None
+        if key is None:
+            raise FrameError("the message is not a JSON object")
+        end = yield from _find_end(text, key.end())
+        raw[_decode_key(key[1])] = _part(text, key.end(), end)
+        found = _NEXT(text, end)
+        if found is not None and found[1] == b"}":
+            if _END(text, found.end()) is None:
+                raise FrameError("the message is not a JSON object")
+            return raw
+    raise FrameTooLargeError(f"the message has more than {MAX_MEMBERS} members")
+
+
+def _find_end(text: Part, start: int) -> Generator[None, None, int]:
+    """Return where the JSON value that begins at ``start`` ends, by its brackets and quotes alone.
+
+    No step takes time by what stands in a chunk, but for the last one: all of it is done by functions of the
+    interpreter that go through bytes.
+    """
+    first = bytes(text[start : start + 1])
+    if first not in {b"{", b"[", b'"'}:
+        literal = _LITERAL(text, start)
+        if literal is None:
+            raise FrameError("the message is not JSON")
+        return literal.end()
+    is_inside = first == b'"'  # a string
+    depth = 0 if is_inside else 1
+    position = start + 1
+    while position < len(text):
+        chunk = bytes(text[position : position + _CHUNK_BYTES])
+        if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2:  # ends within an escape
+            chunk = chunk[:-1] or chunk
+        plain = chunk.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+        pieces = plain.split(b'"')
+        if depth == 0:
+            if len(pieces) > 1:
+                return position + len(pieces[0]) + 1
+        else:
+            brackets = b"".join(pieces[is_inside::2]).translate(_DEPTHS, _NO_BRACKETS)
+            closing = brackets.count(b"\xff")
+            if depth <= closing and min(accumulate(memoryview(brackets).cast("b"), initial=depth)) <= 0:
+                return position + _end_within(plain, is_inside, depth)
+            depth += len(brackets) - 2 * closing
+            is_inside ^= len(pieces) % 2 == 0
+        position += len(chunk)
+        yield
+    raise FrameError("the message is not JSON")
+
+
+def _end_within(plain: bytes, is_inside: bool, depth: int) -> int:
+    for token in _TOKENS(plain):
+        if token[0] == b'"':
+            is_inside = not is_inside
+        elif not is_inside:
+            depth += 1 if token[0] in b"[{" else -1
+            if depth == 0:
+                return token.end()
+    raise AssertionError("the end is in here")
+
+
+def _decode_key(raw: bytes) -> str:
+    try:
+        key, _ = _DECODE(raw.decode())
+    except ValueError as error:
+        raise FrameError("the message is not JSON") from error
+    return str(key)
+
+
+def _value(name: str, raw: Part) -> Any:
+    """Return a member's value if routing needs it; of the others, only whether it is null, an object or neither."""
+    if raw == b"null":
+        return None
+    if name not in _DECODED_MEMBERS:
+        return {} if raw[:1] == b"{" else True
+    if len(raw) > MAX_HEADER_BYTES:
+        if name == "header":
+            raise FrameTooLargeError("a header is over 64 kB")
+        return True
+    try:
+        return json.loads(bytes(raw))
+    except (ValueError, RecursionError) as error:
+        raise FrameError("the message is not JSON") from error
+
+
+def _assemble(raw: Mapping[str, str | Part], values: dict[str, Any], buffers: list[Part]) -> ClientMessage:
     channel = values.get("channel")
     channel = "shell" if channel is None else channel
     if not isinstance(channel, str) or channel not in CHANNELS:
         raise FrameError("the channel is unknown")
-    parts = []
+    parts: list[Part] = []
     for name in ("header", "parent_header", "metadata", "content"):
         value = values.get(name)
         if value is not None and not isinstance(value, dict):
             raise FrameError("a part of the message is not a JSON object")
+        part = raw[name] if value is not None else b"{}"
         try:
-            parts.append(raw[name].encode() if value is not None else b"{}")
+            parts.append(part.encode() if isinstance(part, str) else part)
         except UnicodeEncodeError as error:
             raise FrameError("the message is not UTF-8") from error
+    if max(len(parts[0]), len(parts[1])) > MAX_HEADER_BYTES:
+        raise FrameTooLargeError("a header is over 64 kB")
     return ClientMessage(channel, _checked(values.get("header") or {}), parts + buffers)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from ..core.connection import ConnectionInfo
-from .frames import FrameError, decode_header
+from .frames import FrameError, Part, decode_object
 from .kernelsockets import KernelSockets, Log
 from .limits import ChannelLimits
 from .messages import KernelMessage, MessageFactory
@@ -22,6 +22,8 @@ from .ratelimit import RateLimitedWarnings
 STDIN_CONNECT_SECONDS = 5.0
 MAX_HEIRS = 4  # earlier gateways, the last ones, whose replies are waited for
 QUIET_SECONDS = 0.1
+_SEARCHED_BYTES = 1 << 20  # of a request; what is larger may ask on stdin for all we know
+_MAX_OWN_REPLY = 256 << 10
 
 # Inside a JSON string the quotes would be escaped: this can only be the member itself.
 _ALLOWS_STDIN = re.compile(rb'"allow_stdin"\s*:\s*true').search
@@ -103,7 +105,7 @@ class KernelConnection:
         self._nudge_timer: asyncio.TimerHandle | None = None
         self._nudge_count = 0
         self._nudge_end = 0.0
-        self._pending: list[tuple[str, list[bytes], bool]] = []
+        self._pending: list[tuple[str, list[Part], bool]] = []
         self._pending_bytes = 0
         self._received = 0
         self._waiters: list[asyncio.Future[dict[str, Any]]] = []
@@ -250,9 +252,15 @@ class KernelConnection:
 
     # -- requests of clients -------------------------------------------------------------------------------------
 
-    def submit(self, channel: str, msg_type: str, parts: list[bytes]) -> bool:
-        """Send a client's message now or as soon as possible; False when more waits than may wait."""
-        needs_stdin = msg_type == "execute_request" and _ALLOWS_STDIN(parts[3]) is not None
+    def submit(self, channel: str, msg_type: str, parts: list[Part]) -> bool:
+        """Send a client's message now or as soon as possible; False when more waits than may wait.
+
+        Of what libzmq has taken it does not say how much the kernel has taken, but for large messages. There is room
+        for one more of those: it takes a moment until they are gone.
+        """
+        needs_stdin = msg_type == "execute_request" and (
+            len(parts[3]) > _SEARCHED_BYTES or _ALLOWS_STDIN(parts[3]) is not None
+        )
         sockets = self._sockets
         if sockets is not None and not self._pending and self._may_send(sockets, channel, needs_stdin):
             sockets.send(channel, parts)
@@ -261,8 +269,12 @@ class KernelConnection:
             self._pending_bytes += sum(map(len, parts))
             if channel != "shell":
                 self._pump()
-        waiting = self._pending_bytes + (sockets.waiting_bytes if sockets is not None else 0)
-        return waiting <= self._limits.pending or waiting <= sum(map(len, parts))
+        waiting, limit = self._pending_bytes, self._limits.pending
+        if sockets is not None:
+            waiting += sockets.waiting_bytes
+            if sockets.held_bytes > limit + self._limits.max_message:
+                return False
+        return waiting <= limit or waiting <= sum(map(len, parts))
 
     def _may_send(self, sockets: KernelSockets, channel: str, needs_stdin: bool) -> bool:
         """Whether a message may go out now; opens the stdin socket when that is needed first."""
@@ -366,7 +378,9 @@ class KernelConnection:
 
     def _on_own_reply(self, message: KernelMessage) -> None:
         try:
-            content = decode_header(message.parts[3])
+            if len(message.parts[3]) > _MAX_OWN_REPLY:
+                raise FrameError("it is too large")
+            content = decode_object(message.parts[3])
         except FrameError as error:
             self._warnings.warn("A reply to the gateway was dropped: %s", error)
             return

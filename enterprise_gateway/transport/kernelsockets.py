@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import zmq
 
 from ..core.connection import ConnectionInfo
-from .frames import FrameError, decode_header
+from ..core.offload import offload
+from .frames import FrameError, Part, decode_header
 from .messages import KernelMessage, Signer
 from .ratelimit import RateLimitedWarnings
 from .zmqsocket import ZmqSocket
 
 # As text: adapters cannot be subscripted at run time before Python 3.11.
 Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
+
+_SIGNED_IN_THREAD = 4 << 20  # bytes; the loop would be held for 2 ms or more
 
 
 class KernelSockets:
@@ -46,7 +50,9 @@ class KernelSockets:
         "_parent",
         "_parent_raw",
         "_signer",
+        "_signing",
         "_sockets",
+        "_unsigned",
         "_warnings",
     )
 
@@ -75,6 +81,8 @@ class KernelSockets:
         self._parent_raw, self._parent = b"", dict[str, Any]()
         self._sockets: dict[str, ZmqSocket] = {}
         self._heirs: dict[bytes, list[ZmqSocket]] = {}
+        self._unsigned: list[tuple[str, list[Part]]] = []  # a large message, and what came after it
+        self._signing: asyncio.Task[None] | None = None
         self._open("iopub", info.iopub_port, self._on_iopub, on_batch)
         self._open("shell", info.shell_port, self._on_shell, self._after_shell)
 
@@ -86,14 +94,37 @@ class KernelSockets:
     @property
     def waiting_bytes(self) -> int:
         """What the kernel has not taken yet, beyond what libzmq keeps."""
-        return sum(socket.waiting_bytes for socket in self._sockets.values())
+        unsigned = sum(len(part) for _, parts in self._unsigned for part in parts)
+        return unsigned + sum(socket.waiting_bytes for socket in self._sockets.values())
 
-    def send(self, channel: str, parts: list[bytes]) -> None:
-        """Sign and send a message on ``shell``, ``control`` or ``stdin``."""
+    @property
+    def held_bytes(self) -> int:
+        """What libzmq keeps of large messages that the kernel has not taken yet."""
+        return sum(socket.held_bytes for socket in self._sockets.values())
+
+    def send(self, channel: str, parts: Sequence[Part]) -> None:
+        """Sign and send a message on ``shell``, ``control`` or ``stdin``; a large one is signed in a thread."""
+        if self._unsigned or len(parts[3]) > _SIGNED_IN_THREAD:
+            self._unsigned.append((channel, list(parts)))
+            if self._signing is None:
+                self._signing = asyncio.create_task(self._sign_waiting(), name="sign")
+        else:
+            self._send(channel, self._signer.wrap(parts))
+
+    async def _sign_waiting(self) -> None:
+        while self._unsigned:
+            channel, parts = self._unsigned[0]
+            frames = await offload(self._signer.wrap, parts)
+            if self._unsigned:  # not closed meanwhile
+                del self._unsigned[0]
+                self._send(channel, frames)
+        self._signing = None
+
+    def _send(self, channel: str, frames: list[Part]) -> None:
         socket = self._sockets.get(channel)
         if socket is None:
             socket = self.open_stdin() if channel == "stdin" else self._open_control()
-        socket.send(self._signer.wrap(parts))
+        socket.send(frames)
 
     def open_stdin(self, on_connected: Callable[[], None] | None = None) -> ZmqSocket:
         """Connect the stdin socket; ``on_connected`` is called when the kernel can send to it."""
@@ -106,6 +137,7 @@ class KernelSockets:
 
     def close(self) -> None:
         """Close all sockets at once."""
+        self._unsigned.clear()
         for socket in [*self._sockets.values(), *self._heir_sockets()]:
             socket.close()
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from .frames import MAX_HEADER_BYTES
 from .messages import KernelMessage, MessageFactory
 
 KERNEL_DIED = "KernelDied"  # names of errors
@@ -14,7 +15,7 @@ KERNEL_SHUT_DOWN = "KernelShutDown"
 
 MAX_REQUESTS = 1_000
 MAX_BYTES = 1 << 20
-MAX_HEADER_BYTES = 64 << 10
+MAX_ID_LENGTH = 256
 MAX_RECORDED = 100
 _MAX_REPLIED = 16
 _MAX_WORK = 1_000
@@ -30,10 +31,13 @@ Key: TypeAlias = tuple[str, str]
 def key_of(header: Mapping[str, Any]) -> Key | None:
     """Return session and message id of a request, by its header or by the parent header of what answers it.
 
-    Two clients may use the same message ids. A session that is no text counts as none.
+    Two clients may use the same message ids. A session that is no text counts as none, and so does an id, of either
+    kind, that is longer than any that is meant well.
     """
     session, msg_id = header.get("session"), header.get("msg_id")
-    return (session if isinstance(session, str) else "", msg_id) if isinstance(msg_id, str) else None
+    if not isinstance(msg_id, str) or len(msg_id) > MAX_ID_LENGTH:
+        return None
+    return (session if isinstance(session, str) and len(session) <= MAX_ID_LENGTH else "", msg_id)
 
 
 class Request:

@@ -334,7 +334,7 @@ class Outbox:
 
     def _merge(self, message: KernelMessage) -> bool:
         """Append stream text to the last message that waits, if it is of the same stream and parent."""
-        stream = message.stream_text()
+        stream = message.stream_text() if message.size <= MAX_MERGED_BYTES else None
         if stream is None:
             return False
         name, text = stream

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 
 from .messages import KernelMessage
+from .replaybudget import ReplayBudget
 
 _NOBODY = ""  # addressed to no session in particular
 _MAX_SERVED = 1_000
@@ -16,7 +17,7 @@ _MAX_SERVED = 1_000
 class DetachedSession:
     """A session whose websocket is gone: it has seen everything up to number ``cursor``, except ``unsent``."""
 
-    __slots__ = ("aliases", "cursor", "dropped", "dropped_parent", "session_id", "since", "unsent")
+    __slots__ = ("aliases", "cursor", "dropped", "dropped_parent", "session_id", "since", "unsent", "unsent_bytes")
 
     def __init__(self, session_id: str, aliases: Collection[str], cursor: int, since: float) -> None:
         self.session_id = session_id
@@ -24,12 +25,30 @@ class DetachedSession:
         self.cursor = cursor
         self.since = since
         self.unsent: list[KernelMessage] = []
+        self.unsent_bytes = 0
         self.dropped = 0
         self.dropped_parent = b"{}"
 
     def wants(self, recipient: str | None) -> bool:
         """Whether a message to ``recipient`` (None: everybody) is for this session."""
         return recipient is None or recipient in self.aliases
+
+    def keep_unsent(self, messages: Collection[KernelMessage]) -> None:
+        """Keep what had been queued for the websocket."""
+        self.unsent.extend(messages)
+        self.unsent_bytes += sum(message.size for message in messages)
+
+    def drop_unsent(self, excess: int) -> int:
+        """Drop the oldest of those, ``excess`` bytes or a bit more if there is so much; return how many bytes."""
+        count = dropped = 0
+        while count < len(self.unsent) and dropped < excess:
+            message = self.unsent[count]
+            self.count_dropped(message)
+            dropped += message.size
+            count += 1
+        del self.unsent[:count]
+        self.unsent_bytes -= dropped
+        return dropped
 
     def count_dropped(self, message: KernelMessage) -> None:
         """Note that a message is lost for this session, and in which cell to say so."""
@@ -68,12 +87,15 @@ class ReplayLog:
         How many detached sessions are remembered.
     max_age
         Seconds after which a detached session is forgotten.
+    budget
+        Is told of what is kept, of the kernels of ``user`` among others, and may ask for less.
     clock
         Returns seconds; tests inject their own.
     """
 
     __slots__ = (
         "_began",
+        "_budget",
         "_bytes",
         "_clock",
         "_detached",
@@ -87,11 +109,20 @@ class ReplayLog:
         "_number",
         "_served",
         "_unattended",
+        "user",
     )
 
     def __init__(
-        self, max_bytes: int, max_sessions: int, max_age: float, clock: Callable[[], float] = time.monotonic
+        self,
+        max_bytes: int,
+        max_sessions: int,
+        max_age: float,
+        budget: ReplayBudget,
+        user: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.user = user
+        self._budget = budget
         self._max_bytes = max_bytes
         self._max_sessions = max_sessions
         self._max_age = max_age
@@ -124,7 +155,12 @@ class ReplayLog:
     @property
     def size(self) -> int:
         """Bytes that are kept now."""
-        return self._bytes + self._essential_bytes
+        return self._bytes + self._essential_bytes + sum(session.unsent_bytes for session in self._detached.values())
+
+    @property
+    def session_count(self) -> int:
+        """How many ids of sessions are remembered."""
+        return sum(len(session.aliases) for session in self._detached.values())
 
     @property
     def number(self) -> int:
@@ -145,6 +181,7 @@ class ReplayLog:
         self._bytes += message.size
         while self._bytes > self._max_bytes:
             self._drop_oldest()
+        self._budget.note(self)
 
     def begin_process(self) -> None:
         """Note that the kernel has a new process: notices so far are about former ones."""
@@ -165,6 +202,7 @@ class ReplayLog:
         while len(self._detached) >= self._max_sessions:
             del self._detached[next(iter(self._detached))]
         self._detached[session_id] = DetachedSession(session_id, aliases, self._number, self._clock())
+        self._budget.note(self)
 
     def detached_sessions(self) -> list[tuple[str, ...]]:
         """Return the sessions that may come back, each as its id and its further ones."""
@@ -175,16 +213,25 @@ class ReplayLog:
         session = self._detached.get(session_id)
         if session is None:
             return
-        session.unsent.extend(messages)
-        excess = sum(message.size for other in self._detached.values() for message in other.unsent) - self._max_bytes
+        session.keep_unsent(messages)
+        excess = sum(other.unsent_bytes for other in self._detached.values()) - self._max_bytes
         for other in self._detached.values():
-            count = 0
-            while count < len(other.unsent) and excess > 0:
-                message = other.unsent[count]
-                other.count_dropped(message)
-                excess -= message.size
-                count += 1
-            del other.unsent[:count]
+            excess -= other.drop_unsent(excess)
+        self._budget.note(self)
+
+    def give_way(self, size: int) -> None:
+        """Drop the oldest messages until no more than ``size`` bytes are left; for the budget."""
+        for session in self._detached.values():
+            session.drop_unsent(self.size - size)
+        while self._entries and self.size > size:
+            self._drop_oldest()
+        while self._essential and self.size > size:
+            self._drop_essential()
+
+    def forget_oldest(self) -> None:
+        """Forget the session that has been away longest; for the budget."""
+        del self._detached[next(iter(self._detached))]
+        self._trim()
 
     def start_unattended(self) -> None:
         """Say that nobody is attached any more: what comes now is for the next one who is."""
@@ -197,6 +244,7 @@ class ReplayLog:
         own = self._pop(session_id)
         missed = self._collect(own or unattended, self._number, session_id)
         self._trim()
+        self._budget.note(self)
         return missed
 
     def claim(self, session_id: str, up_to: int) -> Missed | None:
@@ -206,6 +254,7 @@ class ReplayLog:
             return None
         missed = self._collect(own, up_to, session_id)
         self._trim()
+        self._budget.note(self)
         return missed
 
     def is_detached(self, session_id: str) -> bool:
@@ -219,6 +268,7 @@ class ReplayLog:
         self._notices.clear()
         self._detached.clear()
         self._bytes = self._essential_bytes = 0
+        self._budget.note(self)
 
     def _forget_expired(self) -> None:
         """Forget sessions that have been away too long; the longest away comes first."""
@@ -269,9 +319,12 @@ class ReplayLog:
         self._essential.append(entry)
         self._essential_bytes += entry[2].size
         while self._essential_bytes > self._max_bytes // 8:
-            entry = self._essential.pop(0)
-            self._essential_bytes -= entry[2].size
-            self._count_dropped(entry)
+            self._drop_essential()
+
+    def _drop_essential(self) -> None:
+        entry = self._essential.pop(0)
+        self._essential_bytes -= entry[2].size
+        self._count_dropped(entry)
 
     def _count_dropped(self, entry: tuple[int, str | None, KernelMessage]) -> None:
         number, recipient, message = entry

@@ -11,10 +11,13 @@ from typing import cast
 import zmq
 
 from ..core.connection import ConnectionInfo
+from .frames import Part
 
 MAX_BATCH_MESSAGES = 128
 MAX_BATCH_BYTES = 4 << 20
 MAX_BATCH_SECONDS = 0.01
+MAX_FRAMES = 10_000  # of one message
+LARGE_MESSAGE = 64 << 10  # of which it is known whether libzmq still keeps it
 
 # Messages. A kernel that publishes faster than we read is slowed down by TCP once this many wait in our memory.
 RECEIVE_HIGH_WATER_MARK = 50_000
@@ -56,6 +59,8 @@ class ZmqSocket:
     __slots__ = (
         "_fd",
         "_get",
+        "_held",
+        "_is_cut",
         "_log",
         "_loop",
         "_monitor",
@@ -85,7 +90,9 @@ class ZmqSocket:
         self._on_message = on_message
         self._on_batch = on_batch
         self._log = log
-        self._waiting: list[list[bytes]] = []  # an empty deque would take 600 bytes
+        self._waiting: list[list[Part]] = []  # an empty deque would take 600 bytes
+        self._held: list[tuple[zmq.MessageTracker, int]] = []
+        self._is_cut = False  # what comes next is the rest of a message with too many frames
         self.waiting_bytes = 0
         self._scheduled = False
         self._monitor: zmq.Socket[bytes] | None = None
@@ -107,7 +114,15 @@ class ZmqSocket:
         """Whether :meth:`close` has been called."""
         return self._socket.closed
 
-    def send(self, frames: list[bytes]) -> None:
+    @property
+    def held_bytes(self) -> int:
+        """What libzmq keeps of large messages."""
+        if not self._held:
+            return 0
+        self._held = [(tracker, size) for tracker, size in self._held if not tracker.done]
+        return sum(size for _, size in self._held)
+
+    def send(self, frames: list[Part]) -> None:
         """Send a message, or keep it until the peer takes more; ``waiting_bytes`` says how much is kept."""
         if self._waiting or not self._try_send(frames):
             self._waiting.append(frames)
@@ -150,11 +165,16 @@ class ZmqSocket:
         try:
             frame = receive(_NOBLOCK, False)
             frames = [frame.bytes]
-            while frame.more:
+            while frame.more and len(frames) < MAX_FRAMES:
                 frame = receive(_NOBLOCK, False)
                 frames.append(frame.bytes)
         except zmq.Again:
             return 0
+        if frame.more or self._is_cut:
+            if not self._is_cut:
+                self._log.warning("A message of the kernel was dropped: it has more than %d parts", MAX_FRAMES)
+            self._is_cut = frame.more
+            return sum(map(len, frames))
         try:
             return self._on_message(frames)
         except Exception:  # noqa: BLE001
@@ -162,15 +182,25 @@ class ZmqSocket:
             self._log.exception("A message of the kernel could not be handled")
             return 1
 
-    def _try_send(self, frames: list[bytes]) -> bool:
-        send = self._socket.send
+    def _try_send(self, frames: list[Part]) -> bool:
+        send, size = self._socket.send, sum(map(len, frames))
         try:
-            for frame in frames[:-1]:
-                send(frame, _SENDMORE)
-            send(frames[-1], _NOBLOCK)
+            if size >= LARGE_MESSAGE:
+                self._send_large(frames, size)
+            else:
+                for frame in frames[:-1]:
+                    send(frame, _SENDMORE)
+                send(frames[-1], _NOBLOCK)
         except zmq.Again:  # only ever at the first frame: a message is taken as a whole
             return False
         return True
+
+    def _send_large(self, frames: list[Part], size: int) -> None:
+        """Send without copying the large frames, and note how to tell when all is gone: when the last one is."""
+        for frame in frames[:-1]:
+            self._socket.send(frame, _SENDMORE, len(frame) < LARGE_MESSAGE)
+        tracker = self._socket.send(zmq.Frame(frames[-1], track=True, copy=False), _NOBLOCK, False, True)
+        self._held.append((tracker, size))
 
     def _send_waiting(self) -> None:
         sent = 0

@@ -78,13 +78,13 @@ class Relay:
         return kernel
 
     async def add(
-        self, kernel: Any = None, *, ready: bool = True, memory: Memory | None = None, **limits: Any
+        self, kernel: Any = None, *, ready: bool = True, memory: Memory | None = None, user: str = "", **limits: Any
     ) -> tuple[str, KernelChannels]:
         """Connect to a kernel, which an earlier gateway has left with that memory, and serve it under a new id."""
         kernel_id = random_id()
         kernel = kernel or self.tiny_kernel()
         log = logging.getLogger("enterprise_gateway.test")
-        channels = KernelChannels(kernel_id, context=self._context, limits=ChannelLimits(**limits), log=log)
+        channels = KernelChannels(kernel_id, context=self._context, limits=ChannelLimits(**limits), log=log, user=user)
         self.kernels[kernel_id] = Kernel(channels)
         channels.connect(kernel.info)
         if memory is not None:

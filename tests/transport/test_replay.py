@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from enterprise_gateway.transport.messages import KernelMessage
 from enterprise_gateway.transport.replay import ReplayLog
+from enterprise_gateway.transport.replaybudget import ReplayBudget
 
 
 class Clock:
@@ -33,7 +36,7 @@ def clock():
 
 @pytest.fixture
 def log(clock):
-    return ReplayLog(100_000, 3, 60.0, clock)
+    return ReplayLog(100_000, 3, 60.0, ReplayBudget(logging.getLogger(__name__)), clock=clock)
 
 
 def test_nothing_is_kept_for_nobody(log):
@@ -183,3 +186,89 @@ def test_session_on_another_websocket(log):
     assert names(missed) == ["1", "to x", "to y"]
     assert set(missed.sessions) == {"ws 1", "x", "y"}
     assert log.claim("y", up_to) is None
+
+
+class Budgeted:
+    """Logs of several users' kernels under one budget."""
+
+    def __init__(self, **limits):
+        limits = {name: (lambda limit=limit: limit) for name, limit in limits.items()}
+        self._budget = ReplayBudget(logging.getLogger("enterprise_gateway.test"), **limits)
+
+    def log(self, user):
+        return ReplayLog(1_000_000, 16, 60.0, self._budget, user)
+
+
+def test_who_keeps_most_gives_way_first(expect_log):
+    """Beyond the limit of all kernels together the user's output goes who keeps most, of the kernel that keeps most."""
+    budgeted = Budgeted(max_bytes=100_000)
+    greedy, other, modest = budgeted.log("greedy"), budgeted.log("greedy"), budgeted.log("modest")
+    other.append(message("other", size=20_000))
+    with expect_log("user greedy, whose keep most, loses output"):
+        for number in range(10):
+            greedy.append(message(str(number), size=10_000))
+            modest.append(message(str(number), size=4_000))
+    assert names(modest.attach("m")) == [str(number) for number in range(10)]
+    assert names(other.attach("o")) == ["other"]
+    missed = greedy.attach("g")
+    assert names(missed) == [str(number) for number in range(missed.dropped, 10)]
+    assert 0 < missed.dropped < 10
+
+
+def test_what_was_fetched_makes_room(expect_log):
+    """What is kept no more does not count: not what was replayed, nor what a kernel that has ended had kept."""
+    budgeted = Budgeted(max_bytes=100_000)
+    for _ in range(5):
+        fetched, ended = budgeted.log("a"), budgeted.log("b")
+        for log in (fetched, ended):
+            log.append(message("1", size=40_000))
+        assert names(fetched.attach("s")) == ["1"]
+        ended.clear()
+
+
+def test_what_had_not_arrived_counts(expect_log):
+    """What a websocket had not received when it closed counts too, and goes first."""
+    budgeted = Budgeted(max_bytes=100_000)
+    log = budgeted.log("a")
+    log.attach("s")
+    log.detach("s", ())
+    with expect_log("replay_total_limit"):
+        log.keep_unsent("s", [message("unsent", size=60_000)])
+        log.append(message("kept", size=60_000))
+    missed = log.attach("s")
+    assert (names(missed), missed.dropped) == (["kept"], 1)
+
+
+def test_states_and_replies_go_last(expect_log):
+    """What is not output outlives it, but not the limit."""
+    budgeted = Budgeted(max_bytes=100_000)
+    log = budgeted.log("a")
+    with expect_log("replay_total_limit"):
+        log.append(message("reply", "shell", "execute_reply", size=30_000))
+        log.append(message("output", size=60_000))
+        log.append(message("more", size=30_000))
+        for number in range(4):
+            log.append(message(f"reply {number}", "shell", "execute_reply", size=30_000))
+    assert "output" not in names(log.attach("s"))
+    assert log.size == 0
+
+
+def test_sessions_of_one_user_are_bounded(expect_log):
+    """Beyond the limit the oldest session of the user's kernel with most is forgotten; others keep theirs."""
+    budgeted = Budgeted(max_sessions=5)
+    many, few, other = budgeted.log("a"), budgeted.log("a"), budgeted.log("b")
+    for log in (many, few, other):
+        log.attach("x")
+    few.detach("few", ())
+    with expect_log("more than replay_user_sessions"):
+        for number in range(4):
+            many.detach(f"many {number}", (f"alias {number}",))
+            other.detach(f"other {number}", ())
+    assert [session[0] for session in many.detached_sessions()] == ["many 2", "many 3"]
+    assert [session[0] for session in few.detached_sessions()] == ["few"]
+    assert len(other.detached_sessions()) == 4
+    for session in ("many 2", "many 3"):
+        many.attach(session)
+    for number in range(4):
+        few.detach(f"more {number}", ())
+    assert len(few.detached_sessions()) == 5

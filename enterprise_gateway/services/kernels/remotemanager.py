@@ -39,6 +39,7 @@ from ...core.offload import offload, uninterrupted
 from ...core.steps import take_all
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
+from ...transport.replaybudget import ReplayBudget
 from ...transport.response import Conflict
 from ..processproxies.processproxy import gateway_user, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files
@@ -116,6 +117,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         options = self.resources.options
         self.limits = KernelLimits(
             self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
+        )
+        self._replay_budget = ReplayBudget(
+            self.log, lambda: options.replay_total_limit, lambda: options.replay_user_sessions
         )
         self.restarter = KernelRestarter(parent=self)
         self.culler = KernelCuller(self)
@@ -387,6 +391,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             ),
             log=self.log,
             identity=kernel.relay_identity,
+            user=kernel.username,
+            budget=self._replay_budget,
         )
         self._channels.add(channels)
         return channels

@@ -6,28 +6,38 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, cast
 
 from tornado import web
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream, SSLIOStream
-from tornado.websocket import WebSocketHandler
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from ...base.handlers import GatewayHandler, origin_host
 from ...transport.frames import (
+    SMALL_FRAME,
     V1_PROTOCOL,
     ClientMessage,
     FrameError,
+    FrameTooLargeError,
+    Part,
+    decode_in_steps,
     decode_legacy_binary,
     decode_legacy_text,
     decode_v1,
+    decode_v1_in_steps,
 )
-from ...transport.outbox import JUPYTER_MESSAGE_LIMIT, Acknowledged, Outbox
+from ...transport.outbox import JUPYTER_MESSAGE_LIMIT, MESSAGE_TOO_BIG, Acknowledged, Outbox
+from ...transport.pace import Pace
 from ...transport.ratelimit import RateLimitedWarnings
 from ...transport.receipts import Receipts
+from ...transport.slices import Slices
 from ...transport.tcpstate import TcpState, keep_alive, read_tcp_state
 from .handlers import KERNEL_ID
 from .keepalive import Keepalive
+from .largeframes import PatientProtocol
 
 if TYPE_CHECKING:
     from ...base.traffic import Traffic
@@ -37,6 +47,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MAX_MESSAGE_SIZE = 100 << 20
 DEFAULT_QUEUE_LIMIT = 32 << 20
+DEFAULT_RECEIVE_LIMIT = 1 << 30
 MAX_SESSION_ID_LENGTH = 256
 MAX_REASON_BYTES = 123
 TLS_RECORD_BYTES = 16 << 10  # at most; part of a record cannot be read
@@ -54,6 +65,10 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     _channels: KernelChannels
     _outbox: Outbox | None = None
     _stream: _CountedStream
+    _session_id = ""
+    _received = 0  # of a large message
+    _pace: Pace
+    _user_pace: Pace
     _first_answer: asyncio.Task[None] | None = None
     _has_waited = False
     _v1 = False
@@ -69,6 +84,11 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
 
     def get_compression_options(self) -> None:
         """Compress nothing: kernels are near, and it would cost more than all the rest."""
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """Return what speaks tornado's protocol, and takes large frames in pieces; called by tornado."""
+        protocol = super().get_websocket_protocol()
+        return protocol and PatientProtocol(self, False, cast("WebSocketProtocol13", protocol).params)
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         """Choose the v1 protocol when the client offers it."""
@@ -129,6 +149,9 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         if not session_id:
             session_id = uuid.uuid4().hex
             log.debug("A websocket of kernel %s has no session_id: its client cannot claim missed output", kernel_id)
+        self._session_id = session_id
+        self._pace = self._find_pace("ws_message_rate")
+        self._user_pace = self._find_pace("ws_user_message_rate")
         self._v1 = self.selected_subprotocol == V1_PROTOCOL
         stream.set_nodelay(True)
         stream.max_buffer_size = self.max_message_size + (1 << 20)
@@ -148,16 +171,77 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         self._keepalive.add(self)
         self._channels.attach(self._outbox, session_id, has_waited=self._has_waited)
 
-    def on_message(self, message: str | bytes) -> None:
-        """Pass a client's message on to the kernel; called by tornado."""
-        self.heard = time.monotonic()
-        if self._outbox is None or self.ws_connection is None:
-            return  # we are closing it, and the client has not heard of that yet
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        """Pass a client's message on to the kernel; called by tornado, which reads on when that is done."""
+        is_text = isinstance(message, str)
+        delay = self._delay()
+        if delay or len(message) > SMALL_FRAME:
+            return self._take_later(message, is_text, delay)
         try:
-            decoded = self._decode(message)
-            self._channels.send(self._outbox, decoded.channel, decoded.parts, decoded.header)
+            self._pass_on(self._decode(message))
         except FrameError as error:
+            self._refuse(error)
+        return None
+
+    def note_received(self, count: int) -> bool:
+        """Count what has come of a large message; False when its user's websockets receive too much at once."""
+        user, limit = self._channels.user, self.settings.get("eg_ws_receive_limit", DEFAULT_RECEIVE_LIMIT)
+        self._received += count
+        self._receiving[user] += count
+        if self._receiving[user] <= limit:
+            return True
+        self._warnings.warn("A websocket was closed: user %s sends more than ws_receive_limit (%d)", user, limit)
+        return False
+
+    def note_handled(self) -> None:
+        """Note that a large message was taken, or that nothing more will come of it."""
+        self._receiving[self._channels.user] -= self._received
+        if not self._receiving[self._channels.user]:
+            del self._receiving[self._channels.user]
+        self._received = 0
+
+    def on_large_message(self, message: memoryview, is_text: bool) -> Awaitable[None]:
+        """Pass on a message that was received in pieces; called by :class:`PatientProtocol`."""
+        return self._take_later(message, is_text, self._delay())
+
+    async def _take_later(self, message: str | Part, is_text: bool, delay: float) -> None:
+        """Pass a message on when its sender's turn has come, and take a large one apart while others have theirs."""
+        await asyncio.sleep(delay)
+        try:
+            if isinstance(message, str | bytes) and len(message) <= SMALL_FRAME:
+                self._pass_on(self._decode(message))
+            elif self._v1 and not isinstance(message, str) and not is_text:
+                self._pass_on(await self._slices.run(decode_v1_in_steps(message)))
+            else:
+                self._pass_on(await self._slices.run(decode_in_steps(message, is_text)))
+        except FrameError as error:
+            self._refuse(error)
+
+    def _pass_on(self, message: ClientMessage) -> None:
+        if self._outbox is not None and self.ws_connection is not None:  # else we are closing it, or it is closed
+            self._channels.send(self._outbox, message.channel, message.parts, message.header)
+
+    def _refuse(self, error: FrameError) -> None:
+        if isinstance(error, FrameTooLargeError) and self._outbox is not None:  # its client would wait for an answer
+            self._warnings.warn("A websocket was closed: %s", error)
+            self.close(MESSAGE_TOO_BIG, str(error))
+        else:
             self._warnings.warn("A message from a websocket was dropped: %s", error)
+
+    def _delay(self) -> float:
+        """Return how long the message that has come has to wait because its client, or its user, sends so many."""
+        self.heard = now = time.monotonic()
+        delay = self._pace.delay(self._session_id, now)
+        user_delay = self._user_pace.delay(self._channels.user, now)
+        if delay:
+            self._warnings.warn("A websocket sends more than ws_message_rate (%d a second): it waits", self._pace.rate)
+        if user_delay:
+            self._warnings.warn(
+                "User %s sends more than ws_user_message_rate (%d a second): all of the user's websockets wait",
+                self._channels.user,
+                self._user_pace.rate,
+            )
+        return max(delay, user_delay)
 
     def on_pong(self, data: bytes) -> None:
         """Note that the client is alive and has got what was sent before the ping; called by tornado."""
@@ -176,6 +260,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             self._outbox.stop()
             self._channels.detach(self._outbox)
             self._outbox = None
+            self.note_handled()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Begin to close the websocket; tornado cuts the connection if the client does not answer within 5 s."""
@@ -214,6 +299,24 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         keepalive.timeout = self.settings.get("eg_ws_ping_timeout", 0)
         keepalive.change_interval(interval)
         return keepalive
+
+    def _find_pace(self, option: str) -> Pace:
+        """Return the one of this process for an option, which may have changed."""
+        pace: Pace = self.settings.setdefault(f"eg_{option}_pace", Pace())
+        pace.rate = self.settings.get(f"eg_{option}", 0)
+        return pace
+
+    @property
+    def _receiving(self) -> Counter[str]:
+        """Bytes of large messages that are being received, by user; the one of this process."""
+        receiving: Counter[str] = self.settings.setdefault("eg_receiving", Counter())
+        return receiving
+
+    @property
+    def _slices(self) -> Slices:
+        """The one of this process."""
+        slices: Slices = self.settings.setdefault("eg_slices", Slices())
+        return slices
 
     @property
     def _receipts(self) -> Receipts:

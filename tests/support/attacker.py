@@ -1,0 +1,81 @@
+"""A websocket client that sends what no client would, from a thread: building and sending it holds no loop."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterable
+
+from .wsclient import V1
+
+PONG = 0
+HEADER = {"msg_id": "1", "msg_type": "comm_msg", "session": "attacker", "username": "", "date": "", "version": "5.4"}
+
+
+def attack(port: int, path: str, payloads: Iterable[bytes], *, opcode: int = 1, v1: bool = False) -> int:
+    """Send frames and a ping; return the close code, or :data:`PONG` when the gateway has gone through all of them."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        lines = [
+            f"GET {path} HTTP/1.1",
+            f"Host: 127.0.0.1:{port}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version: 13",
+            *([f"Sec-WebSocket-Protocol: {V1}"] if v1 else []),
+        ]
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        received = connection.makefile("rb")
+        assert b" 101 " in received.readline()
+        while received.readline() != b"\r\n":
+            pass
+        try:
+            for payload in payloads:
+                connection.sendall(_head(opcode, len(payload)))
+                connection.sendall(payload)
+            connection.sendall(_head(9, 0))
+        except ConnectionError:
+            pass  # it was closed meanwhile
+        while True:
+            first, length = received.read(2)
+            if length >= 126:
+                length = int.from_bytes(received.read(2 if length == 126 else 8), "big")
+            content = received.read(length)
+            if first & 15 == 10:
+                return PONG
+            if first & 15 == 8:
+                return int.from_bytes(content[:2], "big")
+
+
+def _head(opcode: int, length: int) -> bytes:
+    """Return the head of a frame that is masked with zeros."""
+    if length < 126:
+        return struct.pack(">BBI", 0x80 | opcode, 0x80 | length, 0)
+    return struct.pack(">BBQI", 0x80 | opcode, 0xFF, length, 0)
+
+
+def text_frame(content: str = "{}", header: str = json.dumps(HEADER), more: str = "", channel: str = "stdin") -> bytes:
+    """Return a legacy message; on stdin nobody but the kernel looks at it, and a tiny kernel does not."""
+    return (
+        f'{{"channel":"{channel}","header":{header},"parent_header":{{}},"metadata":{{}}'
+        f',"content":{content},"buffers":[]{more}}}'
+    ).encode()
+
+
+def v1_frame(parts: Iterable[bytes], channel: str = "stdin") -> bytes:
+    """Return a v1 message of these parts."""
+    pieces = [channel.encode(), *parts]
+    offsets = [8 * (len(pieces) + 2)]
+    for piece in pieces:
+        offsets.append(offsets[-1] + len(piece))
+    return struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets) + b"".join(pieces)
+
+
+def binary_frame(text: bytes, buffers: Iterable[bytes]) -> bytes:
+    """Return a legacy message with buffers."""
+    blobs = [text, *buffers]
+    offsets = [4 * (len(blobs) + 1)]
+    for blob in blobs[:-1]:
+        offsets.append(offsets[-1] + len(blob))
+    return struct.pack(f">{len(blobs) + 1}I", len(blobs), *offsets) + b"".join(blobs)
