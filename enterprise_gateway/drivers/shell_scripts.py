@@ -140,12 +140,12 @@ def start_script(
         Whether nobody else may enter the log's directory.
     """
     log = shlex.quote(log_path)
-    # Whoever has laid a link to where there is no file has one made there by the second redirection: an empty one.
     lines = [
-        f"[ -L {log} ] || [ -e {log} ] || (umask 077 && : 8<> {log}) || exit {NO_LOG}",
-        _open_own(log_path, LOG_TAKEN),
-        f"[ -L {_OPENED} ] || exec 9>> {log}",
-        f"[ ! -L {_OPENED} ] || {{ chmod 600 {_OPENED} && exec 9>> {_OPENED}; }} || exit {NO_LOG}",
+        # Whoever has laid a link in between to where there is no file has one made there, an empty one.
+        f"if [ -L {log} ] || [ -e {log} ]; then set -- chmod 600",
+        f"else set -- :; (umask 077 && : 8<> {log}) || exit {NO_LOG}; fi",
+        _open_own(log_path, LOG_TAKEN, private),
+        f'if [ -L {_OPENED} ]; then "$@" {_OPENED} && exec 9>> {_OPENED}; else exec 9>> {log}; fi || exit {NO_LOG}',
         "exec 8>&-",
     ]
     if cwd:
@@ -158,20 +158,23 @@ def folder_text(log_path: str, private: bool) -> str:
     """Return a line that makes the directory of a log, or exits; ``private`` is that of :func:`start_script`."""
     folder = shlex.quote(str(PurePosixPath(log_path).parent))
     if not private:
-        return f"(umask 077 && mkdir -p -- {folder}) || exit {NO_LOG}\n"
+        return f"[ -d {folder} ] || (umask 077 && mkdir -p -- {folder}) || exit {NO_LOG}\n"
+    # Of several that start at once only one makes it.
     is_ours = f"[ ! -L {folder} ] && [ -d {folder} ] && [ -O {folder} ] && chmod 700 -- {folder}"
-    return f"mkdir -m 700 -- {folder} 2> /dev/null || {{ {is_ours}; }} || exit {FOLDER_TAKEN}\n"
+    made = f"[ ! -e {folder} ] && mkdir -m 700 -- {folder} 2> /dev/null"
+    return f"{{ {made}; }} || {{ {is_ours}; }} || exit {FOLDER_TAKEN}\n"
 
 
-def _open_own(log_path: str, status: int) -> str:
+def _open_own(log_path: str, status: int, private: bool = False) -> str:
     """Return lines that open a file of the login as descriptor 8, or exit with ``status``.
 
     They never wait, as opening a pipe to read or to write does. What was opened is looked at afterwards, by the means
-    of Linux, as the name may belong to another thing by then: a regular file, with one name, and that is no link.
+    of Linux, as the name may belong to another thing by then, unless its directory is ``private``: a regular file, with
+    one name, and that is no link.
     """
     path = shlex.quote(log_path)
     sample = shlex.quote(str(PurePosixPath(log_path).parent / ".kernel-log.XXXXXX"))
-    same = f'[ "$(stat -c %d.%i.%h -- {path})" = "$(stat -L -c %d.%i.1 {_OPENED})" ]'
+    same = ":" if private else f'[ "$(stat -c %d.%i.%h -- {path})" = "$(stat -L -c %d.%i.1 {_OPENED})" ]'
     return (
         f"{_IS_OURS.replace('SAMPLE', sample)}\n"
         f"{{ [ ! -L {path} ] && [ -f {path} ] && command exec 8<> {path}; }} || exit {status}\n"
