@@ -13,6 +13,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -36,7 +37,7 @@ from .config import EnterpriseGatewayConfigMixin
 from .core import envvars
 from .core.deadline import Deadline
 from .core.errors import StoreUnavailableError
-from .core.offload import offload
+from .core.offload import offload, under_way
 from .core.steps import take_all
 from .dynamicconfig import DynamicConfig
 from .services.api.handlers import default_handlers as api_handlers
@@ -104,6 +105,8 @@ LAUNCH_CONFLICT = "https://events.jupyter.org/jupyter_enterprise_gateway/launch_
 BODY_SECONDS = 30.0  # that a client has to send the body of a request
 IDLE_SECONDS = 300.0  # after which a connection that no request uses is closed
 MAX_HEADER_BYTES = 64 << 10  # of a request
+PATIENCE_SECONDS = 10.0  # that each step of the end may take for which a thread is needed
+LEAVING_SECONDS = 5.0  # that threads have to end when all is done
 CLOSING_SECONDS = 1.0  # that clients have to answer the closing of their websockets
 
 # Numbers of the ssl module's PROTOCOL_ constants that stand for TLS 1.2; older versions are not served.
@@ -168,6 +171,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     _sockets: list[socket.socket] | None = None
     _logs_for_root = False
     _stop_requested: asyncio.Event | None = None
+    _leaving: threading.Timer | None = None
 
     # -- Logging
 
@@ -507,7 +511,28 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def start(self) -> None:
         """Serve until a signal ends the gateway; called by ``launch_instance``."""
         super().start()
-        asyncio.run(self.serve())
+        try:
+            asyncio.run(self._serve_and_leave())
+        finally:
+            if self._leaving is not None and not under_way():
+                self._leaving.cancel()
+
+    async def _serve_and_leave(self) -> None:
+        """Serve; threads that hang keep the program from ending for a moment only, whereas Python waits for them."""
+        exit_code = 1
+        try:
+            await self.serve()
+            exit_code = 0
+        finally:
+            self._leaving = threading.Timer(LEAVING_SECONDS, self._leave, [exit_code])
+            self._leaving.daemon = True
+            self._leaving.start()
+
+    def _leave(self, exit_code: int) -> None:
+        busy = ", ".join(sorted(set(under_way()))) or "those of a third party"
+        self.log.warning("The gateway ends, although threads have not ended: %s", busy)
+        logging.shutdown()
+        os._exit(exit_code)
 
     async def serve(self) -> None:
         """Take stored kernels over, accept requests, and stop in order when told to."""
@@ -531,7 +556,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             await self._stop_requested.wait()
         finally:
             sweep.cancel()
-            await asyncio.wait([warm_up, sweep])  # else it would start the cache's threads after they were stopped
+            # Else it would start the cache's threads after they were stopped.
+            await asyncio.wait([warm_up, sweep], timeout=LEAVING_SECONDS)
             await self.stop()
 
     async def _sweep_at_start(self) -> None:
@@ -578,7 +604,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         if hasattr(self.kernel_session_manager, "close"):
             steps.append(self.kernel_session_manager.close)
         steps.append(partial(offload, self.kernel_spec_cache.stop))
-        await take_all(steps, "The gateway", self.log)
+        await take_all(steps, "The gateway", self.log, patience=PATIENCE_SECONDS)
 
     async def _drain(self) -> None:
         """Wait until the requests under way are answered, ``drain_timeout`` seconds at most."""

@@ -526,11 +526,13 @@ EG_ENABLE_TUNNELING = declare(
     "Whether remote kernels are reached through their host's SSH server only.",
     group=_SSH,
 )
+DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
-    "/tmp",
-    "Directory on the hosts for the kernels' output, kernel-<id>.log.",
+    "",
+    f"Directory on the hosts for the kernels' output, kernel-<id>.log; when unset, "
+    f"{DEFAULT_KERNEL_LOG_DIR.format('USER')}, which nobody but that user of the host may enter.",
     group=_SSH,
 )
 EG_SSH_LOG_LEVEL = declare("EG_SSH_LOG_LEVEL", log_level, 30, "Log level of the SSH library.", group=_SSH)

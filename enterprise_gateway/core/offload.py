@@ -1,7 +1,8 @@
 """The one hand-over of blocking calls to threads.
 
 What waits for one place - an SSH host, a back end, a store - has threads of its own (:func:`offload_to`), so that a
-place that does not answer holds nobody up but those who want something from it.
+place that does not answer holds nobody up but those who want something from it. So has an :class:`Errand`: a launch
+whose files are on a file system that hangs holds up no other one.
 """
 
 from __future__ import annotations
@@ -35,13 +36,67 @@ _places: dict[str, _Place] = {}
 _places_lock = threading.Lock()  # in library mode there may be an event loop in more than one thread
 
 
+_under_way: list[str] = []
+
+
+def under_way() -> list[str]:
+    """Return the names of the functions that threads are running now."""
+    return list(_under_way)
+
+
+class Errand:
+    """What a task has threads do for one purpose: it can be asked what that is, and the threads are its own.
+
+    While it runs, :func:`offload` gives the calls of its task, and of those that this one makes, to these threads.
+
+    Parameters
+    ----------
+    name
+        For the threads' names.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.under_way: list[str] = []
+        self.is_over = False
+        self._name = name
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def run(self, work: Awaitable[T]) -> T:
+        """Return what comes of ``work``, whose calls in threads are this errand's."""
+        before = _errand.set(self)
+        try:
+            return await work
+        finally:
+            self.is_over = True
+            _errand.reset(before)
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)
+
+    @property
+    def waits_for(self) -> str:
+        """What threads are doing, for messages; empty when they do nothing."""
+        return ", ".join(sorted(set(self.under_way)))
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(THREADS_PER_PLACE, thread_name_prefix=f"eg-errand-{self._name}")
+        return self._executor
+
+
+_errand: contextvars.ContextVar[Errand | None] = contextvars.ContextVar("errand", default=None)
+
+
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking ``function`` in a thread and return its result: one that works on this machine alone.
 
     Cancelling the caller is postponed until the thread has ended: a thread cannot be stopped, and giving up on one
     would leave, say, a container created that nobody knows of. Every blocking call has a time-out of its own.
     """
-    return await _run_in(_executor, functools.partial(function, *args, **kwargs))
+    errand = _errand.get()
+    executor = _executor if errand is None or errand.is_over else errand.executor
+    return await _run_in(executor, functools.partial(function, *args, **kwargs))
 
 
 async def offload_to(place: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -67,13 +122,22 @@ async def offload_to(place: str, function: Callable[P, T], /, *args: P.args, **k
                 entry.executor.shutdown(wait=False)
 
 
-async def _run_in(executor: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+async def _run_in(executor: ThreadPoolExecutor, call: functools.partial[T]) -> T:
     context = contextvars.copy_context()
     try:
         work = asyncio.get_running_loop().run_in_executor(executor, context.run, call)
     except RuntimeError:
         return call()  # Python ends, and takes no more work for threads: a notebook client in library mode tidies up
-    return await uninterrupted(work)
+    name = getattr(call.func, "__qualname__", repr(call.func))
+    errand = _errand.get()
+    lists = [_under_way] if errand is None else [_under_way, errand.under_way]
+    for names in lists:
+        names.append(name)
+    try:
+        return await uninterrupted(work)
+    finally:
+        for names in lists:
+            names.remove(name)
 
 
 async def uninterrupted(work: Awaitable[T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterable
@@ -9,7 +10,10 @@ from typing import Any
 
 
 async def take_all(
-    steps: Iterable[Callable[[], Any]], what: str, log: logging.Logger | logging.LoggerAdapter[Any]
+    steps: Iterable[Callable[[], Any]],
+    what: str,
+    log: logging.Logger | logging.LoggerAdapter[Any],
+    patience: float | None = None,
 ) -> None:
     """Take steps one after the other, each whatever the others raise; called when the gateway ends.
 
@@ -19,11 +23,19 @@ async def take_all(
         Functions or coroutine functions.
     what
         What does not end in order when a step fails: the beginning of the log line.
+    patience
+        Seconds after which a step that has not ended is cancelled and not waited for any more.
     """
     for step in steps:
         try:
             result = step()
-            if inspect.isawaitable(result):
+            if inspect.isawaitable(result) and patience is None:
                 await result
+            elif inspect.isawaitable(result):
+                task = asyncio.ensure_future(result)
+                if not (await asyncio.wait([task], timeout=patience))[0]:
+                    task.cancel()
+                    raise TimeoutError(f"it has not ended within {patience:g} seconds")
+                task.result()
         except Exception:
             log.exception("%s did not end in order; the rest does", what)

@@ -23,6 +23,8 @@ RESIDENT = (
     """r=$?; mark "$r"; mark "$r" >&2; done'"""
 )
 
+NO_LOG, NO_DIRECTORY, FOLDER_TAKEN, LOG_TAKEN = 73, 74, 75, 76  # what start_script exits with
+
 MAX_VARIABLE_BYTES = 128 * 1024 - 1  # Linux: MAX_ARG_STRLEN, for "NAME=value" with its closing NUL
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -35,6 +37,15 @@ _NOT_EXPORTABLE = frozenset(
     | {"JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"}
 )
 _SET_BY_SUDO = frozenset({"HOME", "USER", "LOGNAME", "SHELL", "MAIL"})
+
+_MOST_OF_A_TAIL = 65536
+_OPENED = "/proc/self/fd/8"  # of a link's kind; hosts that are not Linux do not have it
+
+# Whether a file is the login's; file servers may show what it makes as another user's.
+_IS_OURS = (
+    """ours() { [ -O "$1" ] || { set -- "$1" "$(mktemp SAMPLE)"; set -- "$(stat -L -c %u -- "$1")" "$2" """
+    """"$(stat -c %u -- "$2")"; rm -f -- "$2"; [ -n "$1" ] && [ "$1" = "$3" ]; } 2> /dev/null; }"""
+)
 
 # Prefer a session of its own: then the process group's id is the process's. exec keeps the process id throughout.
 _OWN_SESSION = 'if command -v setsid >/dev/null; then exec setsid "$@"; fi; exec "$@"'
@@ -77,10 +88,14 @@ def startup_text(argv: Sequence[str], env: Mapping[str, str], log_path: str, *, 
     The program has ``env``, a session of its own, nothing to read and ``log_path`` to write to. With ``as_user`` it
     is started by sudo, and the variables are set inside, so that they survive whatever sudo is configured to keep.
     """
+    return _startup(argv, env, f">> {shlex.quote(log_path)} 2>&1", as_user)
+
+
+def _startup(argv: Sequence[str], env: Mapping[str, str], output: str, as_user: str) -> str:
+    """Return what :func:`startup_text` does; ``output`` is the shell's redirection."""
     if any("\0" in word for word in argv):
         raise ValueError("a command line must not contain a NUL character")
     prefix = shlex.join(["nohup", "sh", "-c", _OWN_SESSION, "sh"])
-    output = f">> {shlex.quote(log_path)} 2>&1"
     if not as_user:
         return f"{export_lines(env)}{prefix} {shlex.join(argv)} {output} < /dev/null & echo $!\n"
     end = f"EOF-{secrets.token_hex(16)}"
@@ -106,24 +121,71 @@ def sudo_command(argv: Sequence[str], env: Mapping[str, str], as_user: str) -> t
 
 
 def start_script(
-    argv: Sequence[str], env: Mapping[str, str], log_path: str, *, cwd: str = "", as_user: str = ""
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    log_path: str,
+    *,
+    private: bool = False,
+    cwd: str = "",
+    as_user: str = "",
 ) -> str:
     """Return a script that prepares the log file (mode 0600, appended), starts ``argv`` and prints two numbers.
 
     The last line but one is ``1`` when the process has a session of its own, ``0`` when not; the last is its id.
+    It exits with one of the numbers above where there can be no such log or there is no ``cwd``, or where the log's
+    directory, or the log, is somebody else's.
+
+    Parameters
+    ----------
+    private
+        Whether nobody else may enter the log's directory.
     """
     log = shlex.quote(log_path)
-    folder = shlex.quote(str(PurePosixPath(log_path).parent))
-    lines = [f"(umask 077 && mkdir -p -- {folder} && [ ! -L {log} ] && : >> {log}) || exit 73"]
+    lines = [
+        # Whoever has laid a link in between to where there is no file has one made there, an empty one.
+        f"if [ -L {log} ] || [ -e {log} ]; then set -- chmod 600",
+        f"else set -- :; (umask 077 && : 8<> {log}) || exit {NO_LOG}; fi",
+        _open_own(log_path, LOG_TAKEN, private),
+        f'if [ -L {_OPENED} ]; then "$@" {_OPENED} && exec 9>> {_OPENED}; else exec 9>> {log}; fi || exit {NO_LOG}',
+        "exec 8>&-",
+    ]
     if cwd:
-        lines.append(f"cd -- {shlex.quote(cwd)} || exit 74")
+        lines.append(f"cd -- {shlex.quote(cwd)} || exit {NO_DIRECTORY}")
     lines.append("if command -v setsid > /dev/null; then echo 1; else echo 0; fi")
-    return "\n".join(lines) + "\n" + startup_text(argv, env, log_path, as_user=as_user)
+    return folder_text(log_path, private) + "\n".join(lines) + "\n" + _startup(argv, env, ">&9 2>&9 9>&-", as_user)
+
+
+def folder_text(log_path: str, private: bool) -> str:
+    """Return a line that makes the directory of a log, or exits; ``private`` is that of :func:`start_script`."""
+    folder = shlex.quote(str(PurePosixPath(log_path).parent))
+    if not private:
+        return f"[ -d {folder} ] || (umask 077 && mkdir -p -- {folder}) || exit {NO_LOG}\n"
+    # Of several that start at once only one makes it.
+    is_ours = f"[ ! -L {folder} ] && [ -d {folder} ] && [ -O {folder} ] && chmod 700 -- {folder}"
+    made = f"[ ! -e {folder} ] && mkdir -m 700 -- {folder} 2> /dev/null"
+    return f"{{ {made}; }} || {{ {is_ours}; }} || exit {FOLDER_TAKEN}\n"
+
+
+def _open_own(log_path: str, status: int, private: bool = False) -> str:
+    """Return lines that open a file of the login as descriptor 8, or exit with ``status``.
+
+    They never wait, as opening a pipe to read or to write does. What was opened is looked at afterwards, by the means
+    of Linux, as the name may belong to another thing by then, unless its directory is ``private``: a regular file, with
+    one name, and that is no link.
+    """
+    path = shlex.quote(log_path)
+    sample = shlex.quote(str(PurePosixPath(log_path).parent / ".kernel-log.XXXXXX"))
+    same = ":" if private else f'[ "$(stat -c %d.%i.%h -- {path})" = "$(stat -L -c %d.%i.1 {_OPENED})" ]'
+    return (
+        f"{_IS_OURS.replace('SAMPLE', sample)}\n"
+        f"{{ [ ! -L {path} ] && [ -f {path} ] && command exec 8<> {path}; }} || exit {status}\n"
+        f"if [ -L {_OPENED} ]; then [ -f {_OPENED} ] && ours {_OPENED} && {same}; else ours {path}; fi || exit {status}"
+    )
 
 
 def run_script(argv: Sequence[str], env: Mapping[str, str], *, cwd: str = "") -> str:
     """Return a script that becomes ``argv`` with ``env`` added to the login's environment."""
-    change = f"cd -- {shlex.quote(cwd)} || exit 74\n" if cwd else ""
+    change = f"cd -- {shlex.quote(cwd)} || exit {NO_DIRECTORY}\n" if cwd else ""
     return f"{change}{export_lines(env)}exec {shlex.join(argv)}\n"
 
 
@@ -197,8 +259,8 @@ def end_leader_script(pid: int, start_time: int, uid: int, variable: str) -> str
 
 
 def tail_script(path: str, lines: int) -> str:
-    """Return a script that prints the last ``lines`` lines of a file."""
-    return f"tail -n {int(lines)} -- {shlex.quote(path)}\n"
+    """Return a script that prints the last ``lines`` lines of a file of the login, of no other one, 64 KiB at most."""
+    return f"{_open_own(path, LOG_TAKEN)}\ntail -c {_MOST_OF_A_TAIL} <&8 | tail -n {int(lines)}\n"
 
 
 def windows_script(argv: Sequence[str]) -> str:

@@ -94,6 +94,10 @@ class OutcomeUnknownError(HostUnreachableError):
     """The host was lost after a command had been sent: it may or may not have been run."""
 
 
+class FolderTakenError(KernelLaunchError):
+    """The directory that a log should be in was made by somebody else."""
+
+
 class SSHShell:
     """Commands and forwarded channels on one host, as one user; safe to use from many threads.
 
@@ -152,25 +156,36 @@ class SSHShell:
         *,
         env: Mapping[str, str],
         log_path: str,
+        private: bool = False,
         cwd: str = "",
         as_user: str = "",
         timeout: float = 30.0,
     ) -> tuple[int, int]:
         """Start ``argv`` so that it outlives the connection, and return its process id and process group id.
 
-        Its output is appended to ``log_path`` (mode 0600). The group id is 0 where the host has no ``setsid``.
+        Its output is appended to ``log_path`` (mode 0600), with ``private`` in a directory that nobody else may enter.
+        The group id is 0 where the host has no ``setsid``.
 
         Raises
         ------
+        FolderTakenError
+            The directory for the log was to be private, and is somebody else's.
         KernelLaunchError
             The host answered, but could not start it: the log or the working directory is not usable.
         """
-        script = shell_scripts.start_script(argv, env, log_path, cwd=cwd, as_user=as_user)
+        script = shell_scripts.start_script(argv, env, log_path, private=private, cwd=cwd, as_user=as_user)
         result = self._script(script, timeout=timeout)
         words = result.stdout.split()
         if result.status != 0 or len(words) < 2 or not words[-1].isdigit():
-            what = {73: f"log file {log_path} cannot be written", 74: f"no directory {cwd}"}.get(result.status)
-            raise KernelLaunchError(
+            what = {
+                shell_scripts.NO_LOG: f"log file {log_path} cannot be written",
+                shell_scripts.NO_DIRECTORY: f"no directory {cwd}",
+                shell_scripts.FOLDER_TAKEN: f"the directory of {log_path} is not {self.user}'s",
+                shell_scripts.LOG_TAKEN: f"log file {log_path} cannot be written, as it is no file of {self.user}'s: "
+                "remove it",
+            }.get(result.status)
+            kind = FolderTakenError if result.status == shell_scripts.FOLDER_TAKEN else KernelLaunchError
+            raise kind(
                 f"{self.host} did not start the kernel: {what or result.complaint or f'exit status {result.status}'}"
             )
         pid = int(words[-1])
@@ -228,7 +243,7 @@ class SSHShell:
         return result.status == 0
 
     def tail(self, path: str, lines: int = 20, *, timeout: float = 10.0) -> str:
-        """Return the last lines of a file; empty when it cannot be read."""
+        """Return the last lines of a file of the login's; empty when it cannot be read, or is another user's."""
         return self._script(shell_scripts.tail_script(path, lines), timeout=timeout).stdout.decode(errors="replace")
 
     def windows_scripts(self, argv: Sequence[str], *, timeout: float = 10.0) -> list[str]:

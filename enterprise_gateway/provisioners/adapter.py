@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
@@ -41,6 +42,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     _launched = False
     _is_clean = True
     _told_error = ""
+    _output: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -113,8 +115,9 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
         await self.parent.resources.turns.come()
-        self.parent.resources.outputs.add(self.process_proxy.output_file)
+        self._keep_output_small()
         await self.process_proxy.launch_process(cmd, **kwargs)
+        self._keep_output_small()  # it may be in another directory than was expected
         connection = getattr(self.process_proxy, "connection", None)
         if connection is None:
             return dict(self.parent.get_connection_info())
@@ -207,9 +210,16 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             await offload(self.process_proxy.let_go)
         self.release_ports()
 
+    def _keep_output_small(self) -> None:
+        assert self.process_proxy is not None
+        self._forget_output()
+        self._output = self.process_proxy.output_file
+        self.parent.resources.outputs.add(self._output)
+
     def _forget_output(self) -> None:
-        if self.process_proxy is not None:
-            self.parent.resources.outputs.remove(self.process_proxy.output_file)
+        if self._output is not None:
+            self.parent.resources.outputs.remove(self._output)
+            self._output = None
 
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""
@@ -243,7 +253,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         place = str(provisioner_info.get("assigned_host") or provisioner_info.get("assigned_ip") or "")
         await self._call("load_process_info", provisioner_info, place=place)
         if isinstance(self.process_proxy.local_proc, LocalProcess):
-            self.parent.resources.outputs.add(self.process_proxy.output_file)
+            self._keep_output_small()
         self._launched = True
 
     def claim_ports(self) -> None:

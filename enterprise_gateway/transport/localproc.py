@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core.deadline import Deadline
+from .ownfiles import open_own
 
 ADOPTED_POLL_SECONDS = 0.5
 BLOCKING_POLL_SECONDS = 0.05
@@ -64,8 +65,8 @@ class LocalProcess:
         Parameters
         ----------
         output
-            File of mode 0600 that receives standard output and error, appended; None discards them. A symbolic link is
-            refused: another user may have put it there.
+            File that receives standard output and error, appended; None discards them. It is one of ours: what
+            another user may have put there is refused.
         independent
             False tells kernels (by ``JPY_PARENT_PID``) to end when the gateway has died.
         stdin
@@ -76,14 +77,14 @@ class LocalProcess:
         Raises
         ------
         OSError
-            The command does not exist or cannot be executed.
+            The command does not exist or cannot be executed, or the output file is not ours.
         """
         environment = dict(env)
         if not independent:
             environment["JPY_PARENT_PID"] = str(os.getpid())
         sink: int = subprocess.DEVNULL
         if output is not None:
-            sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            sink = open_own(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         source = _unnamed_file(stdin) if stdin else subprocess.DEVNULL
         try:
             child = subprocess.Popen(
@@ -312,11 +313,11 @@ def _group_of(pid: int) -> int:
 
 
 def last_lines(path: Path, count: int = 10) -> str:
-    """Return the last lines of an output file, or an empty text when there are none."""
+    """Return the last lines of an output file of ours, or an empty text when there are none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8192))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
+        with open(open_own(path, os.O_RDONLY), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            text = file.read(8192).decode(errors="replace")
+    except OSError:
         return ""
     return "\n".join(text.strip().split("\n")[-count:])

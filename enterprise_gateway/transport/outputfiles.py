@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core import envvars
 from ..core.offload import offload
+from .ownfiles import open_own
 
 LOOK_SECONDS = 10.0
 BUSY_LOOK_SECONDS = 0.5
@@ -79,12 +80,12 @@ def cut(path: str | Path, limit: int) -> bool:
     Raises
     ------
     OSError
-        The file cannot be read or written.
+        The file cannot be read or written, or is not ours.
     """
     try:
         if os.stat(path).st_size <= limit:
             return False
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = open_own(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:

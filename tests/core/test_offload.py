@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 import threading
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from enterprise_gateway.core.offload import THREADS_PER_PLACE, offload, offload_to, uninterrupted
+from enterprise_gateway.core.offload import THREADS_PER_PLACE, Errand, offload, offload_to, under_way, uninterrupted
+from enterprise_gateway.core.steps import take_all
+from tests.conftest import ExpectLog
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -99,3 +102,49 @@ def test_a_call_when_python_ends_is_made_at_once() -> None:
 
 def threads_for(place: str) -> int:
     return sum(thread.name.startswith(f"eg-for-{place}") for thread in threading.enumerate())
+
+
+async def test_an_errand_has_threads_of_its_own_and_tells_what_they_do() -> None:
+    """However many of them hang, neither another errand nor anybody else waits; when it is over nothing is left."""
+    answer = threading.Event()
+    errands = [Errand(f"errand-{number}") for number in range(THREADS_PER_PLACE + 10)]
+    calls = [asyncio.create_task(errand.run(offload(answer.wait, 30))) for errand in errands]
+    await asyncio.sleep(0.1)
+    assert await asyncio.wait_for(Errand("another").run(offload(int, "1")), 5) == 1
+    assert await asyncio.wait_for(offload(int, "2"), 5) == 2
+    assert {errand.waits_for for errand in errands} == {"Event.wait"}
+    assert under_way().count("Event.wait") == len(errands)
+    answer.set()
+    assert all(await asyncio.gather(*calls))
+    assert {errand.waits_for for errand in errands} == {""}
+    while any(thread.name.startswith("eg-errand-") for thread in threading.enumerate()):
+        await asyncio.sleep(0.01)
+
+
+async def test_what_an_errand_has_begun_goes_on_without_it() -> None:
+    """A task that it made and left behind uses the threads that all use."""
+    left_behind: list[asyncio.Task[str]] = []
+
+    async def later() -> str:
+        await asyncio.sleep(0.1)
+        return await offload(lambda: threading.current_thread().name)
+
+    async def begin() -> None:
+        left_behind.append(asyncio.create_task(later()))
+
+    errand = Errand("short")
+    await errand.run(begin())
+    assert (await left_behind[0]).startswith("eg-offload")
+    assert errand.waits_for == ""
+
+
+async def test_a_step_that_does_not_end_keeps_no_others_from_being_taken(expect_log: ExpectLog) -> None:
+    """When the gateway ends, and somebody is patient for so long only."""
+    taken = []
+
+    async def step() -> None:
+        taken.append(True)
+
+    with expect_log("Things did not end in order; the rest does"):
+        await take_all([asyncio.Event().wait, step], "Things", logging.getLogger("enterprise_gateway"), patience=0.1)
+    assert taken == [True]

@@ -119,6 +119,47 @@ async def test_unreadable_files_stay(make, tmp_path, expect_log):
     assert path.is_dir()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "another user's"])
+async def test_a_record_that_somebody_else_made_is_not_used(make, tmp_path, expect_log, kind):
+    """In a directory that was open to others: it is not waited for, and a link has nothing done to its target."""
+    if kind == "another user's" and os.getuid() != 0:
+        pytest.skip("not applicable: needs files of two users")
+    mine, planted = a_kernel_id(), a_kernel_id()
+    await make("file").record_phase(mine, "running", **a_start())
+    path, target = tmp_path / "kernel_sessions" / f"{planted}.json", tmp_path / "target"
+    target.write_text((path.with_name(f"{mine}.json")).read_text().replace(mine, planted))
+    target.chmod(0o644)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(target)
+    else:
+        shutil.copy(target, path)
+        os.chown(path, 65534, 65534)
+    manager = make("file")
+    with expect_log("cannot be used now and stays where it is: .* is .*: remove it"):
+        sessions = await asyncio.wait_for(manager.fetch_sessions(), 10)
+    assert set(sessions) == {mine}
+    with expect_log("remove it"), pytest.raises(StoreUnavailableError):
+        await asyncio.wait_for(make("file").fetch_session(planted), 10)
+    assert mode_of(target) == 0o644
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="not applicable: needs a link of another user")
+async def test_a_directory_is_not_tightened_through_another_users_link(make, tmp_path, expect_log):
+    """A gateway that is root's would take everybody's access to some directory of the system away."""
+    system = tmp_path / "system"
+    system.mkdir(mode=0o755)
+    (tmp_path / "kernel_sessions").symlink_to(system)
+    assert await make("file").fetch_sessions() == {}  # the administrator's link
+    assert mode_of(system) == 0o700
+    system.chmod(0o755)
+    os.chown(tmp_path / "kernel_sessions", 65534, 65534, follow_symlinks=False)
+    with expect_log("remove it"), pytest.raises(StoreUnavailableError):
+        await make("file").fetch_sessions()
+    assert mode_of(system) == 0o755
+
+
 async def test_remains_of_killed_writers_are_removed(make, tmp_path):
     """Unfinished files of a writer that was killed go when they are a minute old; younger ones may be in the making."""
     directory = tmp_path / "kernel_sessions"

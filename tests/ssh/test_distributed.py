@@ -403,10 +403,11 @@ async def test_the_shipped_kernelspec_works_as_documented(hosts: list[Host], tmp
         assert any(str(installed) in line for line in await offload(kernels_on, hosts[0]))
 
 
-def test_the_startup_command_of_version_3_is_still_there() -> None:
-    """Pure exports, then the start: values reach the shell as they are, those of the kernelspec too."""
+def test_the_startup_command_of_version_3_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log's directory, exports, and the start: values reach the shell as they are, those of the kernelspec too."""
+    monkeypatch.setenv("EG_KERNEL_LOG_DIR", str(tmp_path / "logs"))
     proxy = DistributedProcessProxy.__new__(DistributedProcessProxy)
-    proxy.ip = "10.0.0.1"
+    proxy.ip, proxy.remote_user = "10.0.0.1", "ted"
     proxy.kernel_manager = SimpleNamespace(kernel_spec=SimpleNamespace(env={"FROM_SPEC": "$HOME `id`"}))  # type: ignore[assignment]
 
     text = proxy._build_startup_command(["python", "a b"], env={"KERNEL_ID": "abc", "X": "$(id) 'quoted'"})
@@ -415,7 +416,11 @@ def test_the_startup_command_of_version_3_is_still_there() -> None:
     script = f'{exports}printf "%s|%s" "$FROM_SPEC" "$X"'
     shown = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
     assert shown == "$HOME `id`|$(id) 'quoted'"
-    assert start.endswith("python 'a b' >> /tmp/kernel-abc.log 2>&1 < /dev/null & echo $!\n")
+    assert start.endswith(f"python 'a b' >> {tmp_path}/logs/kernel-abc.log 2>&1 < /dev/null & echo $!\n")
+    assert (tmp_path / "logs").is_dir()
+    monkeypatch.delenv("EG_KERNEL_LOG_DIR")
+    text = proxy._build_startup_command(["python"], env={"KERNEL_ID": "abc"})
+    assert " >> /tmp/enterprise-gateway-ted/kernel-abc.log " in text
 
 
 async def test_a_login_shell_that_runs_nothing_is_said(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from enterprise_gateway.drivers import shell_scripts
+from tests.support.foreignfiles import ANOTHER, MADE_FIRST, file_of_another, link, needs_root, pipe, second_name
 
 SHELLS = [name for name in ("sh", "dash", "bash", "busybox") if shutil.which(name)]
 
@@ -31,7 +36,7 @@ PRINT_ENVIRONMENT = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(k + b'=
 def run(shell: str, script: str) -> subprocess.CompletedProcess[bytes]:
     command = [shell, "sh"] if shell == "busybox" else [shell]
     return subprocess.run(
-        [*command, "-s"], input=script.encode(errors="surrogateescape"), capture_output=True, check=False
+        [*command, "-s"], input=script.encode(errors="surrogateescape"), capture_output=True, check=False, timeout=20
     )
 
 
@@ -156,3 +161,98 @@ def test_only_scripts_with_windows_line_ends_are_named(shell: str, tmp_path: Pat
         found = run(shell, shell_scripts.windows_script([str(tmp_path / name)])).stdout
         assert bool(found) == (name == "launch.py")
     assert run(shell, shell_scripts.windows_script(["sh", "-c", "true"])).stdout == b""
+
+
+def started(shell: str, log: Path, *, private: bool = False) -> int:
+    """Start a process that writes a secret to its log, wait until it has, and return the script's exit code."""
+    before = log.stat().st_size if log.is_file() else 0
+    result = run(shell, shell_scripts.start_script(["echo", "the token is hunter2"], {}, str(log), private=private))
+    end = time.monotonic() + 5
+    while result.returncode == 0 and log.stat().st_size == before:
+        assert time.monotonic() < end, result.stderr
+        time.sleep(0.01)
+    assert result.returncode or result.stdout.split()[-1].isdigit()
+    return result.returncode
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_log_is_made_and_appended_to(shell: str, tmp_path: Path) -> None:
+    """For the login alone, whether it is new or was open to others; it may be kept small while it is written."""
+    folder = tmp_path / "it's a folder"
+    log = folder / "kernel-1.log"
+    for times in (1, 2):
+        assert started(shell, log) == 0
+        assert log.read_text() == "the token is hunter2\n" * times
+        assert stat.S_IMODE(log.stat().st_mode) == 0o600
+        log.chmod(0o644)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert os.listdir(folder) == [log.name]
+    result = run(shell, shell_scripts.tail_script(str(log), 1))
+    assert (result.stdout, result.stderr) == (b"the token is hunter2\n", b"")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_process_appends_to_its_log_and_holds_nothing_else(shell: str, tmp_path: Path) -> None:
+    """The file is cut under its feet when it has grown; the descriptors that the script used are closed."""
+    log = tmp_path / "kernel-1.log"
+    log.write_text("before\n")
+    program = (
+        "import fcntl, os; print(fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND, sorted(os.listdir('/proc/self/fd')))"
+    )
+    assert run(shell, shell_scripts.start_script([sys.executable, "-c", program], {}, str(log))).returncode == 0
+    end = time.monotonic() + 10
+    while "]" not in log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert log.read_text() == f"before\n{os.O_APPEND} ['0', '1', '2', '3']\n"
+
+
+@pytest.mark.parametrize("make", MADE_FIRST)
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_log_that_somebody_else_made_is_not_written(shell: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    """Whatever it is, nothing waits for it, and no secret goes there or to where it leads."""
+    make(tmp_path / "kernel-1.log")
+    assert started(shell, tmp_path / "kernel-1.log") == shell_scripts.LOG_TAKEN
+    for path in tmp_path.iterdir():
+        assert not path.is_file() or "hunter2" not in path.read_text()
+
+
+@pytest.mark.parametrize("make", [pipe, link, second_name, pytest.param(file_of_another, marks=needs_root)])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_log_that_somebody_else_made_is_not_shown(shell: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    """Its last lines are for clients: a link must not show them another file of the login's."""
+    make(tmp_path / "kernel-1.log")
+    assert run(shell, shell_scripts.tail_script(str(tmp_path / "kernel-1.log"), 5)).stdout == b""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_private_directory_is_the_logins(shell: str, tmp_path: Path) -> None:
+    """It is made, and closed to others if it is open; another one's, or a link, is not used."""
+    folder = tmp_path / "private"
+    for _ in range(2):
+        assert started(shell, folder / "kernel-1.log", private=True) == 0
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        folder.chmod(0o755)
+    (tmp_path / "link").symlink_to(folder)
+    assert started(shell, tmp_path / "link" / "kernel-2.log", private=True) == shell_scripts.FOLDER_TAKEN
+    if os.getuid() == 0:
+        os.chown(folder, ANOTHER, ANOTHER)
+        assert started(shell, folder / "kernel-2.log", private=True) == shell_scripts.FOLDER_TAKEN
+    assert os.listdir(folder) == ["kernel-1.log"]
+
+
+@needs_root
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_file_server_may_map_users(shell: str, tmp_path: Path) -> None:
+    """Where all that the login makes is shown as another user's, its logs are known by that."""
+    log = tmp_path / "kernel-1.log"
+    log.touch()
+    os.chown(log, ANOTHER, ANOTHER)
+    (tmp_path / "bin").mkdir()
+    mapped = tmp_path / "bin" / "mktemp"
+    mapped.write_text(f'#!/bin/sh\nf=$(/usr/bin/mktemp "$@") && chown {ANOTHER} "$f" && echo "$f"\n')
+    mapped.chmod(0o755)
+    script = f"PATH={tmp_path / 'bin'}:$PATH\n" + shell_scripts.tail_script(str(log), 1) + "echo fine\n"
+    log.write_text("last\n")
+    assert run(shell, script.replace("exec tail", "tail")).stdout == b"last\nfine\n"
+    assert sorted(os.listdir(tmp_path)) == ["bin", "kernel-1.log"]

@@ -19,6 +19,7 @@ from enterprise_gateway.services.processproxies.processproxy import (
     RemoteProcessProxy,
 )
 from enterprise_gateway.services.processproxies.remnants import Remnant
+from enterprise_gateway.transport.localproc import LocalProcess
 from tests.support.kernelspecs import write_kernelspec
 
 
@@ -322,3 +323,25 @@ def write_fussy_kernelspec(name: str, folder: Path, *verbs: str) -> list[Path]:
     stanza = {"class_name": f"{__name__}.FussyProxy", "config": {"folder": str(folder / name)}}
     write_kernelspec(name, metadata={"process_proxy": stanza})
     return [folder / name / f"fails-{verb}" for verb in verbs]
+
+
+class StuckProxy(LocalProcessProxy):
+    """Hangs in a thread as on a file server that is away: until there is a writer at the ``pipe`` of its config.
+
+    With ``threads`` set to ``own`` it is a thread that it has made itself.
+    """
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Launch by threads."""
+        if self.proxy_config.get("threads") == "own":
+            await asyncio.to_thread(self._hang)
+        await super().launch_process(kernel_cmd, **kwargs)
+
+    def launch_kernel(self, cmd: list[str], **kwargs: Any) -> LocalProcess:
+        """Hang, then start the process."""
+        self._hang()
+        return super().launch_kernel(cmd, **kwargs)
+
+    def _hang(self) -> None:
+        with open(self.proxy_config["pipe"], "rb"):
+            pass

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 import signal
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import zmq
+from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from ...transport.response import Conflict
     from .remotemanager import RemoteMappingKernelManager
 
+_OF_CONNECTION_FILES = ("transport", "ip", "kernel_name", "curve_publickey", "curve_secretkey")  # besides ports and key
 OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
 
 
@@ -159,6 +164,35 @@ class RemoteKernelManager(AsyncKernelManager):
         return self.channels.last_activity if self.channels is not None else datetime.now(timezone.utc)
 
     # --- start
+
+    def write_connection_file(self, **kwargs: Any) -> None:
+        """Write the connection file beside its place and move it there; called by provisioners of local kernels.
+
+        So nothing is ever written to, or waited for at, what somebody else has put there.
+
+        Raises
+        ------
+        KernelLaunchError
+            The place is taken by what cannot be removed, or nothing can be written there.
+        """
+        path = self.connection_file
+        if not path or (self._connection_file_written and os.path.exists(path)):
+            super().write_connection_file(**kwargs)
+            return
+        draft = f"{path}.{secrets.token_hex(8)}"
+        content: dict[str, Any] = {name: getattr(self, name) for name in (*CHANNEL_PORTS, *_OF_CONNECTION_FILES)}
+        content.update(key=self.session.key, signature_scheme=self.session.signature_scheme)
+        try:
+            _, info = write_connection_file(draft, **content, **kwargs)
+            os.replace(draft, path)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise KernelLaunchError(f"The connection file {path} cannot be written: {error.strerror}.") from error
+        self._record_random_port_names()
+        for name in CHANNEL_PORTS:
+            setattr(self, name, info[name])  # type: ignore[literal-required]
+        self._connection_file_written = True
 
     async def _async_start_kernel(self, **kwargs: Any) -> None:
         """Launch the kernel; whatever goes wrong, nothing of the attempt is left behind."""

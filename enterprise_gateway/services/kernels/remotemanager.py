@@ -28,6 +28,7 @@ from ...core.deadline import Deadline
 from ...core.errors import (
     BrokenKernelSpecError,
     ConflictError,
+    LaunchTimeoutError,
     LeaseLostError,
     NotFoundError,
     StoreUnavailableError,
@@ -35,13 +36,13 @@ from ...core.errors import (
 )
 from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
-from ...core.offload import offload, uninterrupted
+from ...core.offload import Errand, offload, uninterrupted
 from ...core.steps import take_all
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ...transport.replaybudget import ReplayBudget
 from ...transport.response import Conflict
-from ..processproxies.processproxy import gateway_user, process_proxy_config
+from ..processproxies.processproxy import gateway_user, launch_timeout, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller
@@ -65,6 +66,10 @@ RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts unde
 CONTEXT_SECONDS = 5.0
 
 STORE_PATIENCE_SECONDS = 30.0
+
+GIVING_UP_SECONDS = 2.0  # for a launch to undo what it has done; one that waits for a thread does so later
+
+ENDING_SECONDS = 30.0  # that kernels may take to end
 
 
 class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
@@ -244,18 +249,48 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             async with self._place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
                 if kernel_id in self._launching or kernel_id in self:  # since it was chosen
                     raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
-                launch = asyncio.ensure_future(self._launch(kernel, launch_args, kwargs))
+                errand = Errand(kernel_id)
+                launch = asyncio.ensure_future(errand.run(self._launch(kernel, launch_args, kwargs)))
                 self._launching[kernel_id] = launch
-                try:
-                    await launch  # when our caller is cancelled, because the client has gone away, so is the launch
-                finally:
-                    del self._launching[kernel_id]
-        except asyncio.CancelledError:
+                launch.add_done_callback(functools.partial(self._launch_ended, kernel_id))
+                await self._in_time(launch, kernel, launch_timeout(spec, env), errand)
+        except (asyncio.CancelledError, LaunchTimeoutError):
             if self._kernels.get(kernel_id) is kernel:  # too late: it was complete, but nobody will hear of it
                 await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
             raise
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
         return kernel_id
+
+    async def _in_time(
+        self, launch: asyncio.Task[None], kernel: RemoteKernelManager, seconds: float, errand: Errand
+    ) -> None:
+        """Wait for a launch, as long as it may take and the client is there; then it is given up.
+
+        A thread that hangs cannot be ended: then what the launch has left is removed when it ends by itself, and until
+        then the kernel's id is in use.
+
+        Raises
+        ------
+        LaunchTimeoutError
+            It has taken too long; the text says what it is waiting for.
+        """
+        deadline = Deadline(seconds)
+        try:
+            while not launch.done() and not deadline.expired:
+                await asyncio.wait([launch], timeout=deadline.remaining)
+                deadline = getattr(kernel.process_proxy, "latest", deadline)
+            if not launch.done():
+                raise LaunchTimeoutError(
+                    f"KernelID: '{kernel.kernel_id}' launch timeout due to: Waited too long ({seconds:g}s) for "
+                    f"{errand.waits_for or type(kernel.process_proxy or self).__name__}"
+                )
+        except (asyncio.CancelledError, LaunchTimeoutError):
+            launch.cancel()
+            await asyncio.wait([launch], timeout=GIVING_UP_SECONDS)
+            if not launch.done():
+                self.log.warning("Kernel %s is removed when %s has ended", kernel.kernel_id, errand.waits_for)
+            raise
+        launch.result()
 
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
@@ -278,6 +313,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         except BaseException:
             await uninterrupted(self._give_up(kernel))
             raise
+
+    def _launch_ended(self, kernel_id: str, launch: asyncio.Task[None]) -> None:
+        del self._launching[kernel_id]
+        if not launch.cancelled():
+            launch.exception()  # seen, also when nobody waits any more
 
     async def _give_up(self, kernel: RemoteKernelManager) -> None:
         """Remove what a failed launch has left, and then its record."""
@@ -543,17 +583,28 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             The kernel is being shut down.
         """
         kernel = await self.find_kernel(kernel_id)
-        await self.transitions.restart(kernel_id, lambda: self._restart(kernel, now))
+        errand = Errand(kernel_id)
+        env: Any = (kernel._launch_args or {}).get("env") or {}
+        seconds = ENDING_SECONDS + launch_timeout(kernel.spec, env)
+        try:
+            await asyncio.wait_for(
+                self.transitions.restart(kernel_id, lambda: self._restart(kernel, now, errand)), seconds
+            )
+        except asyncio.TimeoutError:
+            waits_for = errand.waits_for or "its process"
+            raise LaunchTimeoutError(
+                f"Kernel {kernel_id} is still being restarted after {seconds:g}s: it waits for {waits_for}."
+            ) from None
         self.log.info("Kernel restarted: %s", kernel_id)
 
-    async def _restart(self, kernel: RemoteKernelManager, now: bool) -> None:
+    async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
         is_used_elsewhere = self.replicas is not None and self.replicas.is_used_elsewhere(str(kernel.kernel_id))
         kernel = await self._begin(kernel, KernelRecords.restarting)
         self.restarter.forget(kernel)
         if self.replicas is not None and is_used_elsewhere:
             await self.replicas.let_others_notice()
         kernel.restarts = 0
-        await self._replace(kernel, now=now or bool(kernel.died_because))
+        await self._replace(kernel, now=now or bool(kernel.died_because), errand=errand)
         self.restarter.watch(kernel)
 
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
@@ -570,7 +621,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                     raise
         await self._replace(kernel, now, newports)
 
-    async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+    async def _replace(
+        self, kernel: RemoteKernelManager, now: bool, newports: bool = False, errand: Errand | None = None
+    ) -> None:
         confirm = None
         if self.replicas is not None:
             confirm = functools.partial(self.replicas.confirm, kernel.kernel_id)
@@ -578,7 +631,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         try:
             if confirm is not None:
                 await confirm()
-            await kernel.restart_kernel(now=now, newports=newports, confirm=confirm)
+            errand = errand or Errand(str(kernel.kernel_id))
+            await errand.run(kernel.restart_kernel(now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
             kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
             raise
@@ -625,7 +679,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         launch = self._launching.get(kernel_id)
         if launch is not None:
             launch.cancel()
-            await asyncio.wait([launch])
+            await asyncio.wait([launch], timeout=GIVING_UP_SECONDS)
             if kernel_id not in self:
                 return
         kernel = await self.find_kernel(kernel_id)
@@ -657,13 +711,15 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
             self.remove_kernel(str(kernel.kernel_id))
             await self._let_go(kernel)
-        kernel_ids = [*self._launching, *self._kernels]
-        results = await asyncio.gather(
-            *(self.shutdown_kernel(kernel_id, now=now) for kernel_id in kernel_ids), return_exceptions=True
-        )
-        for kernel_id, result in zip(kernel_ids, results, strict=True):
-            if isinstance(result, Exception) and not isinstance(result, NotFoundError):
-                self.log.error("Kernel %s could not be shut down: %s", kernel_id, result)
+        stops = {
+            asyncio.ensure_future(self.shutdown_kernel(kernel_id, now=now)): kernel_id
+            for kernel_id in [*self._launching, *self._kernels]
+        }
+        late = (await asyncio.wait(stops, timeout=ENDING_SECONDS))[1] if stops else set()
+        for stop, kernel_id in stops.items():
+            error = TimeoutError("a thread hangs") if stop in late else stop.exception()
+            if isinstance(error, Exception) and not isinstance(error, NotFoundError):
+                self.log.error("Kernel %s could not be shut down: %s", kernel_id, error)
 
     async def stop(self, keep_kernels: bool) -> None:
         """Stop managing kernels; called once when the gateway ends.
@@ -690,7 +746,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         for launch in list(self._launching.values()):
             launch.cancel()
         if self._launching:
-            await asyncio.wait(self._launching.values())
+            await asyncio.wait(self._launching.values(), timeout=GIVING_UP_SECONDS)
         await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
         await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
         self._kernels.clear()

@@ -59,7 +59,7 @@ class Transitions:
             for restart in late:
                 restart.cancel()
             if late:
-                await asyncio.wait(late)
+                await asyncio.wait(late, timeout=patience_seconds)  # in vain if it is a thread that hangs
 
     async def _run(self, tasks: dict[str, asyncio.Task[None]], kernel_id: str, change: Change) -> None:
         task = tasks.get(kernel_id)

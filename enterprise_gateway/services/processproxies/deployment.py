@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ...core.errors import InvalidRequestError
 from ...core.offload import offload
+from ...transport.ownfiles import open_own, read_own
 
 LABEL_VARIABLE = "EG_DEPLOYMENT_ID"
 LABEL_ENTRY = "eg_deployment_id"  # in connection files
@@ -109,7 +110,7 @@ def ended_runs(directory: Path) -> Iterator[str]:
     """Yield the labels of runs that ended without an orderly stop."""
     for path in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            lock = open_own(path, os.O_RDWR)
         except OSError:
             continue  # another user's, or just removed
         try:
@@ -138,14 +139,14 @@ def read_or_make(path: Path) -> str:
     text = uuid.uuid4().hex
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{text}")
-    draft.write_text(text)
-    draft.chmod(0o600)
     try:
+        with open(open_own(draft, os.O_WRONLY | os.O_CREAT), "w") as file:
+            file.write(text)
         with suppress(FileExistsError):
             os.link(draft, path)  # unlike a rename this never replaces
-        kept = path.read_text().strip()
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+    kept = read_own(path, names=2).decode().strip()  # the second one, for a moment, is another gateway's draft
     if not kept:
         raise InvalidRequestError(f"{path} is empty; remove it, and what was labelled before is not swept any more.")
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from ...core.errors import (
 from ...core.offload import offload, offload_to
 from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
+from ...transport.ownfiles import make_private_directory
 from .deployment import LABEL_VARIABLE
 from .hostchoice import TrackKernelOnHost
 from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy, gateway_user
@@ -43,7 +45,8 @@ class DistributedProcessProxy(RemoteProcessProxy):
     """A kernel on one of ``remote_hosts``, chosen anew for every launch.
 
     On the gateway's own host it is a child process, elsewhere it is started through the host's SSH connection. Its
-    output is appended to ``<EG_KERNEL_LOG_DIR>/kernel-<id>.log`` on its host.
+    output is appended to ``<EG_KERNEL_LOG_DIR>/kernel-<id>.log`` on its host, by default in a directory that nobody
+    but the user who starts the kernel may enter.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
     def __init__(self, kernel_manager: RemoteKernelManager, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
         self.hosts = host_names(self.proxy_config.get("remote_hosts") or kernel_manager.options.remote_hosts)
-        self.kernel_log = log_path(self.kernel_id)
+        self.kernel_log = log_path(self.kernel_id, gateway_user())
         self.started_pid = self.started_pgid = 0  # by us, on whose word a signal is sent
         self.sudo_user = self._wanted_user = ""
         self._kernel_cmd: list[str] = []
@@ -136,6 +139,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         is_here = is_local_address(address)
         login = gateway_user() if is_here else self.remote_user
         self.sudo_user = self._wanted_user if self._wanted_user != login else ""
+        self.kernel_log = log_path(self.kernel_id, login)
         if is_here:
             self._host = None
             await offload(self._start_here, kernel_cmd, kwargs)
@@ -153,22 +157,49 @@ class DistributedProcessProxy(RemoteProcessProxy):
             except ValueError as error:
                 raise KernelLaunchError(f"Kernel {self.kernel_id} cannot be started: {error}.") from error
             kwargs = {**kwargs, "stdin": script.encode(errors="surrogateescape")}
-        Path(self.kernel_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if envvars.EG_KERNEL_LOG_DIR():
+            Path(self.kernel_log).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            self._make_private_folder()
         self.local_proc = self.launch_kernel(kernel_cmd, **kwargs)
         self.started_pid, self.started_pgid = self.local_proc.pid, self.local_proc.pgid
 
+    def _make_private_folder(self) -> None:
+        """Make the directory of the log on this machine, under another name where somebody else has made it."""
+        try:
+            make_private_directory(Path(self.kernel_log).parent)
+        except PermissionError as error:
+            self._log_elsewhere(gateway_user(), error)
+            make_private_directory(Path(self.kernel_log).parent)
+
+    def _log_elsewhere(self, login: str, reason: Exception) -> None:
+        """Choose a directory that nobody can have made: a local account must not keep all kernels from starting."""
+        self.kernel_log = log_path(self.kernel_id, f"{login}-{secrets.token_hex(8)}")
+        self.log.warning("The log of kernel %s will be %s: %s", self.kernel_id, self.kernel_log, reason)
+
     def _start_there(self, host: RemoteHost, kernel_cmd: list[str], env: Mapping[str, str]) -> None:
         """Start the kernel by SSH; runs in a thread, and notes the process even if nobody waits for it any more."""
+        from ...drivers.ssh_shell import FolderTakenError
+
         self._kernel_cmd = kernel_cmd
-        try:
-            self.started_pid, self.started_pgid = host.shell.start_detached(
+
+        def start() -> tuple[int, int]:
+            return host.shell.start_detached(
                 kernel_cmd,
                 env=self._remote_environment(env),
                 log_path=self.kernel_log,
+                private=not envvars.EG_KERNEL_LOG_DIR(),
                 cwd=env.get("KERNEL_WORKING_DIR", "") if envvars.EG_MIRROR_WORKING_DIRS() else "",
                 as_user=self.sudo_user,
                 timeout=max(self.deadline.remaining, 1.0),
             )
+
+        try:
+            try:
+                self.started_pid, self.started_pgid = start()
+            except FolderTakenError as error:
+                self._log_elsewhere(self.remote_user, error)
+                self.started_pid, self.started_pgid = start()
         except ValueError as error:
             raise KernelLaunchError(f"Kernel {self.kernel_id} cannot be started: {error}.") from error
 
@@ -181,11 +212,12 @@ class DistributedProcessProxy(RemoteProcessProxy):
 
     def _build_startup_command(self, argv_list: Sequence[str], **kwargs: Any) -> str:
         """Return the text that starts ``argv_list`` with ``env`` on a remote host."""
-        from ...drivers.shell_scripts import startup_text
+        from ...drivers.shell_scripts import folder_text, startup_text
 
         spec = self.kernel_manager.kernel_spec
         env = {**(spec.env if spec else {}), **kwargs.get("env", {})}
-        return startup_text(argv_list, env, log_path(env.get("KERNEL_ID", "")))
+        log = log_path(env.get("KERNEL_ID", ""), self.remote_user)
+        return folder_text(log, private=not envvars.EG_KERNEL_LOG_DIR()) + startup_text(argv_list, env, log)
 
     async def watch_for_failure(self) -> None:
         """Notice at once that the launcher has ended, wherever it runs."""
@@ -382,6 +414,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         """Add the process that was started, and as whom."""
         info = super().get_process_info()
         info.update(started_pid=self.started_pid, started_pgid=self.started_pgid, sudo_user=self.sudo_user)
+        info["kernel_log"] = self.kernel_log
         if isinstance(self.local_proc, LocalProcess):
             info["start_time"] = self.local_proc.start_time
         return info
@@ -391,6 +424,7 @@ class DistributedProcessProxy(RemoteProcessProxy):
         self.started_pid = int(process_info.get("started_pid") or 0)
         self.started_pgid = int(process_info.get("started_pgid") or 0)
         self.sudo_user = process_info.get("sudo_user") or ""
+        self.kernel_log = process_info.get("kernel_log") or self.kernel_log
         super().load_process_info(process_info)
         if not self.assigned_ip:
             return
@@ -423,9 +457,10 @@ def host_names(configured: str | Iterable[str]) -> list[str]:
     return list(envvars.comma_list(configured if isinstance(configured, str) else ",".join(configured)))
 
 
-def log_path(kernel_id: str) -> str:
-    """Return the path of a kernel's log on its host."""
-    return str(PurePosixPath(envvars.EG_KERNEL_LOG_DIR()) / f"kernel-{kernel_id}.log")
+def log_path(kernel_id: str, login: str) -> str:
+    """Return the path of a kernel's log on its host, where ``login`` starts it."""
+    folder = envvars.EG_KERNEL_LOG_DIR() or envvars.DEFAULT_KERNEL_LOG_DIR.format(login.replace("/", "_"))
+    return str(PurePosixPath(folder) / f"kernel-{kernel_id}.log")
 
 
 def _no_host(kernel_id: str, failures: Sequence[KernelLaunchError]) -> KernelLaunchError:

@@ -69,6 +69,7 @@ NEVER_ENDING = 3600.0
 LIVENESS_SECONDS = 3.0
 ENDING_SECONDS = 0.1
 LAUNCHER_GRACE_SECONDS = 1.0
+OVERTIME_SECONDS = 10.0  # for what was begun in time, such as a connection, and to find out why a launch took too long
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 
 
@@ -402,7 +403,11 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.response_manager: ResponseManager | None = None
         self.expectation: Expectation = None  # type: ignore[assignment]  # set by prepare()
         self.connection: ConnectionInfo | None = None
+        self._start_counting()
+
+    def _start_counting(self) -> None:
         self.deadline = Deadline(self.kernel_launch_timeout)
+        self.latest = Deadline(self.kernel_launch_timeout + OVERTIME_SECONDS)
         self.start_time = time.time()
 
     async def prepare(self) -> None:
@@ -459,8 +464,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         env["EG_MAX_PORT_RANGE_RETRIES"] = str(envvars.EG_MAX_PORT_RANGE_RETRIES())
         env.setdefault("EG_LOG_LEVEL", str(envvars.EG_LOG_LEVEL()))
         await super().launch_process(kernel_cmd, **kwargs)
-        self.deadline = Deadline(self.kernel_launch_timeout)
-        self.start_time = time.time()
+        self._start_counting()
 
     async def confirm_remote_startup(self) -> None:
         """Wait until the launcher has responded; back ends call it at the end of ``launch_process``."""
@@ -737,6 +741,15 @@ def process_proxy_config(kernel_spec: Any) -> dict[str, Any]:
     """Return ``{"class_name": …, "config": {…}}`` of a kernelspec, completed by defaults."""
     stanza = kernel_spec.metadata.get("process_proxy") or {}
     return {"class_name": stanza.get("class_name") or LOCAL_PROXY, "config": stanza.get("config") or {}}
+
+
+def launch_timeout(kernel_spec: Any, env: Mapping[str, str]) -> float:
+    """Return the seconds that a kernel may take, as a request's variables, its kernelspec or the gateway have it."""
+    asked_for = env.get("KERNEL_LAUNCH_TIMEOUT") or kernel_spec.env.get("KERNEL_LAUNCH_TIMEOUT")
+    if asked_for:
+        return kernelargs.check_launch_timeout(asked_for)
+    config = (kernel_spec.metadata.get("kernel_provisioner") or process_proxy_config(kernel_spec)).get("config") or {}
+    return float(config.get("launch_timeout") or envvars.EG_KERNEL_LAUNCH_TIMEOUT())
 
 
 def check_argv(argv: Sequence[str], kernel_name: str) -> None:

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ...core.authorization import UserRules
 from ...core.kernelargs import is_kernel_id
 from ...transport.localproc import LocalProcess, environment_of, environments, owner_of
+from ...transport.ownfiles import read_own
 from .deployment import LABEL_ENTRY
 
 if TYPE_CHECKING:
     from ...drivers.ssh_shell import SSHShell
     from .shared import SharedResources
+
+
+_MOST_OF_A_CONNECTION_FILE = 65536
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def local_files(directory: Path, labels: Collection[str], besides: Collection[st
         stem, _, rest = path.name.removeprefix("kernel-").partition(".")
         if stem in besides:
             continue
-        label = rest.removesuffix(".log") if rest.endswith(".log") else label_in(path) if rest == "json" else ""
+        is_connection = rest == "json" or rest.startswith("json.")  # the latter was on its way into its place
+        label = rest.removesuffix(".log") if rest.endswith(".log") else label_in(path) if is_connection else ""
         if label in labels:
             yield Remnant(stem, f"file {path}", partial(path.unlink, missing_ok=True))
 
@@ -122,7 +127,7 @@ def local_files(directory: Path, labels: Collection[str], besides: Collection[st
 def label_in(path: Path) -> str:
     """Return the label in a connection file; empty when it has none or cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_own(path, _MOST_OF_A_CONNECTION_FILE))
     except (OSError, ValueError):
         return ""
     label = content.get(LABEL_ENTRY) if isinstance(content, dict) else None

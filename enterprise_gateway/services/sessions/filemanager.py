@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from traitlets import default
 from enterprise_gateway.core import envvars
 from enterprise_gateway.core.errors import StoreUnavailableError
 from enterprise_gateway.core.sessionrecords import Session, is_usable_id
+from enterprise_gateway.transport.ownfiles import open_own, read_own
 
 from .basemanager import KernelSessionManager
 from .secretfiles import sync_directory, tighten, write_atomically
@@ -50,8 +52,10 @@ class FileKernelSessionManager(KernelSessionManager):
         loosened = 0
         for path in sorted(path for path in directory.iterdir() if path.suffix == ".json" and is_usable_id(path.stem)):
             try:
-                loosened += bool(tighten(path, 0o600))
-                self._sessions.update(self._read(path))
+                with open(open_own(path, os.O_RDONLY), "rb") as file:
+                    loosened += bool(tighten(file.fileno(), 0o600))
+                    text = file.read()
+                self._sessions.update(self._session(path, text))
             except FileNotFoundError:
                 continue
             except (OSError, StoreUnavailableError) as error:
@@ -65,8 +69,8 @@ class FileKernelSessionManager(KernelSessionManager):
         if not self.enable_persistence or not is_usable_id(kernel_id):
             return
         path = self._directory() / f"{kernel_id}.json"
-        if path.exists():
-            self._sessions.update(self._read(path))
+        with suppress(FileNotFoundError):
+            self._sessions.update(self._session(path, read_own(path)))
 
     def save_session(self, kernel_id: str) -> None:
         """Write the file of one kernel."""
@@ -84,9 +88,8 @@ class FileKernelSessionManager(KernelSessionManager):
             (directory / f"{kernel_id}.json").unlink(missing_ok=True)
         sync_directory(directory)
 
-    def _read(self, path: Path) -> Session:
-        """Return the session in a file, nothing when the file had to be set aside."""
-        text = path.read_bytes()
+    def _session(self, path: Path, text: bytes) -> Session:
+        """Return the session that a file holds, nothing when the file had to be set aside."""
         try:
             content = json.loads(text)
             if not isinstance(content, dict) or list(content) != [path.stem]:
@@ -114,13 +117,19 @@ class FileKernelSessionManager(KernelSessionManager):
         return directory
 
     def _tighten(self, directory: Path) -> None:
+        owner = directory.lstat().st_uid
+        if directory.is_symlink() and owner not in (os.geteuid(), 0):
+            raise PermissionError(f"{directory} is a symbolic link that the user with id {owner} has made: remove it")
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            former = tighten(directory, 0o700)
+            former = tighten(descriptor, 0o700)
         except PermissionError as error:
             self.log.warning("Other users may read %s, and its mode cannot be changed: %s", directory, error)
         else:
             if former:
                 self.log.info("Took other users' access to %s away (mode %04o, now 0700).", directory, former)
+        finally:
+            os.close(descriptor)
 
     def _remove_abandoned_files(self) -> None:
         """Remove what a writer that was killed has left of its unfinished file."""

@@ -58,13 +58,13 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def tighten(path: Path, mode: int) -> int:
-    """Take away from ``path`` the permissions that are not in ``mode``; return the former ones if any were too many.
+def tighten(descriptor: int, mode: int) -> int:
+    """Take away the permissions that are not in ``mode``; return the former ones if any were too many.
 
     Returns 0 when there was nothing to do. Raises OSError when this user may not change them.
     """
-    present = stat.S_IMODE(path.stat().st_mode)
+    present = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if not present & 0o777 & ~mode:
         return 0
-    path.chmod(present & ~(0o777 & ~mode))
+    os.fchmod(descriptor, present & ~(0o777 & ~mode))
     return present
