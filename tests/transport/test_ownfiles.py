@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,13 @@ def in_time(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function that may wait at a pipe, which is opened for it when that takes long; fail then."""
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(function, *args)
-        try:
-            return call.result(5)
-        except TimeoutError:
+        if not wait([call], 5).done:
             for path in (path for path in args if isinstance(path, Path)):
                 for pipe_ in [path, *path.parent.glob("*")]:
                     if pipe_.is_fifo():
                         os.close(os.open(pipe_, os.O_RDWR | os.O_NONBLOCK))
             pytest.fail("it waited for ever")
+        return call.result()
 
 
 @pytest.mark.parametrize("how", HOW_OPENED)
