@@ -526,7 +526,7 @@ EG_ENABLE_TUNNELING = declare(
     "Whether remote kernels are reached through their host's SSH server only.",
     group=_SSH,
 )
-DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"
+DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"  # nosec B108 - of mode 0700, and looked at before it is used
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
