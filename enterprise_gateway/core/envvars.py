@@ -526,7 +526,7 @@ EG_ENABLE_TUNNELING = declare(
     "Whether remote kernels are reached through their host's SSH server only.",
     group=_SSH,
 )
-DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"  # nosec B108 - of mode 0700, and looked at before it is used
+DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"  # nosec B108 # of mode 0700, and looked at before it is used
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
@@ -616,7 +616,7 @@ EG_KERNEL_CLUSTER_ROLE = declare(
 EG_POD_TEMPLATE_DIR = declare(
     "EG_POD_TEMPLATE_DIR",
     str,
-    "/tmp",  # nosec B108 - operators know it from version 3
+    "/tmp",  # nosec B108 # operators know it from version 3
     "Directory for the pod templates of Spark kernels, kpt_<kernel id>.",
     group=_CONTAINERS,
     is_read=False,

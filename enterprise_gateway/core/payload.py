@@ -177,7 +177,7 @@ def _decrypt_ecb(key: bytes, content: bytes) -> bytes:
 
     if len(key) != 16 or not content or len(content) % 16:
         raise PayloadError("the connection information is not encrypted as its version prescribes")
-    decryptor = Cipher(AES(key), ECB()).decryptor()  # noqa: S305  # nosec B305 - what versions 0 and 1 prescribe
+    decryptor = Cipher(AES(key), ECB()).decryptor()  # noqa: S305  # nosec B305 # what versions 0 and 1 prescribe
     return decryptor.update(content) + decryptor.finalize()
 
 

@@ -556,7 +556,7 @@ class _Resident:
         for buffer in (channel.in_buffer, channel.in_stderr_buffer):
             buffer.set_event(_Notifier(self._arrived.set))
         try:
-            channel.exec_command(shell_scripts.RESIDENT)  # nosec B601 - a constant
+            channel.exec_command(shell_scripts.RESIDENT)  # nosec B601 # a constant
             self._send(f"{self._mark}\n".encode(), deadline)
             self._answer(deadline)  # drops what the login shell's start-up files printed
         except ConnectionResetError as error:
