@@ -250,16 +250,17 @@ async def test_what_runs_as_a_user_that_kernels_are_started_for_is_removed(tmp_p
 
 async def test_what_became_something_else_meanwhile_is_not_touched(tmp_path: Path) -> None:
     """Between the report and the removal a process may run another program; what it is counts at that moment."""
-    gate = tmp_path / "gate"
     env = {"EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label, "KERNEL_ID": str(uuid.uuid4())}
     process = subprocess.Popen(
-        ["sh", "-c", f"until [ -e {gate} ]; do sleep 0.02; done; exec env -u EG_DEPLOYMENT_ID sleep 120"],
+        ["sh", "-c", "read line; exec env -u EG_DEPLOYMENT_ID sleep 120"],
         env={**os.environ, **env},
+        stdin=subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stdin is not None
     try:
         (remnant,) = await offload(labelled_here, env, Owners(False, []))
-        gate.touch()
+        process.stdin.close()
         await eventually(lambda: "EG_DEPLOYMENT_ID" not in environment_of(process.pid))
         remnant.remove()
         await offload(time.sleep, 0.1)
