@@ -6,8 +6,10 @@ what has failed once is kept in ``.hypothesis`` and tried first the next time.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,7 +39,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         pyfuncitem.obj(**arguments)
+        gc.collect()
     return True
+
+
+@pytest.fixture(autouse=True)
+def _no_collection_in_the_depth() -> Iterator[None]:
+    """Keep the collector, and what tests/support/loops.py has it call, from running where a recursion ends."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def _is_target(item: pytest.Function) -> bool:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -26,6 +27,7 @@ NOBODY = 65534
 def become_another_account() -> None:
     """Be one that has nothing to do with the gateway, and may not even read Python's modules."""
     "".encode("idna")  # sockets import it
+    payload(rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key(), {})  # and this much else
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -181,9 +181,9 @@ class RemoteKernelManager(AsyncKernelManager):
             return
         draft = f"{path}.{secrets.token_hex(8)}"
         content: dict[str, Any] = {name: getattr(self, name) for name in (*CHANNEL_PORTS, *_OF_CONNECTION_FILES)}
-        content.update(key=self.session.key, signature_scheme=self.session.signature_scheme)
+        content.update(key=self.session.key, signature_scheme=self.session.signature_scheme, **kwargs)
         try:
-            _, info = write_connection_file(draft, **content, **kwargs)
+            _, info = write_connection_file(draft, **content)
             os.replace(draft, path)
         except OSError as error:
             with suppress(OSError):
