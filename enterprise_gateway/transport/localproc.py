@@ -21,6 +21,11 @@ ADOPTED_POLL_SECONDS = 0.5
 BLOCKING_POLL_SECONDS = 0.05
 NO_LIMIT = 10.0**9
 
+# Who makes a process keeps the interpreter lock until that has had a processor: if many do so at once, the event loop
+# waits for all of them. One that hangs, as on a file system that does, holds others up for a moment only.
+_BEING_MADE = threading.BoundedSemaphore(2)
+_MAKING_SECONDS = 1.0
+
 
 class LocalProcess:
     """A kernel's or launcher's process on this machine, started by us or adopted.
@@ -86,6 +91,7 @@ class LocalProcess:
         if output is not None:
             sink = open_own(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         source = _unnamed_file(stdin) if stdin else subprocess.DEVNULL
+        has_turn = _BEING_MADE.acquire(timeout=_MAKING_SECONDS)
         try:
             child = subprocess.Popen(
                 list(argv),
@@ -97,6 +103,8 @@ class LocalProcess:
                 start_new_session=True,
             )
         finally:
+            if has_turn:
+                _BEING_MADE.release()
             for descriptor in (sink, source):
                 if descriptor >= 0:
                     os.close(descriptor)

@@ -147,7 +147,7 @@ async def test_a_stop_ends_whatever_threads_do(pipe: Path, tmp_path: Path, name:
         assert status == 500
         began = time.monotonic()
         assert await offload(gateway.process.stop, 60) == 0
-        # A second for requests, two for launches, ten for a step that needs a thread, five for threads, and this machine.
+        # One for requests, two for launches, ten for a step that needs a thread, five for threads, and this machine.
         assert time.monotonic() - began < 30
         assert "The gateway ends, although threads have not ended: " in gateway.output
         assert psutil.pid_exists(pid)
