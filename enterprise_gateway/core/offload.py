@@ -61,11 +61,11 @@ class Errand:
         self._name = name
         self._executor: ThreadPoolExecutor | None = None
 
-    async def run(self, work: Awaitable[T]) -> T:
-        """Return what comes of ``work``, whose calls in threads are this errand's."""
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what comes of ``work``, whose calls in threads are the errand's; it is begun in here."""
         before = _errand.set(self)
         try:
-            return await work
+            return await work()
         finally:
             self.is_over = True
             _errand.reset(before)

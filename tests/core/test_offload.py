@@ -108,9 +108,9 @@ async def test_an_errand_has_threads_of_its_own_and_tells_what_they_do() -> None
     """However many of them hang, neither another errand nor anybody else waits; when it is over nothing is left."""
     answer = threading.Event()
     errands = [Errand(f"errand-{number}") for number in range(THREADS_PER_PLACE + 10)]
-    calls = [asyncio.create_task(errand.run(offload(answer.wait, 30))) for errand in errands]
+    calls = [asyncio.create_task(errand.run(lambda: offload(answer.wait, 30))) for errand in errands]
     await asyncio.sleep(0.1)
-    assert await asyncio.wait_for(Errand("another").run(offload(int, "1")), 5) == 1
+    assert await asyncio.wait_for(Errand("another").run(lambda: offload(int, "1")), 5) == 1
     assert await asyncio.wait_for(offload(int, "2"), 5) == 2
     assert {errand.waits_for for errand in errands} == {"Event.wait"}
     assert under_way().count("Event.wait") == len(errands)
@@ -133,7 +133,7 @@ async def test_what_an_errand_has_begun_goes_on_without_it() -> None:
         left_behind.append(asyncio.create_task(later()))
 
     errand = Errand("short")
-    await errand.run(begin())
+    await errand.run(begin)
     assert (await left_behind[0]).startswith("eg-offload")
     assert errand.waits_for == ""
 
@@ -148,3 +148,17 @@ async def test_a_step_that_does_not_end_keeps_no_others_from_being_taken(expect_
     with expect_log("Things did not end in order; the rest does"):
         await take_all([asyncio.Event().wait, step], "Things", logging.getLogger("enterprise_gateway"), patience=0.1)
     assert taken == [True]
+
+
+async def test_an_errand_that_is_cancelled_at_once_is_not_begun() -> None:
+    """A client that goes away in the same moment leaves nothing behind, no coroutine either."""
+    begun: list[bool] = []
+
+    async def work() -> None:
+        begun.append(True)
+
+    task = asyncio.create_task(Errand("cancelled").run(work))
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not begun

@@ -250,7 +250,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 if kernel_id in self._launching or kernel_id in self:  # since it was chosen
                     raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
                 errand = Errand(kernel_id)
-                launch = asyncio.ensure_future(errand.run(self._launch(kernel, launch_args, kwargs)))
+                work = functools.partial(self._launch, kernel, launch_args, kwargs)
+                launch = asyncio.ensure_future(errand.run(work))
                 self._launching[kernel_id] = launch
                 launch.add_done_callback(functools.partial(self._launch_ended, kernel_id))
                 await self._in_time(launch, kernel, launch_timeout(spec, env), errand)
@@ -632,7 +633,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if confirm is not None:
                 await confirm()
             errand = errand or Errand(str(kernel.kernel_id))
-            await errand.run(kernel.restart_kernel(now=now, newports=newports, confirm=confirm))
+            await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
             kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
             raise
