@@ -38,6 +38,7 @@ def pipe(tmp_path: Path) -> Path:
     for name, threads in (("stuck", ""), ("stuck-by-itself", "own")):
         stanza = {"class_name": "tests.support.proxies.StuckProxy", "config": {"pipe": str(path), "threads": threads}}
         write_kernelspec(name, metadata={"process_proxy": stanza})
+        write_kernelspec(f"{name}-sleeper", argv=["sleep", "600"], metadata={"process_proxy": stanza})
     return path
 
 
@@ -73,7 +74,7 @@ async def test_launches_that_hang_end_in_time_and_hold_up_nobody(pipe: Path, exp
     async with running_gateway(config=CONFIG) as gateway:
         manager = gateway.app.kernel_manager
         with expect_log(r"is removed when .* has ended|500 POST|409 POST", required=False):
-            starts = [asyncio.create_task(start(gateway, "stuck", kernel_id, 3)) for kernel_id in kernel_ids]
+            starts = [asyncio.create_task(start(gateway, "stuck-sleeper", id_, 3)) for id_ in kernel_ids]
             await until(lambda: len(manager._launching) == MANY)
             began = time.monotonic()
             assert "python3" in (await gateway.call("/api/kernelspecs"))["kernelspecs"]
