@@ -53,7 +53,9 @@ async def attacker(kernel_id: str, *prefix: str) -> AsyncIterator[asyncio.subpro
     """Run an attacker that waits for the kernel's launcher."""
     command = (*prefix, sys.executable, str(SUPPORT / "overtaker.py"), kernel_id)
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
     try:
+        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
         yield process
     finally:
         with suppress(ProcessLookupError):  # the test has ended it

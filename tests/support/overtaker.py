@@ -1,7 +1,7 @@
 """An attacker on a launcher's host: knows what command lines show, reports first, and notes the code that it gets.
 
 ``overtaker.py KERNEL_ID`` gives root's rights up, if it has them, and goes on as another account. It prints
-``reported`` when it has, and then, a line each, what the kernel's clients wanted to have executed.
+``ready`` when it looks out for the launcher, ``reported`` when it has, and then, a line each, what the kernel's clients wanted to have executed.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def main() -> None:
     kernel = TinyKernel()
     kernel.start()
     become_another_account()
+    print("ready", flush=True)
     words = launcher_of(options.kernel_id)
     known = {name: words[words.index(name) + 1] for name in ("--public-key", "--response-address")}
     public_key = serialization.load_der_public_key(base64.b64decode(known["--public-key"]))
