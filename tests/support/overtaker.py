@@ -1,7 +1,8 @@
 """An attacker on a launcher's host: knows what command lines show, reports first, and notes the code that it gets.
 
 ``overtaker.py KERNEL_ID`` gives root's rights up, if it has them, and goes on as another account. It prints
-``ready`` when it looks out for the launcher, ``reported`` when it has, and then, a line each, what the kernel's clients wanted to have executed.
+``ready`` when it looks out for the launcher, ``reported`` when it has, and then, a line each, what the kernel's clients
+wanted to have executed.
 """
 
 from __future__ import annotations
