@@ -41,7 +41,7 @@ NOBODY, TED = 65534, 52001
 EVERYBODY = UserRules(frozenset(), frozenset({"root"}))
 WEBHOOK = "enterprise_gateway.services.sessions.kernelsessionmanager.WebhookKernelSessionManager"
 
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may start processes of other users")
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="not applicable: only root may start processes of other users")
 
 
 def sweep(*argv: str) -> tuple[int, str]:

@@ -275,7 +275,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         """
         remnants = list(local_processes("KERNEL_ID", [self.kernel_id], self._owners))
         for remnant in remnants:
-            self.log.warning("Of kernel %s a %s was left behind; it is ended", self.kernel_id, remnant.what)
+            self.log.warning("Kernel %s has left behind %s; it is ended", self.kernel_id, remnant.what)
             remnant.remove()
         return bool(remnants)
 
