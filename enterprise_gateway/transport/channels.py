@@ -8,7 +8,6 @@ ends has not replied to is replied to with an error.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -37,6 +36,7 @@ from .ratelimit import RateLimitedWarnings
 from .replay import Missed, ReplayLog
 from .replaybudget import ReplayBudget
 from .resumption import GAP_NOTICE, GATEWAY_RESTARTED, LOST_REPLY, PROOF_SECONDS, Memory
+from .slices import Slices
 
 __all__ = ["ChannelLimits", "ChannelsClient", "KernelChannels"]
 
@@ -48,9 +48,6 @@ LOST_REPLY_SECONDS = 1.0  # after ``idle`` the reply to an earlier gateway has c
 LOST_IDLE_SECONDS = 1.0  # after its reply a request is over, whether or not the kernel says ``idle``
 RESTARTED = "The kernel was restarted before it replied to this request."
 TOO_LARGE_TO_KEEP = "it is larger than what is kept for a client that is away"
-
-# Inside a JSON string the quotes would be escaped: this is the member, or one of the same name further inside.
-_MAY_BE_ERROR = re.compile(rb'"status"\s*:\s*"error"').search
 
 REPLACED = "another websocket with this session_id was opened"
 
@@ -94,6 +91,8 @@ class KernelChannels:
         Whose kernel it is.
     budget
         What all kernels together may keep; without one the kernel's own limits are all.
+    slices
+        In which the large messages of all kernels and their clients are taken apart.
     """
 
     __slots__ = (
@@ -126,6 +125,7 @@ class KernelChannels:
         "execution_state",
         "kernel_id",
         "on_change",
+        "slices",
         "user",
     )
 
@@ -139,9 +139,11 @@ class KernelChannels:
         identity: str = "",
         user: str = "",
         budget: ReplayBudget | None = None,
+        slices: Slices | None = None,
     ) -> None:
         self.kernel_id = kernel_id
         self.user = user
+        self.slices = slices or Slices()
         self.execution_state = "starting"
         self.busy_since: datetime | None = None
         self.on_change: list[Callable[[KernelChannels], None]] = []
@@ -176,6 +178,7 @@ class KernelChannels:
             limits=limits,
             on_message=self._on_message,
             on_batch=self._flush_soon,
+            slices=self.slices,
             log=log,
             warnings=self._warnings,
         )
@@ -613,17 +616,17 @@ class KernelChannels:
     def _substitutes(self, message: KernelMessage, reason: str) -> list[KernelMessage]:
         """Return what takes the place of a message that is too large: a notice in its cell, and an error reply."""
         text = f"a {message.msg_type} message of {message.size} bytes was dropped: {reason}"
-        substitutes = [self._notice(f"[{text}]\n", message.parts[1])]
+        substitutes = [self._notice(f"[{text}]\n", message.raw_parent)]
         if message.msg_type.endswith("_reply"):
             error = {"status": "error", "ename": "MessageTooLarge", "evalue": text, "traceback": [text]}
             content = {**error, "execution_count": None} if message.msg_type == "execute_reply" else error
             factory = self._connection.factory
-            substitutes.append(factory.make(message.channel, message.msg_type, content, message.parts[1]))
+            substitutes.append(factory.make(message.channel, message.msg_type, content, message.raw_parent))
         return substitutes
 
     def _without_traceback(self, message: KernelMessage) -> KernelMessage:
         raw = message.parts[3]
-        if len(raw) > MAX_HEADER_BYTES and message.msg_type != "error" and not _MAY_BE_ERROR(raw):
+        if len(raw) > MAX_HEADER_BYTES and message.msg_type != "error" and not message.says_error:
             return message
         try:
             content = decode_object(raw) if len(raw) <= MAX_HEADER_BYTES else {"status": "error"}
@@ -677,7 +680,7 @@ class KernelChannels:
             return  # the old process ends
         if is_tracked:
             if message.parent.get("msg_type") == "execute_request":
-                self._last_cell = message.parts[1]
+                self._last_cell = message.raw_parent
                 if state == "busy" and key and key[0] and not (self._requests.has(key) or self._inherited.has(key)):
                     self._replay.note_served_elsewhere(key[0])
             self._follow_work(message.parent, state)
@@ -725,7 +728,7 @@ class KernelChannels:
         What it says to a request that this gateway has not sent, it says of a cell that was running meanwhile.
         """
         if message.parent.get("msg_type") == "execute_request" and not self._requests.has(key_of(message.parent)):
-            self._last_cell = message.parts[1]
+            self._last_cell = message.raw_parent
             self._has_gap = True
             self._connection.inherit()
             self._end_proof()
@@ -788,7 +791,7 @@ class _Attachment:
         self.sessions: dict[str, None] = {}
 
 
-def _decoded(raw: bytes) -> dict[str, Any]:
+def _decoded(raw: Part) -> dict[str, Any]:
     try:
         return decode_header(raw)
     except FrameError:

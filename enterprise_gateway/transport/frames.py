@@ -11,10 +11,11 @@ its text, in steps between which others have their turn (:func:`decode_in_steps`
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import struct
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +26,7 @@ SMALL_FRAME = 16 << 10  # what no content makes expensive to decode: 1.5 ms at m
 MAX_HEADER_BYTES = 64 << 10
 MAX_BUFFERS = 4_096
 MAX_MEMBERS = 64  # of a legacy message, which has eight
+FRAGMENT_BYTES = 256 << 10
 
 _DECODE = json.JSONDecoder().raw_decode
 _QUOTE = json.encoder.encode_basestring_ascii
@@ -32,6 +34,8 @@ _SKIP_SPACE = re.compile(r"[ \t\r\n]*").match
 _MAX_TEXT_KEY = 64
 _HEAD, _CONTENT_END = 1, 5  # v1 offsets: where the header begins and where the content ends
 _COPIED_BYTES = 64 << 10  # larger parts stay where they are in their frame
+
+_CONTINUATION, _TEXT, _BINARY = 0, 1, 2  # opcodes of websocket frames
 
 _CHUNK_BYTES = 16 << 10  # of JSON, gone through in one step: 4 ms at most
 _ENCODED_CHARACTERS = 1 << 20
@@ -290,7 +294,7 @@ def _cut_object(text: Part) -> Generator[None, None, dict[str, Part]]:
         key = _KEY(text, found.end()) if found is not None else None
         if key is None:
             raise FrameError("the message is not a JSON object")
-        end = yield from _find_end(text, key.end())
+        end = yield from find_end(text, key.end())
         raw[_decode_key(key[1])] = _part(text, key.end(), end)
         found = _NEXT(text, end)
         if found is not None and found[1] == b"}":
@@ -300,11 +304,16 @@ def _cut_object(text: Part) -> Generator[None, None, dict[str, Part]]:
     raise FrameTooLargeError(f"the message has more than {MAX_MEMBERS} members")
 
 
-def _find_end(text: Part, start: int) -> Generator[None, None, int]:
+def find_end(text: Part, start: int) -> Generator[None, None, int]:
     """Return where the JSON value that begins at ``start`` ends, by its brackets and quotes alone.
 
     No step takes time by what stands in a chunk, but for the last one: all of it is done by functions of the
     interpreter that go through bytes.
+
+    Raises
+    ------
+    FrameError
+        It does not end.
     """
     first = bytes(text[start : start + 1])
     if first not in {b"{", b"[", b'"'}:
@@ -400,32 +409,65 @@ def _checked(header: dict[str, Any]) -> dict[str, Any]:
 # -- to websockets -------------------------------------------------------------------------------------------------
 
 
-def frame_head(opcode: int, length: int) -> bytes:
-    """Return the head of a whole, unmasked websocket frame (RFC 6455) with a payload of ``length`` bytes."""
+def frame_head(opcode: int, length: int, *, is_final: bool = True) -> bytes:
+    """Return the head of an unmasked websocket frame (RFC 6455) with a payload of ``length`` bytes."""
+    first = 0x80 | opcode if is_final else opcode
     if length < 126:
-        return bytes((0x80 | opcode, length))
+        return bytes((first, length))
     if length < 65536:
-        return struct.pack(">BBH", 0x80 | opcode, 126, length)
-    return struct.pack(">BBQ", 0x80 | opcode, 127, length)
+        return struct.pack(">BBH", first, 126, length)
+    return struct.pack(">BBQ", first, 127, length)
 
 
-def encode_v1(channel: str, parts: Sequence[bytes]) -> bytes:
+def is_final(frame: bytes) -> bool:
+    """Whether a websocket frame is the last one of its message."""
+    return bool(frame[0] & 0x80)
+
+
+def encode_v1(channel: str, parts: Sequence[Part]) -> bytes:
     """Return the message as a complete v1 websocket frame."""
-    name = channel.encode()
-    count = len(parts) + 2
-    offset = 8 * (count + 1)
-    offsets = [offset, offset := offset + len(name)]
-    offsets += [offset := offset + len(part) for part in parts]
-    return b"".join((frame_head(2, offset), struct.pack(f"<{count + 1}Q", count, *offsets), name, *parts))
+    length, pieces = _v1_payload(channel, parts)
+    return b"".join((frame_head(_BINARY, length), *pieces))
 
 
-def encode_legacy(channel: str, header: dict[str, Any], parts: Sequence[bytes]) -> bytes:
+def encode_legacy(channel: str, header: dict[str, Any], parts: Sequence[Part]) -> bytes:
     """Return the message as a complete legacy websocket frame: binary when it has buffers, else text.
 
     ``header`` is the decoded ``parts[0]``. A text frame must be UTF-8 or browsers drop the connection, so bytes that
     are not are replaced.
     """
-    pieces = (
+    opcode, pieces = _legacy_payload(channel, header, parts)
+    if opcode == _TEXT and not all(map(_is_utf8, parts)):
+        pieces = [b"".join(pieces).decode(errors="replace").encode()]
+    return b"".join((frame_head(opcode, sum(map(len, pieces))), *pieces))
+
+
+def fragments_v1(channel: str, parts: Sequence[Part]) -> Iterator[bytes]:
+    """Return the message as v1 websocket frames of ``FRAGMENT_BYTES``, each made when it is needed."""
+    _, pieces = _v1_payload(channel, parts)
+    return _fragments(_BINARY, _chunks(pieces))
+
+
+def fragments_legacy(channel: str, header: dict[str, Any], parts: Sequence[Part]) -> Iterator[bytes]:
+    """Return the message as legacy websocket frames, like :func:`encode_legacy` and :func:`fragments_v1`."""
+    opcode, pieces = _legacy_payload(channel, header, parts)
+    chunks = _chunks(pieces)
+    return _fragments(opcode, _repaired(chunks) if opcode == _TEXT else chunks)
+
+
+def _v1_payload(channel: str, parts: Sequence[Part]) -> tuple[int, tuple[Part, ...]]:
+    """Return the length and the pieces."""
+    name = channel.encode()
+    count = len(parts) + 2
+    offset = 8 * (count + 1)
+    offsets = [offset, offset := offset + len(name)]
+    offsets += [offset := offset + len(part) for part in parts]
+    return offset, (struct.pack(f"<{count + 1}Q", count, *offsets), name, *parts)
+
+
+def _legacy_payload(channel: str, header: dict[str, Any], parts: Sequence[Part]) -> tuple[int, list[Part]]:
+    """Return the opcode and the pieces."""
+    text: list[Part] = [
         b'{"channel":"',
         channel.encode(),
         b'","header":',
@@ -440,21 +482,21 @@ def encode_legacy(channel: str, header: dict[str, Any], parts: Sequence[bytes]) 
         _QUOTE(str(header.get("msg_id", ""))).encode(),
         b',"msg_type":',
         _QUOTE(str(header.get("msg_type", ""))).encode(),
-    )
+    ]
     if len(parts) == 4:
-        length = sum(map(len, pieces)) + 14
-        frame = b"".join((frame_head(1, length), *pieces, b',"buffers":[]}'))
-        return frame if all(map(_is_utf8, parts)) else _repaired(b"".join((*pieces, b',"buffers":[]}')))
-    blobs = [b"".join((*pieces, b"}")), *parts[4:]]
-    offset = 4 * (len(blobs) + 1)
-    offsets = [offset]
-    offsets += [offset := offset + len(blob) for blob in blobs]
+        return _TEXT, [*text, b',"buffers":[]}']
+    text.append(b"}")
+    buffers = parts[4:]
+    offset = 4 * (len(buffers) + 2)
+    offsets = [offset, offset := offset + sum(map(len, text))]
+    offsets += [offset := offset + len(buffer) for buffer in buffers]
     if offset >= 1 << 32:
         raise FrameError("the message is too large for the legacy protocol")
-    return b"".join((frame_head(2, offset), struct.pack(f">{len(blobs) + 1}I", len(blobs), *offsets[:-1]), *blobs))
+    return _BINARY, [struct.pack(f">{len(buffers) + 2}I", len(buffers) + 1, *offsets[:-1]), *text, *buffers]
 
 
-def _is_utf8(part: bytes) -> bool:
+def _is_utf8(part: Part) -> bool:
+    part = bytes(part)
     if part.isascii():
         return True
     try:
@@ -464,6 +506,35 @@ def _is_utf8(part: bytes) -> bool:
     return True
 
 
-def _repaired(payload: bytes) -> bytes:
-    payload = payload.decode(errors="replace").encode()
-    return frame_head(1, len(payload)) + payload
+def _chunks(pieces: Iterable[Part]) -> Iterator[bytes]:
+    """Join and cut, so that each is of ``FRAGMENT_BYTES``, but for the last one."""
+    gathered: list[Part] = []
+    room = FRAGMENT_BYTES
+    for piece in pieces:
+        start = 0
+        while len(piece) - start >= room:
+            gathered.append(memoryview(piece)[start : start + room])
+            yield b"".join(gathered)
+            gathered, start, room = [], start + room, FRAGMENT_BYTES
+        gathered.append(memoryview(piece)[start:])
+        room -= len(piece) - start
+    yield b"".join(gathered)
+
+
+def _repaired(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for chunk in chunks:
+        is_left = bool(decoder.getstate()[0])  # the beginning of a character
+        yield chunk if chunk.isascii() and not is_left else decoder.decode(chunk).encode()
+    yield decoder.decode(b"", final=True).encode()
+
+
+def _fragments(opcode: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the frames of one message."""
+    last = b""
+    for chunk in filter(None, chunks):
+        if last:
+            yield frame_head(opcode, len(last), is_final=False) + last
+            opcode = _CONTINUATION
+        last = chunk
+    yield frame_head(opcode, len(last)) + last

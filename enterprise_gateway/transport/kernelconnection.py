@@ -18,6 +18,7 @@ from .kernelsockets import KernelSockets, Log
 from .limits import ChannelLimits
 from .messages import KernelMessage, MessageFactory
 from .ratelimit import RateLimitedWarnings
+from .slices import Slices
 
 STDIN_CONNECT_SECONDS = 5.0
 MAX_HEIRS = 4  # earlier gateways, the last ones, whose replies are waited for
@@ -44,6 +45,8 @@ class KernelConnection:
         Gets every message of the kernel but replies to the gateway's own requests.
     on_batch
         Called when no more messages are at hand.
+    slices
+        In which large messages are taken apart.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class KernelConnection:
         "_pending_bytes",
         "_received",
         "_requests",
+        "_slices",
         "_sockets",
         "_stdin_timer",
         "_waiters",
@@ -82,6 +86,7 @@ class KernelConnection:
         limits: ChannelLimits,
         on_message: Callable[[KernelMessage], None],
         on_batch: Callable[[], None],
+        slices: Slices,
         log: Log,
         warnings: RateLimitedWarnings,
     ) -> None:
@@ -93,6 +98,7 @@ class KernelConnection:
         self._limits = limits
         self._on_message = on_message
         self._on_batch = on_batch
+        self._slices = slices
         self._log = log
         self._warnings = warnings
         self._sockets: KernelSockets | None = None
@@ -130,6 +136,7 @@ class KernelConnection:
             max_frame_bytes=2 * self._limits.max_message,
             on_message=self._receive,
             on_batch=self._on_batch,
+            slices=self._slices,
             log=self._log,
             warnings=self._warnings,
         )
@@ -196,6 +203,8 @@ class KernelConnection:
         end = time.monotonic() + patience_seconds
         received = -1
         while received != self._received and time.monotonic() < end:
+            if self._sockets is not None:
+                await self._sockets.settle()
             received = self._received
             await asyncio.sleep(QUIET_SECONDS)
 

@@ -14,16 +14,19 @@ from ..core.offload import offload
 from .frames import FrameError, Part, decode_header
 from .messages import KernelMessage, Signer
 from .ratelimit import RateLimitedWarnings
+from .slices import Slices
 from .zmqsocket import ZmqSocket
 
 # As text: adapters cannot be subscripted at run time before Python 3.11.
 Log: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
 
-_SIGNED_IN_THREAD = 4 << 20  # bytes; the loop would be held for 2 ms or more
+_LARGE = 1 << 20  # bytes; signed or checked in a thread
 
 
 class KernelSockets:
     """Shell and iopub are connected at once, control and stdin when first needed: each costs 31 kB in libzmq.
+
+    While a large message of the kernel is being checked, nothing else of it is received: the order stays.
 
     Parameters
     ----------
@@ -36,9 +39,12 @@ class KernelSockets:
         Gets each authentic message of the kernel.
     on_batch
         Called when no more messages are at hand.
+    slices
+        In which large messages are taken apart.
     """
 
     __slots__ = (
+        "_checking",
         "_context",
         "_heirs",
         "_identity",
@@ -51,6 +57,7 @@ class KernelSockets:
         "_parent_raw",
         "_signer",
         "_signing",
+        "_slices",
         "_sockets",
         "_unsigned",
         "_warnings",
@@ -65,6 +72,7 @@ class KernelSockets:
         max_frame_bytes: int,
         on_message: Callable[[KernelMessage], None],
         on_batch: Callable[[], None],
+        slices: Slices,
         log: Log,
         warnings: RateLimitedWarnings,
     ) -> None:
@@ -73,6 +81,7 @@ class KernelSockets:
         self._max_frame_bytes = max_frame_bytes
         self._on_message = on_message
         self._on_batch = on_batch
+        self._slices = slices
         self._log = log
         self._warnings = warnings
         self._signer = Signer(info.key, info.signature_scheme)
@@ -83,6 +92,7 @@ class KernelSockets:
         self._heirs: dict[bytes, list[ZmqSocket]] = {}
         self._unsigned: list[tuple[str, list[Part]]] = []  # a large message, and what came after it
         self._signing: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._open("iopub", info.iopub_port, self._on_iopub, on_batch)
         self._open("shell", info.shell_port, self._on_shell, self._after_shell)
 
@@ -104,7 +114,7 @@ class KernelSockets:
 
     def send(self, channel: str, parts: Sequence[Part]) -> None:
         """Sign and send a message on ``shell``, ``control`` or ``stdin``; a large one is signed in a thread."""
-        if self._unsigned or len(parts[3]) > _SIGNED_IN_THREAD:
+        if self._unsigned or len(parts[3]) > _LARGE:
             self._unsigned.append((channel, list(parts)))
             if self._signing is None:
                 self._signing = asyncio.create_task(self._sign_waiting(), name="sign")
@@ -130,15 +140,22 @@ class KernelSockets:
         """Connect the stdin socket; ``on_connected`` is called when the kernel can send to it."""
         return self._open("stdin", self._info.stdin_port, self._on_stdin, self._on_batch, on_connected)
 
+    async def settle(self) -> None:
+        """Wait until a large message that has come is handed on."""
+        if self._checking is not None:
+            await asyncio.wait([self._checking])
+
     def drain(self) -> None:
         """Take in what has arrived, output first."""
-        for socket in [*self._sockets.values(), *self._heir_sockets()]:
+        for socket in self._all_sockets():
             socket.drain()
 
     def close(self) -> None:
         """Close all sockets at once."""
         self._unsigned.clear()
-        for socket in [*self._sockets.values(), *self._heir_sockets()]:
+        if self._checking is not None:
+            self._checking.cancel()
+        for socket in self._all_sockets():
             socket.close()
 
     def inherit(self, identities: Iterable[bytes]) -> None:
@@ -160,6 +177,9 @@ class KernelSockets:
             socket.close()
         self._heirs.clear()
 
+    def _all_sockets(self) -> list[ZmqSocket]:
+        return [*self._sockets.values(), *self._heir_sockets()]
+
     def _heir_sockets(self) -> list[ZmqSocket]:
         return [socket for sockets in self._heirs.values() for socket in sockets]
 
@@ -170,7 +190,7 @@ class KernelSockets:
         self,
         channel: str,
         port: int,
-        on_message: Callable[[list[bytes]], int],
+        on_message: Callable[[list[Part], int], None],
         on_batch: Callable[[], None],
         on_connected: Callable[[], None] | None = None,
     ) -> ZmqSocket:
@@ -182,12 +202,12 @@ class KernelSockets:
         self,
         channel: str,
         port: int,
-        on_message: Callable[[list[bytes]], int],
+        on_message: Callable[[list[Part], int], None],
         on_batch: Callable[[], None],
         identity: bytes,
         on_connected: Callable[[], None] | None = None,
     ) -> ZmqSocket:
-        return ZmqSocket(
+        socket = ZmqSocket(
             self._context,
             zmq.SUB if channel == "iopub" else zmq.DEALER,
             self._info,
@@ -199,38 +219,64 @@ class KernelSockets:
             on_connected=on_connected,
             log=self._log,
         )
+        if self._checking is not None:
+            socket.pause()
+        return socket
 
-    def _on_iopub(self, frames: list[bytes]) -> int:
-        return self._take("iopub", frames)
+    def _on_iopub(self, frames: list[Part], size: int) -> None:
+        self._take("iopub", frames, size)
 
-    def _on_shell(self, frames: list[bytes]) -> int:
-        return self._take("shell", frames)
+    def _on_shell(self, frames: list[Part], size: int) -> None:
+        self._take("shell", frames, size)
 
-    def _on_control(self, frames: list[bytes]) -> int:
-        return self._take("control", frames)
+    def _on_control(self, frames: list[Part], size: int) -> None:
+        self._take("control", frames, size)
 
-    def _on_stdin(self, frames: list[bytes]) -> int:
-        return self._take("stdin", frames)
+    def _on_stdin(self, frames: list[Part], size: int) -> None:
+        self._take("stdin", frames, size)
 
     def _after_shell(self) -> None:
         # Output that has arrived by now was sent before the reply: some clients stop listening at the reply.
         self._sockets["iopub"].drain()
         self._on_batch()
 
-    def _take(self, channel: str, frames: list[bytes]) -> int:
-        """Check and decode a message, hand it on, return its size."""
+    def _take(self, channel: str, frames: list[Part], size: int) -> None:
+        """Check and decode a message and hand it on."""
+        if size > _LARGE:
+            self._checking = asyncio.create_task(self._take_large(channel, frames), name="check")
+            for socket in self._all_sockets():
+                socket.pause()
+            return
         try:
-            parts = self._signer.unwrap(frames)
-            header = decode_header(parts[0])
-            if not isinstance(header.get("msg_type"), str):
-                raise FrameError("the header has no msg_type")
-            if parts[1] != self._parent_raw:
-                # One request's output has one parent: decoding it once does for all of it.
-                self._parent = {} if parts[1] in {b"", b"null"} else decode_header(parts[1])
-                self._parent_raw = parts[1]
+            message = self._decode(channel, self._signer.unwrap(frames))
         except FrameError as error:
-            self._warnings.warn("A message on the kernel's %s channel was dropped: %s", channel, error)
-            return sum(map(len, frames))
-        message = KernelMessage(channel, header, self._parent, parts)
+            self._warn_of_drop(channel, error)
+            return
         self._on_message(message)
-        return message.size
+
+    async def _take_large(self, channel: str, frames: list[Part]) -> None:
+        message: KernelMessage | None = None
+        try:
+            message = self._decode(channel, await offload(self._signer.unwrap, frames))
+            await self._slices.run(message.inspect())
+        except FrameError as error:
+            self._warn_of_drop(channel, error)
+        self._checking = None
+        for socket in self._all_sockets():
+            socket.resume()
+        if message is not None:
+            self._on_message(message)
+            self._on_batch()
+
+    def _decode(self, channel: str, parts: list[Part]) -> KernelMessage:
+        header = decode_header(parts[0])
+        if not isinstance(header.get("msg_type"), str):
+            raise FrameError("the header has no msg_type")
+        if parts[1] != self._parent_raw:
+            # One request's output has one parent: decoding it once does for all of it.
+            self._parent = {} if bytes(parts[1][:5]) in {b"", b"null"} else decode_header(parts[1])
+            self._parent_raw = bytes(parts[1])
+        return KernelMessage(channel, header, self._parent, parts)
+
+    def _warn_of_drop(self, channel: str, error: FrameError) -> None:
+        self._warnings.warn("A message on the kernel's %s channel was dropped: %s", channel, error)

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime, timezone
+from itertools import count
 from typing import Any
 
-from .frames import SMALL_FRAME, FrameError, Part, decode_header, decode_object, encode_legacy, encode_v1
+from .frames import (
+    SMALL_FRAME,
+    FrameError,
+    Part,
+    decode_header,
+    decode_object,
+    encode_legacy,
+    encode_v1,
+    fragments_legacy,
+    fragments_v1,
+)
+from .streamtext import StreamText, find_text
 
 DELIMITER = b"<IDS|MSG>"
 PROTOCOL_VERSION = "5.4"
 _OVERHEAD = 400  # bytes that a message's objects take beside its parts, and more than a frame adds to them
-_SMALLEST_PIECE = 1 << 10
 _JOINED_BYTES = 64 << 10
+_ID_SUFFIX_BYTES = 16
+_SEARCHED_BYTES = 1 << 20  # in one step
+
+# Inside a JSON string the quotes would be escaped: this is the member, or one of the same name further inside.
+_SAYS_ERROR = re.compile(rb'"status"\s{0,99}:\s{0,99}"error"').search
+_ERROR_BYTES = 256  # more than the above takes
 
 
 class KernelMessage:
@@ -24,9 +42,21 @@ class KernelMessage:
     ``size`` is what it takes in memory, about. Each protocol's frame is made when the first websocket needs it.
     """
 
-    __slots__ = ("_legacy", "_v1", "channel", "header", "msg_type", "parent", "parts", "size")
+    __slots__ = (
+        "_is_inspected",
+        "_legacy",
+        "_says_error",
+        "_text",
+        "_v1",
+        "channel",
+        "header",
+        "msg_type",
+        "parent",
+        "parts",
+        "size",
+    )
 
-    def __init__(self, channel: str, header: dict[str, Any], parent: dict[str, Any], parts: list[bytes]) -> None:
+    def __init__(self, channel: str, header: dict[str, Any], parent: dict[str, Any], parts: list[Part]) -> None:
         self.channel = channel
         self.header = header
         self.parent = parent
@@ -35,6 +65,33 @@ class KernelMessage:
         self.size = sum(map(len, parts)) + _OVERHEAD
         self._v1: bytes | None = None
         self._legacy: bytes | None = None
+        self._is_inspected = False
+        self._text: StreamText | None = None
+        self._says_error = False
+
+    @property
+    def raw_parent(self) -> bytes:
+        """The parent header as it came."""
+        return bytes(self.parts[1])
+
+    def inspect(self) -> Generator[None, None, None]:
+        """Find out in steps what would hold everybody up later; to be called for large messages first of all."""
+        content = self.parts[3]
+        if self.msg_type == "stream" and len(self.parts) == 4:
+            self._text = yield from find_text(content)
+        elif self.msg_type == "execute_reply":
+            for start in range(0, len(content), _SEARCHED_BYTES):
+                if _SAYS_ERROR(content, start, start + _SEARCHED_BYTES + _ERROR_BYTES):
+                    self._says_error = True
+                    break
+                yield
+        self._is_inspected = True
+
+    @property
+    def says_error(self) -> bool:
+        """Whether an ``execute_reply`` has the status ``error``, or something further inside has."""
+        self._inspect_now()
+        return self._says_error
 
     def frame(self, v1: bool) -> bytes:
         """Return the complete websocket frame for either protocol."""
@@ -45,6 +102,12 @@ class KernelMessage:
         if self._legacy is None:
             self._legacy = encode_legacy(self.channel, self.header, self.parts)
         return self._legacy
+
+    def fragments(self, v1: bool) -> Iterator[bytes]:
+        """Return several websocket frames that are the message together, made one after the other."""
+        if v1:
+            return fragments_v1(self.channel, self.parts)
+        return fragments_legacy(self.channel, self.header, self.parts)
 
     def forget_frames(self) -> None:
         """Free the frames made so far; called once every websocket that keeps up has its own."""
@@ -63,42 +126,42 @@ class KernelMessage:
 
     def with_content(self, content: dict[str, Any]) -> KernelMessage:
         """Return a copy of this message with other content; the only place where content is encoded anew."""
-        parts = [*self.parts[:3], _encode(content), *self.parts[4:]]
-        return KernelMessage(self.channel, self.header, self.parent, parts)
+        return self._copy(self.header, self.parts[0], _encode(content))
 
-    def pieces(self, limit: int) -> list[KernelMessage]:
-        """Return ``stream`` messages of ``limit`` bytes at most that have this one's text; others as they are."""
-        stream = self.stream_text()
-        if stream is None or self.size <= limit:
-            return [self]
-        name, text = stream
-        room = max(limit - (self.size - len(self.parts[3])) - len(name) - 40, _SMALLEST_PIECE)
-        step = max(1, len(text) * room // len(self.parts[3]))  # characters; they are not all equally long
-        pieces: list[KernelMessage] = []
-        start = 0
-        while start < len(text):
-            piece = self._part(name, text[start : start + step], len(pieces))
-            while len(piece.parts[3]) > room:
-                step = max(1, step * room // len(piece.parts[3]))
-                piece = self._part(name, text[start : start + step], len(pieces))
-            pieces.append(piece)
-            start += step
-        return pieces
+    def pieces(self, limit: int) -> Iterator[KernelMessage]:
+        """Return ``stream`` messages of ``limit`` bytes at most that have this one's text; others as they are.
 
-    def _part(self, name: str, text: str, number: int) -> KernelMessage:
-        """Return a message for a part of this one's text; all but the first get a message id of their own."""
-        part = self.with_content({"name": name, "text": text})
-        if number:
-            part.header = {**self.header, "msg_id": f"{self.header.get('msg_id', '')}_{number}"}
-            part.parts[0] = _encode(part.header)
-        return part
+        They are made one after the other. All but the first have a message id of their own.
+        """
+        self._inspect_now()
+        if self._text is None or self.size <= limit:
+            yield self
+            return
+        room = limit - (self.size - len(self.parts[3])) - _ID_SUFFIX_BYTES
+        content, rest = self._text.cut(room)
+        yield self._copy(self.header, self.parts[0], content)
+        for number in count(1):
+            if rest.start == rest.end:
+                return
+            content, rest = rest.cut(room)
+            header = {**self.header, "msg_id": f"{self.header.get('msg_id', '')}_{number}"}
+            yield self._copy(header, _encode(header), content)
+
+    def _copy(self, header: dict[str, Any], raw_header: Part, content: bytes) -> KernelMessage:
+        parts = [raw_header, *self.parts[1:3], content, *self.parts[4:]]
+        return KernelMessage(self.channel, header, self.parent, parts)
+
+    def _inspect_now(self) -> None:
+        if not self._is_inspected:
+            for _ in self.inspect():
+                pass
 
 
-def _is_plain(raw: bytes) -> bool:
+def _is_plain(raw: Part) -> bool:
     """Whether JSON is small, or an object of two texts: whatever else a kernel sends may take minutes to decode."""
     if len(raw) <= SMALL_FRAME:
         return True
-    pieces = raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', 9)
+    pieces = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', 9)
     return len(pieces) == 9 and sum(map(len, pieces[::2])) < 100
 
 
@@ -130,7 +193,7 @@ class MessageFactory:
             "date": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z"),
             "version": PROTOCOL_VERSION,
         }
-        parts = [json.dumps(header).encode(), raw_parent, b"{}", json.dumps(content).encode()]
+        parts: list[Part] = [json.dumps(header).encode(), raw_parent, b"{}", json.dumps(content).encode()]
         return KernelMessage(channel, header, decode_header(raw_parent), parts)
 
 
@@ -156,7 +219,7 @@ class Signer:
         """Return the frames to send: delimiter, signature, parts."""
         return [DELIMITER, self.sign(parts), *parts]
 
-    def unwrap(self, frames: list[bytes]) -> list[bytes]:
+    def unwrap(self, frames: list[Part]) -> list[Part]:
         """Return the parts of a received message.
 
         Raises

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from asyncio import Future
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
-from .frames import frame_head
+from .frames import frame_head, is_final
 from .messages import KernelMessage
 from .receipts import Receipts
 
 MAX_WRITE_BYTES = 256 << 10
+MAX_WHOLE_BYTES = 1 << 20  # of a message; a larger one is sent in fragments
 MAX_MERGED_BYTES = 1 << 20
 MAX_UNRECEIVED_BYTES = 8 << 20  # sent, and not known to have arrived
 JUPYTER_MESSAGE_LIMIT = 10_000_000  # a bit less than what tornado's websocket client takes, Jupyter Server's
@@ -66,10 +67,11 @@ class Acknowledged(NamedTuple):
 class Outbox:
     """Queue of one websocket.
 
-    As long as the peer keeps up, everything put in is joined into one write by :meth:`flush`. While a write is
-    unfinished, messages wait here and not in the stream: consecutive texts of one output stream become one message,
-    and when more than ``limit`` bytes wait, the websocket is closed. ``close`` is what begins to close it: it gets the
-    close code and the reason. Output streams' texts over ``split`` bytes go out as several messages (0: as they are).
+    As long as the peer keeps up, everything put in is joined into one write by :meth:`flush`, but for large messages,
+    which go out in fragments, one in each turn of the loop. While a write is unfinished, messages wait here and not in
+    the stream: consecutive texts of one output stream become one message, and when more than ``limit`` bytes wait, the
+    websocket is closed. ``close`` is what begins to close it: it gets the close code and the reason. Output streams'
+    texts over ``split`` bytes go out as several messages (0: as they are).
 
     What was written is kept until it is known to have arrived. Proof is the answer to a later ping, which comes from
     the client itself, through any proxy. What TCP has acknowledged since has arrived at the peer's system: that
@@ -96,7 +98,9 @@ class Outbox:
         "_split",
         "_stopped",
         "_stream",
+        "_transfer",
         "_v1",
+        "_whole",
         "_writing",
         "refused",
     )
@@ -116,9 +120,11 @@ class Outbox:
         self._v1 = v1
         self._limit = limit
         self._split = split or _NEVER
+        self._whole = min(MAX_WHOLE_BYTES, self._split)
         self._close = close
         self._receipts = receipts
         self._queue: list[KernelMessage | _MergedStream] = []  # an empty deque would take 600 bytes
+        self._transfer: _Transfer | None = None  # comes before what waits
         self._bytes = 0
         self._largest = 0  # the largest message since the queue was last empty
         self._writing = False
@@ -156,8 +162,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Write what waits, unless a write is under way or too much was not received yet."""
-        while self._queue and not self._writing and not self._stopped:
-            self._is_held = self._is_full()
+        while (self._queue or self._transfer is not None) and not self._writing and not self._stopped:
+            self._is_held = self._is_full() and (self._transfer is None or not self._transfer.has_begun)
             if self._is_held:
                 return
             first = len(self._flight)
@@ -172,9 +178,9 @@ class Outbox:
                 self._flight[first:] = [(_NEVER, message) for _, message in self._flight[first:]]
                 self._writing = True
                 return
-            if not future.done():
+            if self._transfer is not None or not future.done():
                 self._writing = True
-                future.add_done_callback(self._on_written)
+                future.add_done_callback(self._on_written)  # in another turn, be it done already
 
     def ask(self) -> bool:
         """Ask for a receipt if any is missing; called by :class:`Receipts` until this returns False."""
@@ -209,7 +215,8 @@ class Outbox:
     def unsent(self) -> list[KernelMessage]:
         """Return the messages that are not known to have arrived, in order; called when the connection is closed."""
         self._set_received(self._find_received())
-        return [message for _, message in self._flight] + [_plain(entry) for entry in self._queue]
+        under_way = self._transfer.messages() if self._transfer is not None else []
+        return [message for _, message in self._flight] + under_way + [_plain(entry) for entry in self._queue]
 
     def note_end(self, code: int | None) -> None:
         """Find the message (:attr:`refused`) for which the client has closed, with ``code``, or cut the connection.
@@ -225,6 +232,8 @@ class Outbox:
         if not self._answers:
             self._set_received(0 if code == MESSAGE_TOO_BIG else self._stream.acknowledged().position)
         messages = [message for _, message in self._flight]
+        if self._transfer is not None:
+            messages.append(self._transfer.message)
         suspects = [message for message in messages if message.size >= JUPYTER_MESSAGE_LIMIT]
         if not suspects and code == MESSAGE_TOO_BIG and messages:
             suspects = [max(messages, key=lambda message: message.size)]
@@ -294,30 +303,41 @@ class Outbox:
         frames: list[bytes] = []
         start = position = self._stream.accepted
         count = 0
-        for entry in self._queue:
+        for entry in self._queue if self._transfer is None else ():
             size = entry.size
             if frames and position - start + size > MAX_WRITE_BYTES:
+                break
+            if size > self._whole:
+                if not frames:
+                    self._begin_transfer(entry)
                 break
             count += 1
             self._bytes -= size
             message = _plain(entry)
-            if size > self._split:
-                for piece in message.pieces(self._split):
-                    position = self._add(piece, frames, position)
-                    piece.forget_frames()
-            else:
-                position = self._add(message, frames, position)
+            frame = message.frame(self._v1)
+            frames.append(frame)
+            position += len(frame)
+            self._flight.append((position, message))
             if message is not entry or message.channel != "iopub":
                 message.forget_frames()  # no other websocket is sent this one
         del self._queue[:count]
+        if self._transfer is not None:
+            frames.append(self._take_fragment(self._transfer))
+            position += len(frames[0])
         return frames, position
 
-    def _add(self, message: KernelMessage, frames: list[bytes], position: int) -> int:
-        frame = message.frame(self._v1)
-        frames.append(frame)
-        position += len(frame)
-        self._flight.append((position, message))
-        return position
+    def _begin_transfer(self, entry: KernelMessage | _MergedStream) -> None:
+        del self._queue[0]
+        self._bytes -= entry.size
+        self._transfer = _Transfer(_plain(entry).pieces(self._split), self._v1)
+
+    def _take_fragment(self, transfer: _Transfer) -> bytes:
+        frame, is_last = transfer.next_frame()
+        if is_last:
+            self._flight.append((self._stream.accepted + len(frame), transfer.message))
+            if not transfer.next_piece():
+                self._transfer = None
+        return frame
 
     def _on_written(self, future: Future[None]) -> None:
         if future.cancelled() or future.exception() is not None:
@@ -377,6 +397,42 @@ class _MergedStream:
         if len(self.texts) == 1:
             return self.first
         return self.first.with_content({"name": self.name, "text": "".join(self.texts)})
+
+
+class _Transfer:
+    """A large message that is being sent: in pieces if it is an output stream's text, each in fragments."""
+
+    __slots__ = ("_fragments", "_pieces", "_v1", "message")
+
+    def __init__(self, pieces: Iterator[KernelMessage], v1: bool) -> None:
+        self._pieces = pieces
+        self._v1 = v1
+        self._fragments: Iterator[bytes] | None = None
+        self.message = next(pieces)  # the piece whose turn it is
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of the present piece was sent."""
+        return self._fragments is not None
+
+    def next_frame(self) -> tuple[bytes, bool]:
+        """Return the next frame, and whether it is the piece's last."""
+        if self._fragments is None:
+            self._fragments = self.message.fragments(self._v1)
+        frame = next(self._fragments)
+        return frame, is_final(frame)
+
+    def next_piece(self) -> bool:
+        """Go on to the next piece; False when there is none."""
+        message = next(self._pieces, None)
+        if message is None:
+            return False
+        self.message, self._fragments = message, None
+        return True
+
+    def messages(self) -> list[KernelMessage]:
+        """Return the pieces that were not sent as a whole."""
+        return [self.message, *self._pieces]
 
 
 def _plain(entry: KernelMessage | _MergedStream) -> KernelMessage:

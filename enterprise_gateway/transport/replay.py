@@ -54,7 +54,7 @@ class DetachedSession:
         """Note that a message is lost for this session, and in which cell to say so."""
         self.dropped += 1
         if message.parent.get("msg_type") == "execute_request":
-            self.dropped_parent = message.parts[1]
+            self.dropped_parent = message.raw_parent
 
 
 class Missed:

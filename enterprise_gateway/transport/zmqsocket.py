@@ -18,6 +18,7 @@ MAX_BATCH_BYTES = 4 << 20
 MAX_BATCH_SECONDS = 0.01
 MAX_FRAMES = 10_000  # of one message
 LARGE_MESSAGE = 64 << 10  # of which it is known whether libzmq still keeps it
+_COPIED_BYTES = 64 << 10  # of a frame that was received: larger ones stay where libzmq has put them
 
 # Messages. A kernel that publishes faster than we read is slowed down by TCP once this many wait in our memory.
 RECEIVE_HIGH_WATER_MARK = 50_000
@@ -49,7 +50,7 @@ class ZmqSocket:
     identity
         Under which the kernel's ROUTER sockets know a DEALER; all of one kernel's share it.
     on_message
-        Gets each received message's frames, returns their size in bytes.
+        Gets each received message's frames, and their size in bytes.
     on_batch
         Called after each batch of messages.
     on_connected
@@ -61,6 +62,7 @@ class ZmqSocket:
         "_get",
         "_held",
         "_is_cut",
+        "_is_paused",
         "_log",
         "_loop",
         "_monitor",
@@ -81,7 +83,7 @@ class ZmqSocket:
         *,
         identity: bytes = b"",
         max_frame_bytes: int = -1,
-        on_message: Callable[[list[bytes]], int],
+        on_message: Callable[[list[Part], int], None],
         on_batch: Callable[[], None],
         on_connected: Callable[[], None] | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
@@ -93,6 +95,7 @@ class ZmqSocket:
         self._waiting: list[list[Part]] = []  # an empty deque would take 600 bytes
         self._held: list[tuple[zmq.MessageTracker, int]] = []
         self._is_cut = False  # what comes next is the rest of a message with too many frames
+        self._is_paused = False
         self.waiting_bytes = 0
         self._scheduled = False
         self._monitor: zmq.Socket[bytes] | None = None
@@ -138,7 +141,7 @@ class ZmqSocket:
         self._scheduled = False
         taken = messages = 0
         end = time.monotonic() + MAX_BATCH_SECONDS
-        while not self.closed and self._get(_EVENTS) & _POLLIN:
+        while not self._is_paused and not self.closed and self._get(_EVENTS) & _POLLIN:
             if messages == MAX_BATCH_MESSAGES or taken > MAX_BATCH_BYTES or (messages and time.monotonic() > end):
                 self._schedule()
                 break
@@ -149,6 +152,16 @@ class ZmqSocket:
         if self._waiting:
             self._send_waiting()
             self._reschedule()
+
+    def pause(self) -> None:
+        """Receive nothing until :meth:`resume`; libzmq does, up to its own limit."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Receive again."""
+        self._is_paused = False
+        if not self.closed:
+            self._schedule()
 
     def close(self) -> None:
         """Close the socket at once; what was not sent is dropped."""
@@ -162,25 +175,30 @@ class ZmqSocket:
 
     def _receive_one(self) -> int:
         receive = self._socket.recv
+        frames: list[Part] = []
+        size = 0
         try:
             frame = receive(_NOBLOCK, False)
-            frames = [frame.bytes]
-            while frame.more and len(frames) < MAX_FRAMES:
+            while True:
+                length = len(frame)
+                size += length
+                frames.append(frame.bytes if length <= _COPIED_BYTES else frame.buffer)
+                if not frame.more or len(frames) == MAX_FRAMES:
+                    break
                 frame = receive(_NOBLOCK, False)
-                frames.append(frame.bytes)
         except zmq.Again:
             return 0
         if frame.more or self._is_cut:
             if not self._is_cut:
                 self._log.warning("A message of the kernel was dropped: it has more than %d parts", MAX_FRAMES)
             self._is_cut = frame.more
-            return sum(map(len, frames))
+            return size
         try:
-            return self._on_message(frames)
+            self._on_message(frames, size)
         except Exception:  # noqa: BLE001
             # Raising here would end the draining for good: no further report comes for messages already here.
             self._log.exception("A message of the kernel could not be handled")
-            return 1
+        return size
 
     def _try_send(self, frames: list[Part]) -> bool:
         send, size = self._socket.send, sum(map(len, frames))
@@ -216,7 +234,7 @@ class ZmqSocket:
         if self._scheduled:
             return
         events = self._get(_EVENTS)
-        if events & _POLLIN or (self._waiting and events & _POLLOUT):
+        if (events & _POLLIN and not self._is_paused) or (self._waiting and events & _POLLOUT):
             self._schedule()
 
     def _schedule(self) -> None:

@@ -146,7 +146,8 @@ class TinyKernel:
                 serving = wake.recv() != b""
                 while self._orders:
                     channel, frames = self._orders.pop(0)
-                    self._sockets[channel][0].send_multipart(frames)
+                    is_small = sum(map(len, frames)) < 1 << 20  # copying more would keep the interpreter lock
+                    self._sockets[channel][0].send_multipart(frames, copy=is_small)
             if self._sockets["hb"][0] in ready:
                 self._sockets["hb"][0].send(self._sockets["hb"][0].recv())
             for channel in ("control", "shell"):

@@ -37,6 +37,8 @@ class WebSocketClient:
         self.session = uuid.uuid4().hex
         self.closed: tuple[int, str] | None = None
         self.history: list[dict[str, Any]] = []
+        self._opcode = 0  # of the message that is coming in fragments
+        self._fragments = bytearray()
         self.lengths: list[int] = []
         self.answers_pings = True
         self.max_size = 1 << 62
@@ -235,16 +237,24 @@ class WebSocketClient:
     async def _frame(self) -> tuple[int, bytes]:
         first, length = await self._read(2)
         assert first & 0x70 == 0, "no extensions"
-        assert first & 0x80, "no fragments"
         assert length < 128, "servers do not mask"
         if length >= 126:
             length = int.from_bytes(await self._read(2 if length == 126 else 8), "big")
-        if length > self.max_size:
+        if length + len(self._fragments) > self.max_size:
             if self.says_too_big:
                 self.send_frame(8, struct.pack(">H", 1009))
                 await asyncio.sleep(0)
             raise ConnectionAbortedError
-        return first & 15, await self._read(length)
+        payload = await self._read(length)
+        opcode, is_final = first & 15, first & 0x80
+        if opcode & 8 or (is_final and opcode):
+            return opcode, payload
+        self._opcode = opcode or self._opcode
+        self._fragments += payload
+        if not is_final:
+            return 0, b""
+        payload, self._fragments = bytes(self._fragments), bytearray()
+        return self._opcode, payload
 
     async def _read(self, count: int) -> bytes:
         """Return that many bytes; what came before a reset, as after a pong that nobody reads any more, counts."""

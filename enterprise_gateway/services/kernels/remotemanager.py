@@ -42,6 +42,7 @@ from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ...transport.replaybudget import ReplayBudget
 from ...transport.response import Conflict
+from ...transport.slices import Slices
 from ..processproxies.processproxy import gateway_user, launch_timeout, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
@@ -126,6 +127,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self._replay_budget = ReplayBudget(
             self.log, lambda: options.replay_total_limit, lambda: options.replay_user_sessions
         )
+        self._slices = Slices()
         self.restarter = KernelRestarter(parent=self)
         self.culler = KernelCuller(self)
         self.transitions = Transitions()
@@ -434,6 +436,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             identity=kernel.relay_identity,
             user=kernel.username,
             budget=self._replay_budget,
+            slices=self._slices,
         )
         self._channels.add(channels)
         return channels

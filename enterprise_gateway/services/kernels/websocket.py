@@ -33,7 +33,6 @@ from ...transport.outbox import JUPYTER_MESSAGE_LIMIT, MESSAGE_TOO_BIG, Acknowle
 from ...transport.pace import Pace
 from ...transport.ratelimit import RateLimitedWarnings
 from ...transport.receipts import Receipts
-from ...transport.slices import Slices
 from ...transport.tcpstate import TcpState, keep_alive, read_tcp_state
 from .handlers import KERNEL_ID
 from .keepalive import Keepalive
@@ -211,9 +210,9 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             if isinstance(message, str | bytes) and len(message) <= SMALL_FRAME:
                 self._pass_on(self._decode(message))
             elif self._v1 and not isinstance(message, str) and not is_text:
-                self._pass_on(await self._slices.run(decode_v1_in_steps(message)))
+                self._pass_on(await self._channels.slices.run(decode_v1_in_steps(message)))
             else:
-                self._pass_on(await self._slices.run(decode_in_steps(message, is_text)))
+                self._pass_on(await self._channels.slices.run(decode_in_steps(message, is_text)))
         except FrameError as error:
             self._refuse(error)
 
@@ -311,12 +310,6 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         """Bytes of large messages that are being received, by user; the one of this process."""
         receiving: Counter[str] = self.settings.setdefault("eg_receiving", Counter())
         return receiving
-
-    @property
-    def _slices(self) -> Slices:
-        """The one of this process."""
-        slices: Slices = self.settings.setdefault("eg_slices", Slices())
-        return slices
 
     @property
     def _receipts(self) -> Receipts:
