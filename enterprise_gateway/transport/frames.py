@@ -437,9 +437,10 @@ def encode_legacy(channel: str, header: dict[str, Any], parts: Sequence[Part]) -
     are not are replaced.
     """
     opcode, pieces = _legacy_payload(channel, header, parts)
-    if opcode == _TEXT and not all(map(_is_utf8, parts)):
-        pieces = [b"".join(pieces).decode(errors="replace").encode()]
-    return b"".join((frame_head(opcode, sum(map(len, pieces))), *pieces))
+    payload = b"".join(pieces)
+    if opcode == _TEXT and not payload.isascii():
+        payload = payload.decode(errors="replace").encode()
+    return frame_head(opcode, len(payload)) + payload
 
 
 def fragments_v1(channel: str, parts: Sequence[Part]) -> Iterator[bytes]:
@@ -493,17 +494,6 @@ def _legacy_payload(channel: str, header: dict[str, Any], parts: Sequence[Part])
     if offset >= 1 << 32:
         raise FrameError("the message is too large for the legacy protocol")
     return _BINARY, [struct.pack(f">{len(buffers) + 2}I", len(buffers) + 1, *offsets[:-1]), *text, *buffers]
-
-
-def _is_utf8(part: Part) -> bool:
-    part = bytes(part)
-    if part.isascii():
-        return True
-    try:
-        part.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _chunks(pieces: Iterable[Part]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from enterprise_gateway.core.connection import ConnectionInfo
 from tests.support.loops import loop_may_be_held
 from tests.support.wsclient import ABSENT, texts, types
 
+PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
 
 class IPykernel:
     """A Python kernel in a process of its own; ``info`` changes with each start."""
@@ -24,7 +27,9 @@ class IPykernel:
         self.path = str(directory / "kernel.json")
 
     async def start(self):
-        self.path, _ = write_connection_file(self.path, key=os.urandom(8).hex().encode())
+        # Whatever asks the system for a port gets one from 32768 on: the kernel takes some seconds to bind these.
+        ports = dict(zip(PORTS, random.sample(range(20_000, 32_000), len(PORTS)), strict=True))
+        self.path, _ = write_connection_file(self.path, key=os.urandom(8).hex().encode(), **ports)
         self.info = ConnectionInfo.from_dict(json.loads(Path(self.path).read_text()))
         self.process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ipykernel_launcher", "-f", self.path)
 
