@@ -2,7 +2,8 @@
 
 A connection is *pending* until a request on it has shown the token (or, where none is asked for, has come at all).
 Whoever reaches the port can make such connections: they cost little, end after seconds, and when there are too many
-the oldest goes. Who has business speaks at once, so that a flood keeps nobody out.
+the oldest goes. Who has business speaks at once, so that a flood keeps nobody out. Who is known may pause between two
+requests, but not in the middle of a header.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..transport.ratelimit import RateLimitedWarnings
 
 log = logging.getLogger(__name__)
 
-HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; for the pause between two as well
+HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; a stranger's pause between two as well
 LINGER_SECONDS = 1.0  # in which a refused client may send on, lest a reset of the connection eats the refusal
 LINGER_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 16
@@ -94,20 +95,22 @@ class Connections:
         self.await_header(stream)
         return True
 
-    def await_header(self, stream: IOStream) -> bool:
-        """Whether the connection is pending; then its next request has to come within seconds."""
-        connection = self.open.get(stream)
-        if connection not in self.pending:
-            return False
-        if connection.timer is None:
-            loop = asyncio.get_running_loop()
-            connection.timer = loop.call_later(self.header_seconds, self._drop, connection)
-        return True
+    def await_header(self, stream: IOStream) -> Connection | None:
+        """Have the connection end unless the header of its next request comes within seconds; None if it has ended.
 
-    def note_header(self, stream: IOStream) -> None:
-        """Let the request whose header has come take its time."""
-        if (connection := self.open.get(stream)) is not None:
-            connection.stop_timer()
+        They count from now where nobody is known, and from the header's first byte otherwise. Whoever has the header
+        stops the connection's timer.
+        """
+        connection = self.open.get(stream)
+        if connection is None:
+            return None
+        # Tornado may have read some of the header with the request before. Only what is its own tells: nothing public
+        # says whether there is any, without taking it.
+        if connection in self.pending or stream._read_buffer_size:
+            self._start_timer(connection)
+        else:
+            self._await_first_byte(connection)
+        return connection
 
     def admit(self, stream: IOStream) -> None:
         """Take the connection for one of somebody who is known."""
@@ -143,6 +146,26 @@ class Connections:
             stream.close()
             del self._lingering[stream]
             self.ended(stream)
+
+    def _await_first_byte(self, connection: Connection) -> None:
+        # Tornado tells nobody of a header before it is complete. This is the one method of a stream for others to
+        # write anew; after the first bytes it is tornado's own again, so that bodies and websockets pay nothing.
+        stream = connection.stream
+        read = stream.read_from_fd
+
+        def read_first(buf: bytearray | memoryview) -> int | None:
+            count = read(buf)
+            if count:
+                del stream.read_from_fd
+                self._start_timer(connection)
+            return count
+
+        stream.read_from_fd = read_first  # type: ignore[method-assign]
+
+    def _start_timer(self, connection: Connection) -> None:
+        if connection.timer is None:
+            loop = asyncio.get_running_loop()
+            connection.timer = loop.call_later(self.header_seconds, self._drop, connection)
 
     def _drop_oldest(self, connections: dict[Connection, None]) -> bool:
         oldest = next(iter(connections), None)
@@ -183,9 +206,8 @@ class GatewayServer(httpserver.HTTPServer):
     def start_request(self, server_conn: Any, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """Wait for the header of the connection's next request; called by tornado."""
         delegate = super().start_request(server_conn, request_conn)
-        if not self.connections.await_header(server_conn.stream):
-            return delegate
-        return _PendingRequest(delegate, self.connections, server_conn.stream)
+        connection = self.connections.await_header(server_conn.stream)
+        return _AwaitedRequest(delegate, connection) if connection is not None else delegate
 
     def on_close(self, server_conn: Any) -> None:
         """Forget a connection; called by tornado, also for those that have become websockets."""
@@ -198,13 +220,12 @@ class GatewayServer(httpserver.HTTPServer):
         await self.connections.close()
 
 
-class _PendingRequest(httputil.HTTPMessageDelegate):
-    """Passes on what comes of a request, and notes when its header has."""
+class _AwaitedRequest(httputil.HTTPMessageDelegate):
+    """Passes on what comes of a request, which may take its time when its header has come."""
 
-    def __init__(self, delegate: httputil.HTTPMessageDelegate, connections: Connections, stream: IOStream) -> None:
+    def __init__(self, delegate: httputil.HTTPMessageDelegate, connection: Connection) -> None:
         self._delegate = delegate
-        self._connections = connections
-        self._stream = stream
+        self._connection = connection
         self.data_received = delegate.data_received  # type: ignore[method-assign]
         self.finish = delegate.finish  # type: ignore[method-assign]
         self.on_connection_close = delegate.on_connection_close  # type: ignore[method-assign]
@@ -212,5 +233,5 @@ class _PendingRequest(httputil.HTTPMessageDelegate):
     def headers_received(
         self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
     ) -> Awaitable[None] | None:
-        self._connections.note_header(self._stream)
+        self._connection.stop_timer()
         return self._delegate.headers_received(start_line, headers)

@@ -207,6 +207,53 @@ async def test_a_client_that_is_known_may_pause() -> None:
             assert (await known.answer())[0] == 200
 
 
+@pytest.mark.parametrize("token", ["right", ""])
+@pytest.mark.parametrize("how", ["after a pause", "with the request before", "while that is answered"])
+async def test_a_header_of_a_known_client_has_seconds_to_come(how: str, token: str) -> None:
+    """From its first byte, whenever that came; who is known without a token is so after the first request."""
+    half = head(headers=RIGHT)[:-4]
+    async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": token}}) as gateway:
+        gateway.app.connections.header_seconds = 0.5
+        slow = head("POST", "/api/kernels", RIGHT, 2) + b"{}"
+        first = head(headers=RIGHT) + (half if how == "with the request before" else b"")
+        async with line_to(gateway, slow if how == "while that is answered" else first) as line:
+            if how == "while that is answered":
+                await asyncio.sleep(0.1)
+                line.writer.write(half)
+            await line.answer(30)
+            if how == "after a pause":
+                await asyncio.sleep(0.8)
+                line.writer.write(half)
+            began = time.monotonic()
+            ended = asyncio.create_task(line.ends())
+            while not ended.done() and time.monotonic() < began + 5:
+                line.writer.write(b"a")
+                await asyncio.sleep(0.05)
+            assert await ended == b""
+            assert time.monotonic() - began < 3
+
+
+async def test_a_known_client_is_served_after_every_pause() -> None:
+    """Whether its headers come in one piece or in several, and its bodies late; in the meantime nobody counts."""
+    async with guarded_gateway() as gateway:
+        gateway.app.connections.header_seconds = 0.3
+        async with line_to(gateway, head(headers=RIGHT)) as line:
+            assert (await line.answer())[0] == 200
+            for cut in (None, 1, 20, -1):
+                await asyncio.sleep(0.5)
+                request = head("POST", "/api/kernels", RIGHT, 24)
+                line.writer.write(request[:cut])
+                if cut is not None:
+                    await asyncio.sleep(0.05)
+                    line.writer.write(request[cut:])
+                await asyncio.sleep(0.5)
+                line.writer.write(b'{"name": "no-such-name"}')
+                assert (await line.answer())[0] == 404
+            line.writer.write(head(headers=RIGHT) * 3)
+            for _ in range(3):
+                assert (await line.answer())[0] == 200
+
+
 async def test_the_headers_of_a_request_have_a_limit() -> None:
     """More of them end the connection."""
     async with guarded_gateway() as gateway:
