@@ -122,9 +122,15 @@ class Connections:
         if stream not in self._lingering and (connection := self.open.pop(stream, None)) is not None:
             self._settle(connection)
 
-    def linger(self, stream: IOStream, written: Awaitable[Any]) -> None:
-        """Close the connection when the answer is written and the client has had a moment to read it."""
-        self._lingering[stream] = asyncio.ensure_future(self._linger(stream, written))
+    def linger(self, stream: IOStream, written: Awaitable[Any], rest: Awaitable[None] | None = None) -> None:
+        """Close the connection when the answer is written and the client has had a moment to read it.
+
+        Parameters
+        ----------
+        rest
+            The end of what the client still sends, if somebody reads that; it is read here otherwise.
+        """
+        self._lingering[stream] = asyncio.ensure_future(self._linger(stream, written, rest))
 
     async def close(self) -> None:
         """Close those that linger; the server closes the others."""
@@ -132,10 +138,13 @@ class Connections:
             stream.close()
             await asyncio.wait([task])
 
-    async def _linger(self, stream: IOStream, written: Awaitable[Any]) -> None:
+    async def _linger(self, stream: IOStream, written: Awaitable[Any], rest: Awaitable[None] | None) -> None:
         timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, stream.close)
         try:
             await written
+            if rest is not None:
+                await rest
+                return
             left = LINGER_BYTES
             while left > 0:
                 left -= len(await stream.read_bytes(_CHUNK_BYTES, partial=True))

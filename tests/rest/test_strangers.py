@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from enterprise_gateway.base.connections import LINGER_BYTES
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.processes import ServerProcess, gateway_process
 
@@ -154,6 +155,52 @@ async def test_a_body_over_the_limit_is_413(form: str) -> None:
         assert (status, json.loads(body)["reason"]) == (413, responses[413])
         assert "100000 bytes (max_body_size)" in json.loads(body)["message"]
         assert await line.ends() == b""
+
+
+def chunk(size: int) -> bytes:
+    """Return a piece of a body whose length nobody has said."""
+    return b"%x\r\n%s\r\n" % (size, bytes(size))
+
+
+CHUNKED = head("POST", "/api/kernels", RIGHT + "Transfer-Encoding: chunked\r\n")
+
+
+@pytest.mark.parametrize("size", [1000, 50_000])
+@pytest.mark.parametrize("ends", [True, False])
+async def test_who_sends_too_much_sees_that_nevertheless(size: int, ends: bool) -> None:
+    """Also if that turns out only as it comes: what follows is dropped for a moment, and does nothing."""
+    async with guarded_gateway(max_body_size=20_000, list_kernels=True) as gateway:
+        async with line_to(gateway, CHUNKED) as line:
+            for _ in range(40):
+                line.writer.write(chunk(size))
+                await line.writer.drain()
+                await asyncio.sleep(0.01)
+            if ends:
+                line.writer.write(b"0\r\n\r\n")
+            status, headers, body = await line.answer()
+            assert (status, headers["connection"]) == (413, "close")
+            assert "20000 bytes (max_body_size)" in json.loads(body)["message"]
+            assert not gateway.app.traffic.requests, "it holds up no orderly stop"
+            assert await line.ends() == b""
+        async with line_to(gateway, head(path="/api/kernels", headers=RIGHT)) as line:
+            assert json.loads((await line.answer())[2]) == []
+        assert len(gateway.app.connections.open) <= 1
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
+async def test_who_sends_too_much_for_ever_is_cut_off(size: int) -> None:
+    """After a second or so, or a few megabytes; nobody else is held up meanwhile."""
+    async with guarded_gateway(max_body_size=20_000) as gateway, line_to(gateway, CHUNKED, chunk(20_001)) as line:
+        began, sent, pieces = time.monotonic(), 0, chunk(size) * (1 if size > 1000 else 1000)
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < began + 10:
+                line.writer.write(pieces)
+                sent += len(pieces)
+                await line.writer.drain()
+                await asyncio.sleep(0.001)
+        assert time.monotonic() < began + 5
+        if size > 1000:
+            assert sent < 4 * LINGER_BYTES
 
 
 async def test_a_body_that_stays_away_holds_up_no_stop() -> None:
