@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Collection
 from typing import Any
@@ -25,16 +26,17 @@ HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; a st
 LINGER_SECONDS = 1.0  # in which a refused client may send on, lest a reset of the connection eats the refusal
 LINGER_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 16
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Connection:
     """One connection that a server has taken."""
 
-    __slots__ = ("address", "stream", "timer")
+    __slots__ = ("network", "stream", "timer")
 
-    def __init__(self, stream: IOStream, address: str) -> None:
+    def __init__(self, stream: IOStream, network: str) -> None:
         self.stream = stream
-        self.address = address
+        self.network = network
         self.timer: asyncio.TimerHandle | None = None
 
     def stop_timer(self) -> None:
@@ -74,24 +76,25 @@ class Connections:
             if not self._drop_oldest(self.pending):
                 stream.close()
                 return False
-        of_address = self._pending_of.get(address, {})
-        if len(of_address) >= self.max_pending_per_address:
+        network = network_of(address)
+        of_network = self._pending_of.get(network, {})
+        if len(of_network) >= self.max_pending_per_address:
             self._warnings.warn(
                 "More than %d connections from %s have shown no token: the oldest are closed "
                 "(max_pending_connections_per_address).",
                 self.max_pending_per_address,
-                address,
+                network,
             )
-            self._drop_oldest(of_address)
+            self._drop_oldest(of_network)
         elif len(self.pending) >= self.max_pending:
             self._warnings.warn(
                 "More than %d connections have shown no token: the oldest are closed (max_pending_connections).",
                 self.max_pending,
             )
             self._drop_oldest(self.pending)
-        connection = self.open[stream] = Connection(stream, address)
+        connection = self.open[stream] = Connection(stream, network)
         self.pending[connection] = None
-        self._pending_of.setdefault(address, {})[connection] = None
+        self._pending_of.setdefault(network, {})[connection] = None
         self.await_header(stream)
         return True
 
@@ -191,10 +194,20 @@ class Connections:
     def _settle(self, connection: Connection) -> None:
         connection.stop_timer()
         self.pending.pop(connection, None)
-        of_address = self._pending_of.get(connection.address, {})
-        of_address.pop(connection, None)
-        if not of_address:
-            self._pending_of.pop(connection.address, None)
+        of_network = self._pending_of.get(connection.network, {})
+        of_network.pop(connection, None)
+        if not of_network:
+            self._pending_of.pop(connection.network, None)
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one address: of IPv6, of which everybody has 2^64, the network that one site has."""
+    if ":" not in address:
+        return address
+    packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    if packed.startswith(_IPV4_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8)) + "/64"
 
 
 class GatewayServer(httpserver.HTTPServer):

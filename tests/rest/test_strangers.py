@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from http.client import responses
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from enterprise_gateway.base.connections import LINGER_BYTES
+from enterprise_gateway.base.connections import LINGER_BYTES, network_of
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.processes import ServerProcess, gateway_process
+from tests.support.requirements import NAMESPACES
 
 TOKEN = {"EG_AUTH_TOKEN": "right"}
 RIGHT = "Authorization: token right\r\n"
@@ -333,6 +337,68 @@ async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, war
             assert (await line.answer())[0] == 200
         known.writer.write(head(headers=RIGHT))
         assert (await known.answer())[0] == 200, "known ones are left alone"
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1:ffff:ffff:ffff:ffff", "2001:db8:0:1::/64"),
+        ("2001:db8:0:2::1", "2001:db8:0:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("", ""),
+    ],
+)
+def test_what_one_party_has_counts_as_one_address(address: str, network: str) -> None:
+    """An IPv4 address, however it is written; of IPv6 a network of 2^64; Unix sockets have none."""
+    assert network_of(address) == network
+
+
+@contextmanager
+def network_with(*addresses: str) -> Iterator[ThreadPoolExecutor]:
+    """Yield a thread in a network of its own that has these IPv6 addresses, and the loopback of IPv4."""
+
+    def enter() -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        for address in addresses:
+            subprocess.run(["ip", "addr", "add", f"{address}/128", "dev", "lo", "nodad"], check=True)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(enter).result()
+        yield thread
+
+
+@pytest.mark.needs("ip", NAMESPACES)
+async def test_all_addresses_of_a_site_count_as_one(expect_log: Any) -> None:
+    """A stranger with an IPv6 network does not take everybody's places; other networks, and IPv4, have their own."""
+    mine, others = [f"2001:db8:0:1::{number}" for number in range(1, 5)], ["2001:db8:0:2::1", "::ffff:127.0.0.1"]
+    loop = asyncio.get_running_loop()
+    with network_with(*mine, others[0]) as thread, contextlib.ExitStack() as sockets:
+
+        def listen() -> socket.socket:
+            return socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+
+        def connect(address: str) -> socket.socket:
+            target = "::ffff:127.0.0.1" if address.startswith("::ffff") else "2001:db8:0:1::1"
+            to = (target, server.getsockname()[1])
+            return sockets.enter_context(socket.create_connection(to, timeout=5, source_address=(address, 0)))
+
+        async with guarded_gateway(max_pending_connections_per_address=3) as gateway:
+            server = await loop.run_in_executor(thread, listen)
+            server.setblocking(False)
+            gateway.app.http_server.add_sockets([server])
+            strangers = [await loop.run_in_executor(thread, connect, address) for address in [*others, *mine[:3]]]
+            while len(gateway.app.connections.pending) < 5:
+                await asyncio.sleep(0.01)
+            with expect_log("More than 3 connections from 2001:db8:0:1::/64"):
+                strangers.append(await loop.run_in_executor(thread, connect, mine[3]))
+                assert await loop.run_in_executor(thread, strangers[2].recv, 1) == b""
+            assert len(gateway.app.connections.pending) == 5
 
 
 async def test_all_connections_together_have_a_limit(expect_log: Any) -> None:
