@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from asyncio import Future
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from tornado import web
 from tornado.escape import utf8
 
-if TYPE_CHECKING:
-    from asyncio import Future
+from .connections import LINGER_BYTES
 
+if TYPE_CHECKING:
     from .connections import Connections
 
 DEFAULT_MAX_BODY_SIZE = 1 << 20
@@ -63,15 +65,20 @@ class EarlyHandler(web.RequestHandler):
         """Most bytes of a body."""
         return int(self.settings.get("eg_max_body_size", DEFAULT_MAX_BODY_SIZE))
 
-    def data_received(self, chunk: bytes) -> None:
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep some more of the body; called by tornado."""
         self._is_reading = True
         self._received += len(chunk)
-        if self._received > self.max_body_size:
+        if self._received <= self.max_body_size:
+            if self.keeps_body:
+                self._body += chunk
+            return None
+        if not self._finished:
             self._body.clear()
             self.send_error(413, exc_info=(web.HTTPError, web.HTTPError(413, self._too_large), None))
-        elif self.keeps_body:
-            self._body += chunk
+        elif self._received > self.max_body_size + LINGER_BYTES:
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+        return asyncio.sleep(0)  # however fast it comes, the moment in which it is dropped has to end
 
     def finish(self, chunk: Any = None) -> Future[None]:
         """Send the answer; if the request has not come to its end, the connection ends with it."""
@@ -79,7 +86,7 @@ class EarlyHandler(web.RequestHandler):
             return super().finish(chunk)
         self.set_header("Connection", "close")
         connections: Connections | None = self.settings.get("eg_connections")
-        if connections is None or self._is_reading or not self._has_body:
+        if connections is None or not self._has_body:
             return super().finish(chunk)
         # Tornado would close the connection as soon as the answer is written. If the body is under way then, the
         # client's system hears that nobody takes it, and may throw the answer away.
@@ -88,9 +95,20 @@ class EarlyHandler(web.RequestHandler):
         self.write(answer)
         written = self.flush()
         self.application.log_request(self)
-        connections.linger(self.detach(), written)
+        if self._is_reading:
+            stream = self.request.connection.stream  # type: ignore[union-attr]
+            connections.linger(stream, written, self._give_body_up())
+        else:
+            connections.linger(self.detach(), written)
         self.on_finish()
         return written
+
+    def _give_body_up(self) -> Future[None]:
+        """Keep the verb from running, and return what is done when tornado has read the rest of the body."""
+        self._finished = True
+        web.RequestHandler.on_connection_close(self)  # ends the wait for the body
+        self.request._body_future = Future()
+        return self.request._body_future
 
     def on_connection_close(self) -> None:
         """Give the request up if the client goes in the middle of it; called by tornado."""

@@ -2,13 +2,15 @@
 
 A connection is *pending* until a request on it has shown the token (or, where none is asked for, has come at all).
 Whoever reaches the port can make such connections: they cost little, end after seconds, and when there are too many
-the oldest goes. Who has business speaks at once, so that a flood keeps nobody out.
+the oldest goes. Who has business speaks at once, so that a flood keeps nobody out. Who is known may pause between two
+requests, but not in the middle of a header.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Collection
 from typing import Any
@@ -20,20 +22,21 @@ from ..transport.ratelimit import RateLimitedWarnings
 
 log = logging.getLogger(__name__)
 
-HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; for the pause between two as well
+HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; a stranger's pause between two as well
 LINGER_SECONDS = 1.0  # in which a refused client may send on, lest a reset of the connection eats the refusal
 LINGER_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 16
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Connection:
     """One connection that a server has taken."""
 
-    __slots__ = ("address", "stream", "timer")
+    __slots__ = ("network", "stream", "timer")
 
-    def __init__(self, stream: IOStream, address: str) -> None:
+    def __init__(self, stream: IOStream, network: str) -> None:
         self.stream = stream
-        self.address = address
+        self.network = network
         self.timer: asyncio.TimerHandle | None = None
 
     def stop_timer(self) -> None:
@@ -73,41 +76,44 @@ class Connections:
             if not self._drop_oldest(self.pending):
                 stream.close()
                 return False
-        of_address = self._pending_of.get(address, {})
-        if len(of_address) >= self.max_pending_per_address:
+        network = network_of(address)
+        of_network = self._pending_of.get(network, {})
+        if len(of_network) >= self.max_pending_per_address:
             self._warnings.warn(
                 "More than %d connections from %s have shown no token: the oldest are closed "
                 "(max_pending_connections_per_address).",
                 self.max_pending_per_address,
-                address,
+                network,
             )
-            self._drop_oldest(of_address)
+            self._drop_oldest(of_network)
         elif len(self.pending) >= self.max_pending:
             self._warnings.warn(
                 "More than %d connections have shown no token: the oldest are closed (max_pending_connections).",
                 self.max_pending,
             )
             self._drop_oldest(self.pending)
-        connection = self.open[stream] = Connection(stream, address)
+        connection = self.open[stream] = Connection(stream, network)
         self.pending[connection] = None
-        self._pending_of.setdefault(address, {})[connection] = None
+        self._pending_of.setdefault(network, {})[connection] = None
         self.await_header(stream)
         return True
 
-    def await_header(self, stream: IOStream) -> bool:
-        """Whether the connection is pending; then its next request has to come within seconds."""
-        connection = self.open.get(stream)
-        if connection not in self.pending:
-            return False
-        if connection.timer is None:
-            loop = asyncio.get_running_loop()
-            connection.timer = loop.call_later(self.header_seconds, self._drop, connection)
-        return True
+    def await_header(self, stream: IOStream) -> Connection | None:
+        """Have the connection end unless the header of its next request comes within seconds; None if it has ended.
 
-    def note_header(self, stream: IOStream) -> None:
-        """Let the request whose header has come take its time."""
-        if (connection := self.open.get(stream)) is not None:
-            connection.stop_timer()
+        They count from now where nobody is known, and from the header's first byte otherwise. Whoever has the header
+        stops the connection's timer.
+        """
+        connection = self.open.get(stream)
+        if connection is None:
+            return None
+        # Tornado may have read some of the header with the request before. Only what is its own tells: nothing public
+        # says whether there is any, without taking it.
+        if connection in self.pending or stream._read_buffer_size:
+            self._start_timer(connection)
+        else:
+            self._await_first_byte(connection)
+        return connection
 
     def admit(self, stream: IOStream) -> None:
         """Take the connection for one of somebody who is known."""
@@ -119,9 +125,15 @@ class Connections:
         if stream not in self._lingering and (connection := self.open.pop(stream, None)) is not None:
             self._settle(connection)
 
-    def linger(self, stream: IOStream, written: Awaitable[Any]) -> None:
-        """Close the connection when the answer is written and the client has had a moment to read it."""
-        self._lingering[stream] = asyncio.ensure_future(self._linger(stream, written))
+    def linger(self, stream: IOStream, written: Awaitable[Any], rest: Awaitable[None] | None = None) -> None:
+        """Close the connection when the answer is written and the client has had a moment to read it.
+
+        Parameters
+        ----------
+        rest
+            The end of what the client still sends, if somebody reads that; it is read here otherwise.
+        """
+        self._lingering[stream] = asyncio.ensure_future(self._linger(stream, written, rest))
 
     async def close(self) -> None:
         """Close those that linger; the server closes the others."""
@@ -129,10 +141,13 @@ class Connections:
             stream.close()
             await asyncio.wait([task])
 
-    async def _linger(self, stream: IOStream, written: Awaitable[Any]) -> None:
+    async def _linger(self, stream: IOStream, written: Awaitable[Any], rest: Awaitable[None] | None) -> None:
         timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, stream.close)
         try:
             await written
+            if rest is not None:
+                await rest
+                return
             left = LINGER_BYTES
             while left > 0:
                 left -= len(await stream.read_bytes(_CHUNK_BYTES, partial=True))
@@ -143,6 +158,26 @@ class Connections:
             stream.close()
             del self._lingering[stream]
             self.ended(stream)
+
+    def _await_first_byte(self, connection: Connection) -> None:
+        # Tornado tells nobody of a header before it is complete. This is the one method of a stream for others to
+        # write anew; after the first bytes it is tornado's own again, so that bodies and websockets pay nothing.
+        stream = connection.stream
+        read = stream.read_from_fd
+
+        def read_first(buf: bytearray | memoryview) -> int | None:
+            count = read(buf)
+            if count:
+                del stream.read_from_fd
+                self._start_timer(connection)
+            return count
+
+        stream.read_from_fd = read_first  # type: ignore[method-assign]
+
+    def _start_timer(self, connection: Connection) -> None:
+        if connection.timer is None:
+            loop = asyncio.get_running_loop()
+            connection.timer = loop.call_later(self.header_seconds, self._drop, connection)
 
     def _drop_oldest(self, connections: dict[Connection, None]) -> bool:
         oldest = next(iter(connections), None)
@@ -159,10 +194,20 @@ class Connections:
     def _settle(self, connection: Connection) -> None:
         connection.stop_timer()
         self.pending.pop(connection, None)
-        of_address = self._pending_of.get(connection.address, {})
-        of_address.pop(connection, None)
-        if not of_address:
-            self._pending_of.pop(connection.address, None)
+        of_network = self._pending_of.get(connection.network, {})
+        of_network.pop(connection, None)
+        if not of_network:
+            self._pending_of.pop(connection.network, None)
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one address: of IPv6, of which everybody has 2^64, the network that one site has."""
+    if ":" not in address:
+        return address
+    packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    if packed.startswith(_IPV4_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8)) + "/64"
 
 
 class GatewayServer(httpserver.HTTPServer):
@@ -183,9 +228,8 @@ class GatewayServer(httpserver.HTTPServer):
     def start_request(self, server_conn: Any, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """Wait for the header of the connection's next request; called by tornado."""
         delegate = super().start_request(server_conn, request_conn)
-        if not self.connections.await_header(server_conn.stream):
-            return delegate
-        return _PendingRequest(delegate, self.connections, server_conn.stream)
+        connection = self.connections.await_header(server_conn.stream)
+        return _AwaitedRequest(delegate, connection) if connection is not None else delegate
 
     def on_close(self, server_conn: Any) -> None:
         """Forget a connection; called by tornado, also for those that have become websockets."""
@@ -198,13 +242,12 @@ class GatewayServer(httpserver.HTTPServer):
         await self.connections.close()
 
 
-class _PendingRequest(httputil.HTTPMessageDelegate):
-    """Passes on what comes of a request, and notes when its header has."""
+class _AwaitedRequest(httputil.HTTPMessageDelegate):
+    """Passes on what comes of a request, which may take its time when its header has come."""
 
-    def __init__(self, delegate: httputil.HTTPMessageDelegate, connections: Connections, stream: IOStream) -> None:
+    def __init__(self, delegate: httputil.HTTPMessageDelegate, connection: Connection) -> None:
         self._delegate = delegate
-        self._connections = connections
-        self._stream = stream
+        self._connection = connection
         self.data_received = delegate.data_received  # type: ignore[method-assign]
         self.finish = delegate.finish  # type: ignore[method-assign]
         self.on_connection_close = delegate.on_connection_close  # type: ignore[method-assign]
@@ -212,5 +255,5 @@ class _PendingRequest(httputil.HTTPMessageDelegate):
     def headers_received(
         self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
     ) -> Awaitable[None] | None:
-        self._connections.note_header(self._stream)
+        self._connection.stop_timer()
         return self._delegate.headers_received(start_line, headers)

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from enterprise_gateway.core.errors import LeaseLostError, LimitReachedError
+from enterprise_gateway.core.ownfiles import check_directory_link, check_own, open_own
 
 SCHEMA_VERSION = 1
 # A replica that stands still, or whose line is dead, in the middle of a transaction keeps its locks for so long. We do
@@ -412,10 +413,20 @@ def new_lease(owner: str, expires: sa.ColumnElement[float], token: int) -> dict[
 
 
 def _create_private_file(path: str) -> None:
-    """Make the database file with mode 0600; SQLite gives its companions the same mode."""
-    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+    """Make the database file with mode 0600, or see to it that it is one of ours.
+
+    SQLite gives its companions the same mode, but takes whatever has their names.
+    """
+    directory = os.path.dirname(path) or "."
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    check_directory_link(directory)
+    if os.path.islink(path):
+        raise PermissionError(
+            f"{path} is a symbolic link, which is not followed: configure the path of the database itself, or make its "
+            "directory the link"
+        )
+    os.close(open_own(path, os.O_RDWR | os.O_CREAT))
+    for companion in ("-wal", "-shm", "-journal"):
+        # Not opened: with the descriptor would go the locks of another store of this process.
+        with contextlib.suppress(FileNotFoundError):
+            check_own(path + companion)

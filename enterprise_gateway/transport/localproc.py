@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core.deadline import Deadline
-from .ownfiles import open_own
+from ..core.ownfiles import open_own
 
 ADOPTED_POLL_SECONDS = 0.5
 BLOCKING_POLL_SECONDS = 0.05

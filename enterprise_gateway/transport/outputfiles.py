@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core import envvars
 from ..core.offload import offload
-from .ownfiles import open_own
+from ..core.ownfiles import open_own
 
 LOOK_SECONDS = 10.0
 BUSY_LOOK_SECONDS = 0.5

@@ -136,6 +136,25 @@ async def test_a_handshake_that_stops_ends_after_seconds(server, sent):
         assert not gateway.app.connections.open
 
 
+async def test_a_header_of_a_known_client_has_seconds_to_come_over_tls(authority, server):
+    """From its first byte; a pause before that is none of its time."""
+    argv = [f"--certfile={server[0]}", f"--keyfile={server[1]}", "--EnterpriseGatewayApp.auth_token=right"]
+    request = b"GET /api HTTP/1.1\r\nHost: localhost\r\nAuthorization: token right\r\n\r\n"
+    async with running_gateway(argv) as gateway:
+        gateway.app.connections.header_seconds = 0.5
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", gateway.app.port, ssl=authority.client_context(), server_hostname="localhost"
+        )
+        for _ in range(2):
+            writer.write(request)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"}")
+            await asyncio.sleep(0.8)
+        writer.write(request[:-1])
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
 async def test_who_is_refused_over_tls_sees_it(authority, server):
     """Also when the body is under way: it is read and dropped for a moment."""
     argv = [f"--certfile={server[0]}", f"--keyfile={server[1]}", "--EnterpriseGatewayApp.auth_token=right"]

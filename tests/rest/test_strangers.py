@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from http.client import responses
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from enterprise_gateway.base.connections import LINGER_BYTES, network_of
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.processes import ServerProcess, gateway_process
+from tests.support.requirements import NAMESPACES
 
 TOKEN = {"EG_AUTH_TOKEN": "right"}
 RIGHT = "Authorization: token right\r\n"
@@ -156,6 +161,52 @@ async def test_a_body_over_the_limit_is_413(form: str) -> None:
         assert await line.ends() == b""
 
 
+def chunk(size: int) -> bytes:
+    """Return a piece of a body whose length nobody has said."""
+    return b"%x\r\n%s\r\n" % (size, bytes(size))
+
+
+CHUNKED = head("POST", "/api/kernels", RIGHT + "Transfer-Encoding: chunked\r\n")
+
+
+@pytest.mark.parametrize("size", [1000, 50_000])
+@pytest.mark.parametrize("ends", [True, False])
+async def test_who_sends_too_much_sees_that_nevertheless(size: int, ends: bool) -> None:
+    """Also if that turns out only as it comes: what follows is dropped for a moment, and does nothing."""
+    async with guarded_gateway(max_body_size=20_000, list_kernels=True) as gateway:
+        async with line_to(gateway, CHUNKED) as line:
+            for _ in range(40):
+                line.writer.write(chunk(size))
+                await line.writer.drain()
+                await asyncio.sleep(0.01)
+            if ends:
+                line.writer.write(b"0\r\n\r\n")
+            status, headers, body = await line.answer()
+            assert (status, headers["connection"]) == (413, "close")
+            assert "20000 bytes (max_body_size)" in json.loads(body)["message"]
+            assert not gateway.app.traffic.requests, "it holds up no orderly stop"
+            assert await line.ends() == b""
+        async with line_to(gateway, head(path="/api/kernels", headers=RIGHT)) as line:
+            assert json.loads((await line.answer())[2]) == []
+        assert len(gateway.app.connections.open) <= 1
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
+async def test_who_sends_too_much_for_ever_is_cut_off(size: int) -> None:
+    """After a second or so, or a few megabytes; nobody else is held up meanwhile."""
+    async with guarded_gateway(max_body_size=20_000) as gateway, line_to(gateway, CHUNKED, chunk(20_001)) as line:
+        began, sent, pieces = time.monotonic(), 0, chunk(size) * (1 if size > 1000 else 1000)
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < began + 10:
+                line.writer.write(pieces)
+                sent += len(pieces)
+                await line.writer.drain()
+                await asyncio.sleep(0.001)
+        assert time.monotonic() < began + 5
+        if size > 1000:
+            assert sent < 4 * LINGER_BYTES
+
+
 async def test_a_body_that_stays_away_holds_up_no_stop() -> None:
     """A request whose client goes in the middle of the body is no longer under way."""
     async with guarded_gateway() as gateway:
@@ -207,6 +258,53 @@ async def test_a_client_that_is_known_may_pause() -> None:
             assert (await known.answer())[0] == 200
 
 
+@pytest.mark.parametrize("token", ["right", ""])
+@pytest.mark.parametrize("how", ["after a pause", "with the request before", "while that is answered"])
+async def test_a_header_of_a_known_client_has_seconds_to_come(how: str, token: str) -> None:
+    """From its first byte, whenever that came; who is known without a token is so after the first request."""
+    half = head(headers=RIGHT)[:-4]
+    async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": token}}) as gateway:
+        gateway.app.connections.header_seconds = 0.5
+        slow = head("POST", "/api/kernels", RIGHT, 2) + b"{}"
+        first = head(headers=RIGHT) + (half if how == "with the request before" else b"")
+        async with line_to(gateway, slow if how == "while that is answered" else first) as line:
+            if how == "while that is answered":
+                await asyncio.sleep(0.1)
+                line.writer.write(half)
+            await line.answer(30)
+            if how == "after a pause":
+                await asyncio.sleep(0.8)
+                line.writer.write(half)
+            began = time.monotonic()
+            ended = asyncio.create_task(line.ends())
+            while not ended.done() and time.monotonic() < began + 5:
+                line.writer.write(b"a")
+                await asyncio.sleep(0.05)
+            assert await ended == b""
+            assert time.monotonic() - began < 3
+
+
+async def test_a_known_client_is_served_after_every_pause() -> None:
+    """Whether its headers come in one piece or in several, and its bodies late; in the meantime nobody counts."""
+    async with guarded_gateway() as gateway:
+        gateway.app.connections.header_seconds = 0.3
+        async with line_to(gateway, head(headers=RIGHT)) as line:
+            assert (await line.answer())[0] == 200
+            for cut in (None, 1, 20, -1):
+                await asyncio.sleep(0.5)
+                request = head("POST", "/api/kernels", RIGHT, 24)
+                line.writer.write(request[:cut])
+                if cut is not None:
+                    await asyncio.sleep(0.05)
+                    line.writer.write(request[cut:])
+                await asyncio.sleep(0.5)
+                line.writer.write(b'{"name": "no-such-name"}')
+                assert (await line.answer())[0] == 404
+            line.writer.write(head(headers=RIGHT) * 3)
+            for _ in range(3):
+                assert (await line.answer())[0] == 200
+
+
 async def test_the_headers_of_a_request_have_a_limit() -> None:
     """More of them end the connection."""
     async with guarded_gateway() as gateway:
@@ -239,6 +337,68 @@ async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, war
             assert (await line.answer())[0] == 200
         known.writer.write(head(headers=RIGHT))
         assert (await known.answer())[0] == 200, "known ones are left alone"
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1:ffff:ffff:ffff:ffff", "2001:db8:0:1::/64"),
+        ("2001:db8:0:2::1", "2001:db8:0:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+        ("", ""),
+    ],
+)
+def test_what_one_party_has_counts_as_one_address(address: str, network: str) -> None:
+    """An IPv4 address, however it is written; of IPv6 a network of 2^64; Unix sockets have none."""
+    assert network_of(address) == network
+
+
+@contextmanager
+def network_with(*addresses: str) -> Iterator[ThreadPoolExecutor]:
+    """Yield a thread in a network of its own that has these IPv6 addresses, and the loopback of IPv4."""
+
+    def enter() -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        for address in addresses:
+            subprocess.run(["ip", "addr", "add", f"{address}/128", "dev", "lo", "nodad"], check=True)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(enter).result()
+        yield thread
+
+
+@pytest.mark.needs("ip", NAMESPACES)
+async def test_all_addresses_of_a_site_count_as_one(expect_log: Any) -> None:
+    """A stranger with an IPv6 network does not take everybody's places; other networks, and IPv4, have their own."""
+    mine, others = [f"2001:db8:0:1::{number}" for number in range(1, 5)], ["2001:db8:0:2::1", "::ffff:127.0.0.1"]
+    loop = asyncio.get_running_loop()
+    with network_with(*mine, others[0]) as thread, contextlib.ExitStack() as sockets:
+
+        def listen() -> socket.socket:
+            return socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+
+        def connect(address: str) -> socket.socket:
+            target = "::ffff:127.0.0.1" if address.startswith("::ffff") else "2001:db8:0:1::1"
+            to = (target, server.getsockname()[1])
+            return sockets.enter_context(socket.create_connection(to, timeout=5, source_address=(address, 0)))
+
+        async with guarded_gateway(max_pending_connections_per_address=3) as gateway:
+            server = await loop.run_in_executor(thread, listen)
+            server.setblocking(False)
+            gateway.app.http_server.add_sockets([server])
+            strangers = [await loop.run_in_executor(thread, connect, address) for address in [*others, *mine[:3]]]
+            while len(gateway.app.connections.pending) < 5:
+                await asyncio.sleep(0.01)
+            with expect_log("More than 3 connections from 2001:db8:0:1::/64"):
+                strangers.append(await loop.run_in_executor(thread, connect, mine[3]))
+                assert await loop.run_in_executor(thread, strangers[2].recv, 1) == b""
+            assert len(gateway.app.connections.pending) == 5
 
 
 async def test_all_connections_together_have_a_limit(expect_log: Any) -> None:

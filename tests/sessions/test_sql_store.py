@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 import subprocess
 import sys
+import time
 from urllib.parse import urlsplit
 
 import pytest
 
 from enterprise_gateway.core.errors import LeaseLostError, LimitReachedError, StoreUnavailableError
 from enterprise_gateway.drivers.sql_store import parse_url
+from tests.support.foreignfiles import ANOTHER, MADE_FIRST, needs_root
+from tests.support.processes import gateway_process
 from tests.support.tcpproxy import TcpProxy
 
 from .conftest import a_kernel_id, a_start, eventually
@@ -300,6 +304,64 @@ async def test_sqlite_files_are_private(make, tmp_path):
     files = list(tmp_path.glob("kernel_sessions.sqlite*"))
     assert len(files) == 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+@pytest.mark.parametrize("companion", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("make_first", MADE_FIRST)
+async def test_a_database_that_somebody_else_made_is_not_used(make, tmp_path, expect_log, make_first, companion):
+    """It is not waited for, nothing is written to it or through it, and the error says what to do."""
+    path = tmp_path / f"kernel_sessions.sqlite{companion}"
+    make_first(path)
+    before = {each: each.lstat().st_mode for each in tmp_path.iterdir()}
+    with expect_log(f"{path} is .*: (remove it|configure the path)"), pytest.raises(StoreUnavailableError):
+        await asyncio.wait_for(make("sqlite").acquire_lease(a_kernel_id(), "one", 60), 10)
+    for each, mode in before.items():
+        assert each.lstat().st_mode == mode
+        assert not stat.S_ISREG(mode) or each.read_bytes() == b"secret"
+    assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "kernel_sessions.sqlite"}
+
+
+async def test_the_directory_of_a_database_may_be_a_link(make, tmp_path):
+    """The administrator's, as there is where volumes are mounted."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "volume")
+    await make("sqlite", persistence_root=str(tmp_path / "data")).record_phase(a_kernel_id(), "running", **a_start())
+    assert (tmp_path / "volume" / "kernel_sessions.sqlite").is_file()
+
+
+@needs_root
+async def test_the_directory_of_a_database_is_no_link_of_another_user(make, tmp_path, expect_log):
+    """It would lead where that one likes, from one start to the next."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "volume")
+    os.chown(tmp_path / "data", ANOTHER, ANOTHER, follow_symlinks=False)
+    with (
+        expect_log("data is a symbolic link that the user with id 65534 has made"),
+        pytest.raises(StoreUnavailableError),
+    ):
+        await make("sqlite", persistence_root=str(tmp_path / "data")).count_kernels()
+    assert not list((tmp_path / "volume").iterdir())
+
+
+def test_a_database_that_is_a_link_is_told_at_start(tmp_path):
+    """In one sentence, which says what to do; when that is done the gateway goes on with it."""
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "database.sqlite")
+    store = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"
+    argv = [
+        f"--EnterpriseGatewayApp.kernel_session_manager_class={store}",
+        "--EnterpriseGatewayApp.availability_mode=replication",
+    ]
+    env = {"EG_SESSION_DATABASE_URL": f"sqlite:///{tmp_path / 'link.sqlite'}"}
+    with gateway_process(tmp_path / "log", argv, env=env) as gateway:
+        for step in ("link.sqlite is a symbolic link, which is not followed: configure", "store answers again"):
+            end = time.monotonic() + 20
+            while step not in gateway.output:
+                assert time.monotonic() < end, gateway.output
+                time.sleep(0.05)
+            if step.startswith("link"):
+                (tmp_path / "link.sqlite").unlink()
+        assert "Traceback" not in gateway.output
+    assert not (tmp_path / "database.sqlite").exists()
 
 
 async def test_a_bad_row_does_not_spoil_the_others(make, tmp_path, expect_log):

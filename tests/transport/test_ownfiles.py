@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from enterprise_gateway.core.ownfiles import check_own, make_private_directory, open_own, read_own
 from enterprise_gateway.services.processproxies.deployment import ended_runs, read_or_make
 from enterprise_gateway.services.processproxies.remnants import label_in, local_files
 from enterprise_gateway.transport.localproc import LocalProcess, last_lines
 from enterprise_gateway.transport.outputfiles import cut
-from enterprise_gateway.transport.ownfiles import make_private_directory, open_own, read_own
 from tests.support.foreignfiles import ANOTHER, MADE_FIRST, file_of_another, link, needs_root, pipe, socket_file
 
 HOW_OPENED = {
@@ -50,6 +50,18 @@ def test_what_is_not_ours_is_refused_at_once(make: Callable[[Path], None], how: 
     with pytest.raises(PermissionError, match=rf"{tmp_path}/name is .*: remove it"):
         os.close(in_time(open_own, tmp_path / "name", HOW_OPENED[how]))
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("make", MADE_FIRST)
+def test_what_another_library_opens_is_looked_at_first(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """The same is refused, without being opened: with a descriptor SQLite's locks on its file would go."""
+    make(tmp_path / "name")
+    with pytest.raises(PermissionError, match=rf"{tmp_path}/name is .*: remove it"):
+        check_own(tmp_path / "name")
+    with pytest.raises(FileNotFoundError):
+        check_own(tmp_path / "none")
+    (tmp_path / "ours").touch()
+    check_own(tmp_path / "ours")
 
 
 def test_a_pipe_at_which_somebody_is_is_refused_too(tmp_path: Path) -> None:
@@ -103,7 +115,7 @@ def test_a_user_trusts_own_files_and_roots(owner: str, tmp_path: Path) -> None:
     os.chown(folder, ANOTHER, ANOTHER)
     os.chown(folder / "name", *[{"us": ANOTHER, "root": 0, "another": ANOTHER - 1}[owner]] * 2)
     code = (
-        "import os, sys; from enterprise_gateway.transport.ownfiles import read_own; os.chdir(sys.argv[1]); "
+        "import os, sys; from enterprise_gateway.core.ownfiles import read_own; os.chdir(sys.argv[1]); "
         f"os.setgroups([]); os.setgid({ANOTHER}); os.setuid({ANOTHER}); print(read_own('name').decode())"
     )
     command = [sys.executable, "-c", code, str(folder)]

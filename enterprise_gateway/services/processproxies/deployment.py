@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ...core.errors import InvalidRequestError
 from ...core.offload import offload
-from ...transport.ownfiles import open_own, read_own
+from ...core.ownfiles import open_own, read_own
 
 LABEL_VARIABLE = "EG_DEPLOYMENT_ID"
 LABEL_ENTRY = "eg_deployment_id"  # in connection files

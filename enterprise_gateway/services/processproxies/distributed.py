@@ -21,9 +21,9 @@ from ...core.errors import (
     LaunchRefusedError,
 )
 from ...core.offload import offload, offload_to
+from ...core.ownfiles import make_private_directory
 from ...transport.commport import CommPortError, connection_ended
 from ...transport.localproc import LocalProcess
-from ...transport.ownfiles import make_private_directory
 from .deployment import LABEL_VARIABLE
 from .hostchoice import TrackKernelOnHost
 from .processproxy import ENDING_SIGNALS, NEVER_ENDING, RemoteProcessProxy, gateway_user

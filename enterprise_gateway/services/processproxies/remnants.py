@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.authorization import UserRules
 from ...core.kernelargs import is_kernel_id
+from ...core.ownfiles import read_own
 from ...transport.localproc import LocalProcess, environment_of, environments, owner_of
-from ...transport.ownfiles import read_own
 from .deployment import LABEL_ENTRY
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from traitlets import default
 
 from enterprise_gateway.core import envvars
 from enterprise_gateway.core.errors import StoreUnavailableError
+from enterprise_gateway.core.ownfiles import check_directory_link, open_own, read_own
 from enterprise_gateway.core.sessionrecords import Session, is_usable_id
-from enterprise_gateway.transport.ownfiles import open_own, read_own
 
 from .basemanager import KernelSessionManager
 from .secretfiles import sync_directory, tighten, write_atomically
@@ -117,9 +117,7 @@ class FileKernelSessionManager(KernelSessionManager):
         return directory
 
     def _tighten(self, directory: Path) -> None:
-        owner = directory.lstat().st_uid
-        if directory.is_symlink() and owner not in (os.geteuid(), 0):
-            raise PermissionError(f"{directory} is a symbolic link that the user with id {owner} has made: remove it")
+        check_directory_link(directory)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             former = tighten(descriptor, 0o700)

@@ -59,6 +59,35 @@ def read_own(path: str | Path, limit: int = -1, names: int = 1) -> bytes:
         return file.read(limit)
 
 
+def check_own(path: str | Path) -> None:
+    """Refuse what :func:`open_own` refuses, without opening it: for files that a library goes on to open.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    PermissionError
+        What has the name is no file of ours; the text is a sentence that says so.
+    """
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        raise _refusal(path, "a symbolic link")
+    _check(path, status, names=1)
+
+
+def check_directory_link(path: str | Path) -> None:
+    """Refuse a directory that is a symbolic link, if neither we nor root have made that.
+
+    Raises
+    ------
+    PermissionError
+        Somebody else has; the text is a sentence that says so.
+    """
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode) and status.st_uid not in (os.geteuid(), _ROOT):
+        raise PermissionError(f"{path} is a symbolic link that the user with id {status.st_uid} has made: remove it")
+
+
 def make_private_directory(path: str | Path) -> None:
     """Make a directory that only we may enter, or see to it that the one which is there is such a one.
 
