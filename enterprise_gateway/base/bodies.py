@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .connections import Connections
 
 DEFAULT_MAX_BODY_SIZE = 1 << 20
+_PIECES_IN_A_TURN = 50
 DROPPED_BODY_SECONDS = 2.0  # that a body which nobody keeps may take
 
 
@@ -30,6 +31,7 @@ class EarlyHandler(web.RequestHandler):
     keeps_body = False
     _is_reading = False
     _received = 0
+    _pieces = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +74,9 @@ class EarlyHandler(web.RequestHandler):
         if self._received <= self.max_body_size:
             if self.keeps_body:
                 self._body += chunk
-            return None
+            self._pieces += 1
+            # Tornado before 6.6 goes through all chunks that have come in one turn, be they of one byte.
+            return asyncio.sleep(0) if self._pieces % _PIECES_IN_A_TURN == 0 else None
         if not self._finished:
             self._body.clear()
             self.send_error(413, exc_info=(web.HTTPError, web.HTTPError(413, self._too_large), None))

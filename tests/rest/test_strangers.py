@@ -161,6 +161,20 @@ async def test_a_body_over_the_limit_is_413(form: str) -> None:
         assert await line.ends() == b""
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [("POST", "/api/kernels", 400), ("GET", "/api", 200)])
+async def test_a_body_of_tiny_chunks_holds_nobody_up(method: str, path: str, status: int) -> None:
+    """Others have their turn while it is taken apart, be it kept or dropped."""
+
+    def send(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head(method, path, RIGHT + "Transfer-Encoding: chunked\r\n"))
+            connection.sendall(b"1\r\nx\r\n" * 900_000 + b"0\r\n\r\n")
+            return connection.recv(12)
+
+    async with guarded_gateway() as gateway:
+        assert await asyncio.to_thread(send, gateway.app.port) == b"HTTP/1.1 %d" % status
+
+
 def chunk(size: int) -> bytes:
     """Return a piece of a body whose length nobody has said."""
     return b"%x\r\n%s\r\n" % (size, bytes(size))
