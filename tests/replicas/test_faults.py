@@ -247,6 +247,33 @@ async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause
     assert "is dead" not in replicas.output
 
 
+@pytest.mark.parametrize("step", ["ended", "launch"])
+@pytest.mark.parametrize("cause", ["client", "death"])
+async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_of_its_own(
+    replicas, postgres, cause, step
+):
+    """It was in the middle of a restart, which another replica has finished: its clients wait for the store to tell."""
+    (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
+    with replicas.frozen(0):
+        held.go_on()
+
+        async def is_finished():
+            return (await replicas.clients[1].call(f"/api/kernels/{kernel_id}"))["execution_state"] == "idle"
+
+        await eventually(is_finished, KERNEL_SECONDS)
+        new = (await sockets[1].execute(PID))[0]
+        await asyncio.to_thread(postgres.stop)
+    answer = asyncio.create_task(pid_told_to(sockets[0]))
+    assert not (await asyncio.wait([answer], timeout=4))[0]
+    assert (await sockets[1].execute(PID))[0] == new
+    await asyncio.to_thread(postgres.start)
+    assert await answer == int(new)
+    if restart is not None:
+        assert (await restart).code in {200, 409}
+    await check_that_it_lives(replicas, kernel_id, pid, sockets)
+    assert "is dead" not in replicas.output
+
+
 async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(replicas):
     """A kernel dies and is restarted while another replica stands still: clients there hear of it before any reply."""
     await replicas.start(2, "--KernelRestarter.stable_start_time=0")

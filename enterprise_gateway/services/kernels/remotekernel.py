@@ -520,7 +520,8 @@ class RemoteKernelManager(AsyncKernelManager):
     ) -> None:
         """Restart the kernel; a second request waits for the one under way and is done with it.
 
-        ``confirm`` is asked when the old process has ended: it raises when there must be no new one.
+        ``confirm`` is asked when the old process has ended, and before clients use the new one: it raises when there
+        must be none.
         """
         self._busy = self._busy or asyncio.Lock()
         under_way = self._busy.locked()
@@ -540,12 +541,22 @@ class RemoteKernelManager(AsyncKernelManager):
                 if confirm is not None:
                     await confirm()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
+                if confirm is not None:
+                    await self._keep_process_if(confirm)
                 if self.channels is not None:
                     self.channels.connect(self.connection(), is_contested=self.conflict is not None)
             finally:
                 self.restarting = False
 
     restart_kernel = _async_restart_kernel
+
+    async def _keep_process_if(self, confirm: Callable[[], Awaitable[None]]) -> None:
+        """End the process that was just launched unless there may be one: the launch has taken its time."""
+        try:
+            await confirm()
+        except BaseException:
+            await uninterrupted(self.end_process())
+            raise
 
     async def let_go(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .remotemanager import RemoteMappingKernelManager
 
 BEATS_PER_LEASE = 3
+LOOKS_PER_BEAT = 4  # at the clock, by which a replica notices that it has stood still for the time of a heartbeat
 CLAIM_SECONDS = 30.0  # after which a kernel that was claimed is judged once more, should that not have been done
 LONGEST_PAUSE_SECONDS = 60.0  # between two judgements of a kernel that cannot be judged
 HURRIED_SECONDS = 0.2
@@ -76,7 +77,7 @@ class Replicas:
         self._manager = manager
         self._store = store
         self._records = records
-        self._held: dict[str, float] = {}  # leases, and when they were taken
+        self._held: dict[str, float] = {}  # leases, and when the store was asked for them last
         self._names: set[str] = set()  # other than kernels, for which leases are taken
         self._unjudged: dict[str, Unjudged] = {}
         self._recorded: set[str] = set()  # kernels on record at the last heartbeat
@@ -93,7 +94,8 @@ class Replicas:
         self._hurry = asyncio.Event()
         self._beaten = asyncio.Event()
         self._is_retiring = False
-        self._heart: asyncio.Task[None] | None = None
+        self._looked_at = self._woke_at = time.monotonic()  # counts the time in which a process is stopped, too
+        self._tasks: list[asyncio.Task[None]] = []
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -101,7 +103,10 @@ class Replicas:
         """Begin to share; called when the gateway starts to serve."""
         self._store.leases_required = True
         self._be_patient()  # the store may have been away until just now
-        self._heart = asyncio.create_task(self._beat_for_ever(), name="heartbeat of this replica")
+        self._tasks = [
+            asyncio.create_task(self._beat_for_ever(), name="heartbeat of this replica"),
+            asyncio.create_task(self._look_for_standstills(), name="look for standstills of this replica"),
+        ]
 
     async def retire(self) -> None:
         """Take over no more kernels, and follow others no longer; called when the gateway begins to stop."""
@@ -110,8 +115,7 @@ class Replicas:
 
     async def leave(self) -> None:
         """End the heartbeat and give everything up, for others to take at once; called when the gateway has stopped."""
-        if self._heart is not None:
-            await _cancelled([self._heart])
+        await _cancelled(self._tasks)
         with contextlib.suppress(StoreUnavailableError):  # the leases expire
             await self._store.leave(self.owner)
 
@@ -140,26 +144,45 @@ class Replicas:
         return True
 
     async def _acquire(self, kernel_id: str) -> bool:
+        began = time.monotonic()
         if await self._store.acquire_lease(kernel_id, self.owner, self._store.lease_seconds) is None:
             return False
-        self._hold(kernel_id)
+        self._hold(kernel_id, began)
         return True
 
     async def confirm(self, kernel_id: str) -> None:
-        """Make sure that we still look after a kernel before its process is touched.
+        """Make sure that we still look after a kernel before its process is touched, or used by clients.
 
-        While the store is away nobody can take the kernel over, so that what was begun with it is done.
+        While the store is away nobody can take the kernel over, so that what was begun with it is done. Who has stood
+        still cannot know that the store was away all the time, and waits until it answers.
 
         Raises
         ------
         LeaseLostError
             Another replica does: this one, or its machine, has stood still meanwhile.
         """
-        if self.holds(kernel_id):
-            return
-        with contextlib.suppress(StoreUnavailableError):
-            if not await self._renew(kernel_id):
-                raise LeaseLostError(f"Kernel {kernel_id} is looked after by another replica of the gateway.")
+        while not self.holds(kernel_id):
+            with contextlib.suppress(StoreUnavailableError):
+                if not await self._renew(kernel_id):
+                    raise LeaseLostError(f"Kernel {kernel_id} is looked after by another replica of the gateway.")
+            if not self._has_stood_still_since(self._held.get(kernel_id, -math.inf)):
+                return
+            await self._next_beat()
+
+    def _has_stood_still_since(self, moment: float) -> bool:
+        self._look_at_clock()
+        return moment < self._woke_at
+
+    def _look_at_clock(self) -> None:
+        now = time.monotonic()
+        if now > self._looked_at + self._store.lease_seconds / BEATS_PER_LEASE:
+            self._woke_at = now
+        self._looked_at = now
+
+    async def _look_for_standstills(self) -> None:
+        while True:
+            self._look_at_clock()
+            await asyncio.sleep(self._store.lease_seconds / BEATS_PER_LEASE / LOOKS_PER_BEAT)
 
     async def claim_new(self, kernel_id: str) -> None:
         """Take the lease of a kernel that is about to be started.
@@ -210,13 +233,15 @@ class Replicas:
                     raise
 
     async def _take_charge(self, kernel_id: str, deadline: Deadline) -> RemoteKernelManager:
+        began = time.monotonic()
         while not await self._store.seize_lease(kernel_id, self.owner, by_force=True):
             if await self.refresh(kernel_id) is None:
                 raise NotFoundError(f"Kernel does not exist: {kernel_id}")
             if deadline.expired:
                 raise ConflictError(f"Kernel {kernel_id} is being started, restarted or stopped; please try again.")
             await self._next_beat()
-        self._hold(kernel_id)
+            began = time.monotonic()
+        self._hold(kernel_id, began)
         await self._catch_up(kernel_id)
         return self._manager.get_kernel(kernel_id)
 
@@ -235,15 +260,17 @@ class Replicas:
         return False
 
     async def _renew(self, kernel_id: str) -> bool:
+        began = time.monotonic()
         renewed = await self._store.renew_lease(kernel_id, self.owner, self._store.lease_seconds)
         if renewed:
-            self._held[kernel_id] = time.monotonic()
+            self._held[kernel_id] = began
         else:
             self.let_go(kernel_id)
         return renewed
 
-    def _hold(self, kernel_id: str) -> None:
-        self._held[kernel_id] = time.monotonic()
+    def _hold(self, kernel_id: str, began: float) -> None:
+        """Note that the store has given us a kernel's lease; ``began`` is when it was asked: it may have expired."""
+        self._held[kernel_id] = began
         self._told_activity.pop(kernel_id, None)
 
     def let_go(self, kernel_id: str) -> None:
@@ -525,15 +552,16 @@ class Replicas:
     async def _beat(self) -> None:
         began = time.monotonic()
         was_away = self._patient_until == math.inf
+        before = dict(self._held)
         activity, connections = self._changed_activity(), self._changed_connections()
         beat = await self._store.beat(self.owner, activity, connections)
         # Not of a kernel whose lease was taken meanwhile: with that, what was told before is forgotten.
-        former = {kernel_id for kernel_id, taken in self._held.items() if taken < began}
+        former = {kernel_id for kernel_id, taken in self._held.items() if before.get(kernel_id) == taken}
         self._told_activity.update({kernel_id: activity[kernel_id] for kernel_id in activity.keys() & former})
         self._told_connections.update(connections)
         if was_away:
             self._be_patient()
-        self._learn(beat, began)
+        self._learn(beat, began, former)
         self._beaten.set()
         self._beaten.clear()
 
@@ -567,7 +595,7 @@ class Replicas:
                 changed[kernel_id] = count
         return changed
 
-    def _learn(self, beat: Beat, began: float) -> None:
+    def _learn(self, beat: Beat, began: float, former: set[str]) -> None:
         self._is_untidy = self._is_untidy or bool(self._recorded - beat.kernels.keys())
         self._recorded = set(beat.kernels)
         self._stored = beat.kernels
@@ -575,7 +603,7 @@ class Replicas:
         self._owned = {each: at for each, at in self._owned.items() if each in beat.kernels} | dict.fromkeys(
             owned, began
         )
-        recent = {kernel_id: at for kernel_id, at in self._held.items() if at >= began}
+        recent = {kernel_id: at for kernel_id, at in self._held.items() if kernel_id not in former}
         self._held = {**dict.fromkeys(beat.tokens, began), **recent}
         self._unjudged = {each: since for each, since in self._unjudged.items() if each in self._held}
         for kernel_id, kernel in self._manager._kernels.items():
@@ -667,9 +695,10 @@ class Replicas:
 
     async def _seize(self, orphan: StoredKernel) -> str:
         kernel_id = orphan.kernel_id
+        began = time.monotonic()
         if not await self._store.seize_lease(kernel_id, self.owner):
             return ""
-        self._hold(kernel_id)
+        self._hold(kernel_id, began)
         self._unjudged[kernel_id] = Unjudged(time.monotonic() + CLAIM_SECONDS)
         return kernel_id
 
