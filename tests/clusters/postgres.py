@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -9,8 +10,8 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from tests.support.requirements import found
@@ -55,6 +56,15 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop the server, cutting its connections."""
         self._run("pg_ctl", "--wait", "--mode=immediate", "stop")
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Stop the server before the block and start it after that, for the tests that come next as well."""
+        await asyncio.to_thread(self.stop)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.start)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

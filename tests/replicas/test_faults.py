@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import uuid
@@ -134,10 +135,9 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
     It comes back before or after the leases have expired.
     """
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
-    await asyncio.to_thread(postgres.stop)
-    held.go_on()
-    await asyncio.sleep(outage)
-    await asyncio.to_thread(postgres.start)
+    async with postgres.away():
+        held.go_on()
+        await asyncio.sleep(outage)
     if restart is not None:
         assert (await restart).code == 200
     await check_that_it_lives(replicas, kernel_id, pid, sockets)
@@ -156,14 +156,13 @@ async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, p
     held = Step(replicas, 0, "launched")
     restart = begin_restart("client", first, kernel_id, 0)
     await held.reached()
-    await asyncio.to_thread(postgres.stop)
-    held.go_on()
-    assert (await restart).code == 200
-    [pid] = processes_of(kernel_id)
-    if is_new:
-        await asyncio.to_thread(replicas.kill, 1)
-    await asyncio.sleep(4)
-    await asyncio.to_thread(postgres.start)
+    async with postgres.away():
+        held.go_on()
+        assert (await restart).code == 200
+        [pid] = processes_of(kernel_id)
+        if is_new:
+            await asyncio.to_thread(replicas.kill, 1)
+        await asyncio.sleep(4)
     if is_new:
         await asyncio.to_thread(replicas.start_again, 1)
     socket = await connected(second, kernel_id)
@@ -182,12 +181,11 @@ async def test_who_may_have_used_a_process_that_nobody_can_reach_is_told_of_its_
     held = Step(replicas, 0, "launched")
     restart = begin_restart("client", replicas.clients[0], kernel_id, pid)
     await held.reached()
-    await asyncio.to_thread(postgres.stop)
-    held.go_on()
-    assert (await restart).code == 200
-    lost = await pid_told_to(sockets[0])
-    await asyncio.to_thread(replicas.kill, 0)
-    await asyncio.to_thread(postgres.start)
+    async with postgres.away():
+        held.go_on()
+        assert (await restart).code == 200
+        lost = await pid_told_to(sockets[0])
+        await asyncio.to_thread(replicas.kill, 0)
     for socket in sockets[1:]:
         state = ""
         while state != "restarting":
@@ -218,10 +216,9 @@ async def test_kernels_that_die_with_their_replica_are_restarted(replicas):
 async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgres, cause):
     """A delete gives up the restart under way, and is refused because PostgreSQL is away: the restart is done yet."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, "launch")
-    await asyncio.to_thread(postgres.stop)
-    assert (await replicas.clients[0].fetch(f"/api/kernels/{kernel_id}", "DELETE")).code == 503
-    held.go_on()
-    await asyncio.to_thread(postgres.start)
+    async with postgres.away():
+        assert (await replicas.clients[0].fetch(f"/api/kernels/{kernel_id}", "DELETE")).code == 503
+        held.go_on()
     if restart is not None:
         assert (await restart).code == 409
     await check_that_it_lives(replicas, kernel_id, pid, sockets)
@@ -254,6 +251,7 @@ async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_o
 ):
     """It was in the middle of a restart, which another replica has finished: its clients wait for the store to tell."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
+    outage = contextlib.AsyncExitStack()
     with replicas.frozen(0):
         held.go_on()
 
@@ -262,11 +260,11 @@ async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_o
 
         await eventually(is_finished, KERNEL_SECONDS)
         new = (await sockets[1].execute(PID))[0]
-        await asyncio.to_thread(postgres.stop)
-    answer = asyncio.create_task(pid_told_to(sockets[0]))
-    assert not (await asyncio.wait([answer], timeout=4))[0]
-    assert (await sockets[1].execute(PID))[0] == new
-    await asyncio.to_thread(postgres.start)
+        await outage.enter_async_context(postgres.away())
+    async with outage:
+        answer = asyncio.create_task(pid_told_to(sockets[0]))
+        assert not (await asyncio.wait([answer], timeout=4))[0]
+        assert (await sockets[1].execute(PID))[0] == new
     assert await answer == int(new)
     if restart is not None:
         assert (await restart).code in {200, 409}
