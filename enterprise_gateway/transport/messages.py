@@ -8,7 +8,6 @@ import re
 import uuid
 from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime, timezone
-from itertools import count
 from typing import Any
 
 from .frames import (
@@ -45,6 +44,7 @@ class KernelMessage:
     __slots__ = (
         "_is_inspected",
         "_legacy",
+        "_number",
         "_says_error",
         "_text",
         "_v1",
@@ -67,6 +67,7 @@ class KernelMessage:
         self._legacy: bytes | None = None
         self._is_inspected = False
         self._text: StreamText | None = None
+        self._number = 0  # of the next piece, if this is the rest of a text
         self._says_error = False
 
     @property
@@ -128,26 +129,31 @@ class KernelMessage:
         """Return a copy of this message with other content; the only place where content is encoded anew."""
         return self._copy(self.header, self.parts[0], _encode(content))
 
-    def pieces(self, limit: int) -> Iterator[KernelMessage]:
-        """Return ``stream`` messages of ``limit`` bytes at most that have this one's text; others as they are.
+    def cut(self, limit: int) -> tuple[KernelMessage, KernelMessage | None]:
+        """Return the beginning of a ``stream`` message's text as one of ``limit`` bytes at most, and the rest.
 
-        They are made one after the other. All but the first have a message id of their own.
+        The rest is to be cut in its turn, not sent; its pieces have message ids of their own. Others stay as they are.
         """
         self._inspect_now()
-        if self._text is None or self.size <= limit:
-            yield self
-            return
-        room = limit - (self.size - len(self.parts[3])) - _ID_SUFFIX_BYTES
-        content, rest = self._text.cut(room)
-        yield self._copy(self.header, self.parts[0], content)
-        for number in count(1):
-            if rest.start == rest.end:
-                return
-            content, rest = rest.cut(room)
-            header = {**self.header, "msg_id": f"{self.header.get('msg_id', '')}_{number}"}
-            yield self._copy(header, _encode(header), content)
+        if self._text is None or (self.size <= limit and not self._number):
+            return self, None
+        content, text = self._text.cut(limit - (self.size - self._text.size) - _ID_SUFFIX_BYTES)
+        header, raw_header = self.header, self.parts[0]
+        if self._number:
+            header = {**header, "msg_id": f"{header.get('msg_id', '')}_{self._number}"}
+            raw_header = _encode(header)
+        piece = self._copy(header, raw_header, content)
+        return piece, self._rest(text) if text.start < text.end else None
 
-    def _copy(self, header: dict[str, Any], raw_header: Part, content: bytes) -> KernelMessage:
+    def _rest(self, text: StreamText) -> KernelMessage:
+        rest = self._copy(self.header, self.parts[0], self.parts[3])
+        rest.size += text.size - len(self.parts[3])
+        rest._text = text
+        rest._number = self._number + 1
+        rest._is_inspected = True
+        return rest
+
+    def _copy(self, header: dict[str, Any], raw_header: Part, content: Part) -> KernelMessage:
         parts = [raw_header, *self.parts[1:3], content, *self.parts[4:]]
         return KernelMessage(self.channel, header, self.parent, parts)
 

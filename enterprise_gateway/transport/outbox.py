@@ -329,7 +329,7 @@ class Outbox:
     def _begin_transfer(self, entry: KernelMessage | _MergedStream) -> None:
         del self._queue[0]
         self._bytes -= entry.size
-        self._transfer = _Transfer(_plain(entry).pieces(self._split), self._v1)
+        self._transfer = _Transfer(_plain(entry), self._split, self._v1)
 
     def _take_fragment(self, transfer: _Transfer) -> bytes:
         frame, is_last = transfer.next_frame()
@@ -402,13 +402,13 @@ class _MergedStream:
 class _Transfer:
     """A large message that is being sent: in pieces if it is an output stream's text, each in fragments."""
 
-    __slots__ = ("_fragments", "_pieces", "_v1", "message")
+    __slots__ = ("_fragments", "_rest", "_split", "_v1", "message")
 
-    def __init__(self, pieces: Iterator[KernelMessage], v1: bool) -> None:
-        self._pieces = pieces
+    def __init__(self, message: KernelMessage, split: int, v1: bool) -> None:
+        self._split = split
         self._v1 = v1
         self._fragments: Iterator[bytes] | None = None
-        self.message = next(pieces)  # the piece whose turn it is
+        self.message, self._rest = message.cut(split)  # the piece whose turn it is
 
     @property
     def has_begun(self) -> bool:
@@ -424,15 +424,18 @@ class _Transfer:
 
     def next_piece(self) -> bool:
         """Go on to the next piece; False when there is none."""
-        message = next(self._pieces, None)
-        if message is None:
+        if self._rest is None:
             return False
-        self.message, self._fragments = message, None
+        self.message, self._rest = self._rest.cut(self._split)
+        self._fragments = None
         return True
 
     def messages(self) -> list[KernelMessage]:
-        """Return the pieces that were not sent as a whole."""
-        return [self.message, *self._pieces]
+        """Return what was not sent as a whole."""
+        rest = self._rest
+        if rest is not None and rest.size <= JUPYTER_MESSAGE_LIMIT:
+            rest, _ = rest.cut(_NEVER)  # of more, for which copying takes too long, it does for all that is kept
+        return [self.message] if rest is None else [self.message, rest]
 
 
 def _plain(entry: KernelMessage | _MergedStream) -> KernelMessage:

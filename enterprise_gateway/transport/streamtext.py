@@ -26,6 +26,11 @@ class StreamText(NamedTuple):
     head: bytes
     tail: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes of content that has this text alone."""
+        return len(self.head) + self.end - self.start + len(self.tail)
+
     def cut(self, limit: int) -> tuple[bytes, StreamText]:
         """Return content of ``limit`` bytes at most that has the beginning of the text, and the rest of the text."""
         room = max(limit - len(self.head) - len(self.tail), SMALLEST_PIECE)

@@ -89,7 +89,10 @@ def test_a_text_is_cut_between_its_characters(text, is_name_first, indent, limit
     content = json.dumps(members, indent=indent).replace("?", text).encode()
     message = KernelMessage("iopub", HEADER, {}, [json.dumps(HEADER).encode(), b"{}", b"{}", content])
     around = message.size - len(text.encode())
-    pieces = list(message.pieces(around + limit))
+    pieces, rest = [], message
+    while rest is not None:
+        piece, rest = rest.cut(around + limit)
+        pieces.append(piece)
     contents = [json.loads(piece.parts[3]) for piece in pieces]
     assert {piece["name"] for piece in contents} == {"std\\out"}
     assert "".join(piece["text"] for piece in contents) == value

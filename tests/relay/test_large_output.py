@@ -11,7 +11,7 @@ import json
 
 import pytest
 
-from tests.support.attacker import hear
+from tests.support.attacker import hear, hear_a_bit
 from tests.support.loops import loop_may_be_held
 from tests.support.wsclient import random_id, types
 
@@ -91,6 +91,31 @@ async def test_the_longest_text_is_cut_in_the_time_that_others_leave(relay):
     texts = [memoryview(message.payload)[message.payload.index(b'"text":"', 0, 2_000) + 8 : -2] for message in messages]
     assert len(texts) > 5
     assert await digest(*texts) == await digest(message[-1][25:-2])
+
+
+@pytest.mark.parametrize("size", [15_000_000, LARGEST - 5_000_000])
+async def test_a_client_may_go_in_the_middle_of_a_long_text(relay, expect_log, size):
+    """That holds nobody up. When it is back it is told what was dropped, and gets what was kept."""
+    kernel = relay.tiny_kernel()
+    kernel_id, channels = await relay.add(kernel)
+    message = await made(kernel, "stream", lambda: b'{"name":"stdout","text":"' + b"x" * LARGEST + b'"}')
+    session_id = random_id()
+    path = f"/api/kernels/{kernel_id}/channels?session_id={session_id}"
+    listener = asyncio.create_task(asyncio.to_thread(hear_a_bit, relay.port, path, size, v1=True))
+    while not channels.connections:
+        await asyncio.sleep(0.01)
+    kernel.publish_raw(message)
+    await listener
+    while channels.connections:
+        await asyncio.sleep(0.01)
+    with expect_log("messages were dropped", required=False):
+        async with await relay.open(kernel_id, session_id) as client:
+            with loop_may_be_held("this client decodes what it receives"):
+                received = await client.until("stream")
+                received += await client.pending(0.5)
+    texts = [message["content"].get("text", "") for message in received]
+    assert any("dropped" in text[:300] for text in texts)
+    assert 1_000_000 < sum(map(len, texts)) < 11_000_000
 
 
 async def test_what_is_sent_after_a_large_message_comes_after_it(relay):

@@ -62,6 +62,13 @@ def hear(port: int, path: str, size: int, *, v1: bool) -> list[Heard]:
     return messages
 
 
+def hear_a_bit(port: int, path: str, size: int, *, v1: bool) -> None:
+    """Receive ``size`` bytes and be gone."""
+    with _opened(port, path, v1=v1) as (_, received):
+        while size > 0:
+            size -= len(_receive(received)[2])
+
+
 @contextlib.contextmanager
 def _opened(port: int, path: str, *, v1: bool) -> Iterator[tuple[socket.socket, BinaryIO]]:
     """Open a websocket."""
