@@ -16,6 +16,7 @@ from tests.support.kernelspecs import write_kernelspec
 from tests.support.proxies import write_fussy_kernelspec
 
 from .rolling import (
+    STANDALONE,
     RollingGateway,
     begin,
     eventually,
@@ -146,6 +147,24 @@ async def test_ports_files_and_restarts_go_on(tmp_path: Path) -> None:
         assert not {info[name] for name in names} & {record_of(other)["connection_info"][name] for name in names}
         await gateway.client.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
         assert await offload(traces_of, kernel_id) == []
+
+
+async def test_a_kernel_proves_stable_through_two_gateways(tmp_path: Path) -> None:
+    """Its time with the gateway before counts: the restart that it had then is none in a row with the next one."""
+    limits = ("--KernelRestarter.restart_limit=1", "--KernelRestarter.stable_start_time=5")
+    async with rolling_gateway(tmp_path, (*STANDALONE, *limits)) as gateway:
+        kernel_id = await gateway.client.start_kernel()
+
+        async def is_restarted_after_a_death() -> None:
+            (process,) = await offload(processes_with, f"KERNEL_ID={kernel_id}")
+            process.kill()
+            await eventually(lambda: "restart 1 of 1" in gateway.output)
+            await gateway.run(kernel_id, "1")
+
+        await is_restarted_after_a_death()
+        await asyncio.sleep(5)
+        await gateway.roll(kill=True)
+        await is_restarted_after_a_death()
 
 
 @pytest.mark.ssh

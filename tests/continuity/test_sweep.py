@@ -128,7 +128,7 @@ async def test_nobody_elses_things_are_touched(tmp_path: Path) -> None:
         kernel_id = await theirs.client.start_kernel()
         await theirs.run(kernel_id, "x = 1")
         await theirs.kill()
-        shutil.rmtree(other_root / "kernel_sessions")
+        await offload(shutil.rmtree, other_root / "kernel_sessions")
         runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
         foreign = runtime / f"kernel-{uuid.uuid4()}.json"
         foreign.write_text(json.dumps({"shell_port": 1, "key": "k"}))

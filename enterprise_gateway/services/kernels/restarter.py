@@ -102,7 +102,8 @@ class KernelRestarter(LoggingConfigurable):
 
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
-        alive_since = self.clock()
+        # By the calendar: its process may have been started by another gateway.
+        alive_since = self.clock() - max(0.0, time.time() - kernel.started.timestamp())
         while True:
             exit_code = await self._end_of(kernel)
             if not await self.parent.in_charge_of_dead(kernel):
