@@ -232,7 +232,7 @@ class Outbox:
         if not self._answers:
             self._set_received(0 if code == MESSAGE_TOO_BIG else self._stream.acknowledged().position)
         messages = [message for _, message in self._flight]
-        if self._transfer is not None:
+        if self._transfer is not None and self._transfer.has_begun:
             messages.append(self._transfer.message)
         suspects = [message for message in messages if message.size >= JUPYTER_MESSAGE_LIMIT]
         if not suspects and code == MESSAGE_TOO_BIG and messages:
