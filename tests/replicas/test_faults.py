@@ -231,12 +231,7 @@ async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     with replicas.frozen(0):
         held.go_on()
-
-        async def is_finished():
-            return (await replicas.clients[1].call(f"/api/kernels/{kernel_id}"))["execution_state"] == "idle"
-
-        await eventually(is_finished, KERNEL_SECONDS)
-        new = (await sockets[1].execute(PID))[0]
+        new = await pid_when_another_has_finished(replicas, kernel_id, sockets)
     if restart is not None:
         assert (await restart).code in {200, 409}
     assert (await sockets[1].execute(PID))[0] == new
@@ -251,17 +246,11 @@ async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_o
 ):
     """It was in the middle of a restart, which another replica has finished: its clients wait for the store to tell."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
-    outage = contextlib.AsyncExitStack()
-    with replicas.frozen(0):
-        held.go_on()
-
-        async def is_finished():
-            return (await replicas.clients[1].call(f"/api/kernels/{kernel_id}"))["execution_state"] == "idle"
-
-        await eventually(is_finished, KERNEL_SECONDS)
-        new = (await sockets[1].execute(PID))[0]
-        await outage.enter_async_context(postgres.away())
-    async with outage:
+    async with contextlib.AsyncExitStack() as outage:
+        with replicas.frozen(0):
+            held.go_on()
+            new = await pid_when_another_has_finished(replicas, kernel_id, sockets)
+            await outage.enter_async_context(postgres.away())
         answer = asyncio.create_task(pid_told_to(sockets[0]))
         assert not (await asyncio.wait([answer], timeout=4))[0]
         assert (await sockets[1].execute(PID))[0] == new
@@ -270,6 +259,16 @@ async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_o
         assert (await restart).code in {200, 409}
     await check_that_it_lives(replicas, kernel_id, pid, sockets)
     assert "is dead" not in replicas.output
+
+
+async def pid_when_another_has_finished(replicas, kernel_id, sockets):
+    """Wait until replica 1 has finished a restart, and return the process that its client is told."""
+
+    async def is_finished():
+        return (await replicas.clients[1].call(f"/api/kernels/{kernel_id}"))["execution_state"] == "idle"
+
+    await eventually(is_finished, KERNEL_SECONDS)
+    return (await sockets[1].execute(PID))[0]
 
 
 async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(replicas):
