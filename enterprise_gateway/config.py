@@ -275,8 +275,8 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         envvars.EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS.default,
         min=1,
         config=True,
-        help="""As max_pending_connections, of one address, or of one IPv6 network (/64), all of which one machine can
-        have. Mind that clients behind a proxy have its address.""",
+        help="""As max_pending_connections, of one address. An IPv6 network (/64) counts as one address, since one
+        machine can have all of it. Mind that clients behind a proxy have its address.""",
     ).tag(env=envvars.EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS)
 
     # -- Cross-origin requests of browsers

@@ -26,7 +26,7 @@ SMALL_FRAME = 16 << 10  # what no content makes expensive to decode: 1.5 ms at m
 MAX_HEADER_BYTES = 64 << 10
 MAX_BUFFERS = 4_096
 MAX_MEMBERS = 64  # of a legacy message, which has eight
-FRAGMENT_BYTES = 256 << 10
+FRAGMENT_BYTES = 256 << 10  # of a large message to a websocket
 
 _DECODE = json.JSONDecoder().raw_decode
 _QUOTE = json.encoder.encode_basestring_ascii

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .remotemanager import RemoteMappingKernelManager
 
 BEATS_PER_LEASE = 3
-LOOKS_PER_BEAT = 4  # at the clock, by which a replica notices that it has stood still for the time of a heartbeat
+LOOKS_PER_BEAT = 4  # checks of the clock, by which a replica notices that it has stood still
 CLAIM_SECONDS = 30.0  # after which a kernel that was claimed is judged once more, should that not have been done
 LONGEST_PAUSE_SECONDS = 60.0  # between two judgements of a kernel that cannot be judged
 HURRIED_SECONDS = 0.2

@@ -102,7 +102,7 @@ class KernelRestarter(LoggingConfigurable):
 
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
-        # By the calendar: its process may have been started by another gateway.
+        # By the wall clock: another gateway may have started the process.
         alive_since = self.clock() - max(0.0, time.time() - kernel.started.timestamp())
         while True:
             exit_code = await self._end_of(kernel)
