@@ -50,8 +50,8 @@ from .services.kernelspecs import KernelSpecCache
 from .services.kernelspecs.handlers import default_handlers as kernelspec_handlers
 from .services.kernelspecs.reading import CheckedKernelSpec
 from .services.kernelspecs.unproven import unproven_kernelspecs
+from .services.processproxies.contract import gateway_user
 from .services.processproxies.deployment import Deployment, RunDeployment, StoreDeployment
-from .services.processproxies.processproxy import gateway_user
 from .services.sessions.handlers import default_handlers as session_handlers
 from .services.sessions.kernelsessionmanager import (
     FileKernelSessionManager,

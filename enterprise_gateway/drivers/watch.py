@@ -74,7 +74,7 @@ class StateWatch(Generic[Key, State]):
         self._logged = ""
 
     def register(
-        self, key: Key, on_change: Callable[[State | None], None], *, eager: bool = False
+        self, key: Key, on_change: Callable[[State | None], None], *, eager: bool = False, exists: bool = False
     ) -> Registration[Key, State]:
         """Have ``on_change`` called, in the watch's thread, with the first state that is seen and each later one."""
         registration = Registration(self, key, on_change, eager)

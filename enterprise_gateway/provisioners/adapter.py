@@ -12,13 +12,12 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import envvars, kernelargs, kernelenv
 from ..core.offload import offload
+from ..services.processproxies.choice import check_argv, make_process_proxy
+from ..services.processproxies.contract import BaseProcessProxyABC
 from ..services.processproxies.deployment import LABEL_ENTRY
-from ..services.processproxies.processproxy import (
-    BaseProcessProxyABC,
-    RemoteProcessProxy,
-    check_argv,
-    make_process_proxy,
-)
+from ..services.processproxies.launchedkernel import LaunchAddress
+from ..services.processproxies.local import LocalProcessProxy
+from ..services.processproxies.remote import RemoteProcessProxy
 from ..services.processproxies.shared import gateway_environment
 from ..transport.localproc import LocalProcess
 
@@ -38,6 +37,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
 
     parent: RemoteKernelManager
     process_proxy: BaseProcessProxyABC | None = None
+    launch_address = LaunchAddress()
     _ports: list[int] | None = None
     _launched = False
     _is_clean = True
@@ -79,15 +79,15 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
             inherited_envs=manager.options.inherited_envs,
         )
         if isinstance(self.process_proxy, RemoteProcessProxy):
-            await self.process_proxy.prepare()
+            self.launch_address = await self.process_proxy.prepare()
         else:
             await self._write_connection_file()
         values = {
             "connection_file": manager.connection_file,
             "prefix": sys.prefix,
             "resource_dir": self.kernel_spec.resource_dir,
-            "response_address": manager.response_address,
-            "public_key": manager.public_key,
+            "response_address": self.launch_address.response_address,
+            "public_key": self.launch_address.public_key,
             "port_range": str(self.process_proxy.port_range),
             "kernel_id": self.kernel_id,
             "transport_encryption": manager.launch_transport_encryption,
@@ -99,6 +99,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         """Choose the five ports at the first launch, keep them at a relaunch, and write the connection file."""
         manager, proxy = self.parent, self.process_proxy
         assert proxy is not None
+        if isinstance(proxy, LocalProcessProxy):
+            manager.ip = "127.0.0.1"
         if self._ports is None:
             self._ports = proxy.select_ports(len(CHANNELS))
             for name, port in zip(CHANNELS, self._ports, strict=True):

@@ -20,6 +20,7 @@ import pytest
 
 from enterprise_gateway.core.offload import THREADS_PER_PLACE, offload
 from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
+from enterprise_gateway.services.processproxies.remotehosts import ssh_hosts
 from tests.clusters.ssh_hosts import Host, HostLab
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.kernelspecs import write_kernelspec
@@ -192,7 +193,7 @@ async def test_an_error_names_each_hosts_reason(
         assert "no-such-host.invalid: the name cannot be resolved" in message
         assert f"{hosts[2].address}: port 2222: connection refused" in message
         assert f"{lab.absent_address}: " in message
-        assert gateway.app.kernel_manager.resources.hosts.choice.load.counts() == {}
+        assert ssh_hosts(gateway.app.kernel_manager.resources).choice.load.counts() == {}
 
 
 async def test_a_host_that_refuses_us_is_403(
@@ -220,7 +221,7 @@ async def test_kernels_are_spread_by_their_number(hosts: list[Host]) -> None:
     config = {"EnterpriseGatewayApp": {"load_balancing_algorithm": "least-connection"}}
     async with running_gateway(config=config) as gateway:
         first, *others = await asyncio.gather(*(gateway.start_kernel("distributed") for _ in range(3)))
-        load = gateway.app.kernel_manager.resources.hosts.choice.load
+        load = ssh_hosts(gateway.app.kernel_manager.resources).choice.load
         assert set(load.counts().values()) == {1}
 
         home = await hostname_of(gateway, first)
@@ -356,7 +357,7 @@ async def test_a_kernel_outlives_the_gateway(
     async with running_gateway(config=config) as gateway:
         socket = await gateway.websocket(kernel_id)
         assert (await socket.execute("print(x + 1)"))[0] == "42\n"
-        assert gateway.app.kernel_manager.resources.hosts.choice.load.counts() == {hosts[0].address: 1}
+        assert ssh_hosts(gateway.app.kernel_manager.resources).choice.load.counts() == {hosts[0].address: 1}
         await gateway.fetch(f"/api/kernels/{kernel_id}", "DELETE")
         await until(lambda: not kernels_on(hosts[0]))
 

@@ -20,7 +20,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Bool, Unicode
+from traitlets import Bool
 from traitlets.config import Config
 
 from ...config import EnterpriseGatewayConfigMixin
@@ -29,10 +29,13 @@ from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError, LaunchTimeoutError
 from ...core.offload import offload, uninterrupted
+from ...core.states import Phase, Progress
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ...transport.openrequests import KERNEL_SHUT_DOWN
 from ...transport.resumption import Memory
-from ..processproxies.processproxy import BaseProcessProxyABC, RemoteProcessProxy, gateway_user
+from ..processproxies.contract import BaseProcessProxyABC, gateway_user
+from ..processproxies.launchedkernel import LaunchAddress
+from ..processproxies.remote import RemoteProcessProxy
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -69,8 +72,6 @@ class RemoteKernelManager(AsyncKernelManager):
     """
 
     restarting = Bool(False, help="Whether the kernel is being restarted now.")
-    response_address = Unicode("", help="Where launchers report, ``ip:port``; empty for local kernels.")
-    public_key = Unicode("", help="The key that launchers encrypt their response with.")
 
     parent: RemoteMappingKernelManager
     channels: KernelChannels | None = None
@@ -90,6 +91,7 @@ class RemoteKernelManager(AsyncKernelManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.relay_identity = uuid.uuid4().hex
+        self.progress = Progress()
 
     def _find_my_config(self, cfg: Config) -> Config:
         """Leave out the options of :class:`LibraryOptions`, where they apply; called by traitlets."""
@@ -132,6 +134,16 @@ class RemoteKernelManager(AsyncKernelManager):
     def process_proxy(self) -> BaseProcessProxyABC | None:
         """The process proxy of the present launch."""
         return getattr(self.provisioner, "process_proxy", None)
+
+    @property
+    def response_address(self) -> str:
+        """Where the launcher reports, ``ip:port``; empty for local kernels. For process proxies of third parties."""
+        return getattr(self.provisioner, "launch_address", LaunchAddress()).response_address
+
+    @property
+    def public_key(self) -> str:
+        """The key that the launcher encrypts its response with."""
+        return getattr(self.provisioner, "launch_address", LaunchAddress()).public_key
 
     @property
     def conflict(self) -> Conflict | None:
@@ -199,6 +211,8 @@ class RemoteKernelManager(AsyncKernelManager):
         self._attempted_start = True
         self._ready = asyncio.get_running_loop().create_future()
         self.started = datetime.now(timezone.utc)
+        self.progress = Progress()
+        self.progress.reach(Phase.QUEUED)
         try:
             await self.resources.turns.come()
             command, kwargs = await self._async_pre_start_kernel(**kwargs)

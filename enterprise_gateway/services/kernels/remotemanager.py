@@ -43,7 +43,8 @@ from ...transport.limits import ChannelLimits
 from ...transport.replaybudget import ReplayBudget
 from ...transport.response import Conflict
 from ...transport.slices import Slices
-from ..processproxies.processproxy import gateway_user, launch_timeout, process_proxy_config
+from ..processproxies.choice import launch_timeout, process_proxy_config
+from ..processproxies.contract import gateway_user
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller

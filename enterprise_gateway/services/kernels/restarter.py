@@ -14,7 +14,7 @@ from ...core import envvars
 from ...core.death import describe_exit
 from ...core.errors import ConflictError, GatewayError, LeaseLostError, StoreUnavailableError
 from ...transport.memorykills import MemoryKills
-from ..processproxies.processproxy import RemoteProcessProxy
+from ..processproxies.remote import RemoteProcessProxy
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager

@@ -13,8 +13,9 @@ from traitlets.utils.importstring import import_item
 
 from ...core.errors import KernelLaunchError
 from ...core.offload import offload, offload_to
+from ..processproxies.choice import process_proxy_config
+from ..processproxies.contract import BaseProcessProxyABC
 from ..processproxies.deployment import LABEL_VARIABLE, ended_runs, forget_run
-from ..processproxies.processproxy import BaseProcessProxyABC, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files, local_processes, owners_of
 
 if TYPE_CHECKING:

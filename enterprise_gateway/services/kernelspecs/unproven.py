@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from traitlets.utils.importstring import import_item
 
-from ..processproxies.processproxy import RemoteProcessProxy
+from ..processproxies.remote import RemoteProcessProxy
 from .snapshot import CacheItem
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import socket
@@ -10,17 +9,24 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ...core.errors import HostUnreachableError
+from ...core.errors import HostUnreachableError, KernelLaunchError
 from ...core.offload import offload_to
+from ...core.states import Phase, State
+from ...transport.localproc import LocalProcess
 from .hostchoice import HostChoice
+from .jobs import Job, LogFolderTakenError, Started
+from .watched import Watched
 
 if TYPE_CHECKING:
     from ...drivers.ssh_shell import SSHPool, SSHShell
     from ...drivers.watch import StateWatch
     from ...transport.tunnels import HostTunnels
+    from .shared import SharedResources
 
 WATCH_SECONDS = 3.0
 STARTING_WATCH_SECONDS = 0.25
+RUNNING = State(Phase.STARTED)
+_LAST_LINES = 20
 
 
 class RemoteHost:
@@ -35,33 +41,84 @@ class RemoteHost:
 
         self.shell = shell
         self.tunnels: HostTunnels = HostTunnels(shell.host, shell.open_channel, log)
-        self.processes: StateWatch[int, bool] = StateWatch(
+        self.processes: StateWatch[int, State] = StateWatch(
             shell.host,
-            lambda pids: dict.fromkeys(shell.alive(pids), True),
+            lambda pids: dict.fromkeys(shell.alive(pids), RUNNING),
             interval=WATCH_SECONDS,
             eager_interval=STARTING_WATCH_SECONDS,
             log=log,
         )
 
-    async def process_ended(self, pid: int, *, eager: bool = False) -> None:
-        """Return when the process ``pid`` has ended; while the host cannot be asked, it is taken to live."""
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+    @property
+    def name(self) -> str:
+        """The host as it is named among the remote hosts."""
+        return self.shell.host
 
-        def finish() -> None:
-            if not ended.done():
-                ended.set_result(None)
+    def start(self, job: Job) -> Started:
+        """Start a kernel by SSH; runs in a thread.
 
-        def on_change(alive: bool | None) -> None:
-            if not alive:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(finish)
+        Raises
+        ------
+        LogFolderTakenError
+            The directory of its log was to be private, and is somebody else's.
+        KernelLaunchError
+            The host cannot be reached, or could not start it.
+        """
+        from ...drivers.ssh_shell import FolderTakenError
 
-        registration = self.processes.register(pid, on_change, eager=eager)
         try:
-            await ended
-        finally:
-            registration.cancel()
+            pid, pgid = self.shell.start_detached(
+                job.argv,
+                env=job.env_elsewhere,
+                log_path=job.log,
+                private=job.has_private_log,
+                cwd=job.cwd_elsewhere,
+                as_user=job.as_user,
+                timeout=job.timeout,
+            )
+        except FolderTakenError as error:
+            raise LogFolderTakenError(str(error)) from error
+        except ValueError as error:
+            raise KernelLaunchError(f"Kernel {job.kernel_id} cannot be started: {error}.") from error
+        return Started(pid, pgid)
+
+    def adopt(self, started: Started) -> LocalProcess | None:
+        """Return None: processes here are known by their ids."""
+        return None
+
+    def watched(self, started: Started) -> Watched:
+        """Return where the end of a process is told."""
+        return Watched(self.processes, started.pid)
+
+    def state(self, started: Started) -> State:
+        """Ask the host for a process; blocks.
+
+        Raises
+        ------
+        HostUnreachableError
+            It cannot be asked.
+        """
+        try:
+            return RUNNING if self.shell.alive([started.pid]) else State(Phase.ENDED)
+        except KernelLaunchError as error:
+            raise HostUnreachableError(f"Whether a kernel on {self.name} lives is not known: {error}.") from error
+
+    def signal(self, started: Started, signum: int, as_user: str) -> bool:
+        """Send a signal to a process's group, as its user; return False when it was not there. Blocks."""
+        return started.pid > 1 and self.shell.signal(started.pid, started.pgid, signum, as_user=as_user)
+
+    def describe(self, argv: list[str], log: str) -> str:
+        """Return the last lines of a kernel's log, and what is wrong with its scripts; blocks."""
+        said = ""
+        with suppress(KernelLaunchError):
+            for script in self.shell.windows_scripts(argv):
+                said = f"{script} has Windows line ends (CR LF): convert it, for example with dos2unix. "
+                break
+        try:
+            lines = self.shell.tail(log, _LAST_LINES).strip()
+        except KernelLaunchError as error:
+            lines = f"(not available: {error})"
+        return f"{said}Last lines of {log}: {lines}"
 
     def close(self) -> None:
         """Close everything; processes on the host live on."""
@@ -71,7 +128,7 @@ class RemoteHost:
 
 
 class RemoteHosts:
-    """The hosts that kernels run on; one for a gateway, in :class:`.shared.SharedResources`."""
+    """The hosts that kernels run on; one for a gateway, see :func:`ssh_hosts`."""
 
     def __init__(self, log: logging.Logger) -> None:
         self.choice = HostChoice()
@@ -99,6 +156,11 @@ class RemoteHosts:
                 host.close()
             except Exception:  # noqa: BLE001 -- of one host; the others are closed
                 self._log.exception("The connection to %s was not closed in order; the others are", host.shell.host)
+
+
+def ssh_hosts(resources: SharedResources) -> RemoteHosts:
+    """Return the SSH hosts of a gateway; none is connected before it is needed."""
+    return resources.cluster("ssh", lambda: RemoteHosts(resources.log))
 
 
 async def addresses_of(host: str) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ...core import envvars
 from ...core.offload import offload
@@ -16,7 +17,6 @@ from ...core.steps import take_all
 from ...core.turns import Turns
 from ...transport.outputfiles import OutputFiles
 from .deployment import Deployment
-from .remotehosts import RemoteHosts
 
 if TYPE_CHECKING:
     from ...transport.response import Conflict, ResponseServer
@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class Cluster(Protocol):
+    """What :meth:`SharedResources.cluster` keeps."""
+
+    def close(self) -> None:
+        """End connections and threads, in a thread; kernels live on."""
+
+
+C = TypeVar("C", bound=Cluster)
+
+
 class SharedResources:
-    """The options in force, and what launches and kernels use together: ports, turns, hosts, output files.
+    """The options in force, and what launches and kernels use together: ports, turns, clusters, output files.
 
     Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
 
@@ -40,12 +50,40 @@ class SharedResources:
         self.options = options
         self.ports = PortPool(is_free_port, PortRange(*_unsolicited_ports()))
         self.turns = Turns()
-        self.hosts = RemoteHosts(log)
         self.outputs = OutputFiles(log)
         self.deployment = Deployment()
         self.on_conflict: list[Callable[[Conflict], None]] = []
         """Called when a second launcher has reported for a kernel."""
+        self.log = log
         self._responses: ResponseServer | None = None
+        self._clusters: dict[Hashable, Cluster] = {}
+        self._clusters_lock = threading.Lock()
+
+    def cluster(self, key: Hashable, factory: Callable[[], C]) -> C:
+        """Return what all kernels of one back end share: connections to a cluster, its table of states.
+
+        Made when it is first asked for, in whichever thread that is, and closed with the rest.
+
+        Parameters
+        ----------
+        key
+            Says which: the name of the back end, and what tells its clusters apart (an endpoint, a context).
+        factory
+            Makes it. Nothing is to be contacted yet: others wait for it.
+        """
+        with self._clusters_lock:
+            if key not in self._clusters:
+                self._clusters[key] = factory()
+            return cast("C", self._clusters[key])
+
+    def _close_clusters(self) -> None:
+        with self._clusters_lock:
+            clusters, self._clusters = list(self._clusters.items()), {}
+        for key, cluster in clusters:
+            try:
+                cluster.close()
+            except Exception:
+                log.exception("What kernels on %s share was not closed in order; the rest is", key)
 
     async def responses(self) -> ResponseServer:
         """Return the response server, started when the first remote kernel needs it."""
@@ -73,7 +111,7 @@ class SharedResources:
         """Stop what was started here."""
         responses, self._responses = self._responses, None
         steps: list[Callable[[], Any]] = [responses.stop] if responses is not None else []
-        steps += [self.outputs.close, partial(offload, self.hosts.close), partial(offload, self.deployment.close)]
+        steps += [self.outputs.close, partial(offload, self._close_clusters), partial(offload, self.deployment.close)]
         await take_all(steps, "What kernels share", log)
 
 

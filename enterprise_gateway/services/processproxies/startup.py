@@ -1,40 +1,66 @@
-"""The one wait loop of a remote start."""
+"""The one wait of a remote start."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from ...core.connection import ConnectionInfo
 from ...core.deadline import Deadline
 from ...core.errors import LaunchTimeoutError
 
-if TYPE_CHECKING:
-    from .processproxy import RemoteProcessProxy
 
-
-async def await_startup(proxy: RemoteProcessProxy, deadline: Deadline) -> ConnectionInfo:
-    """Wait for the launcher's response, for an early failure, or for the deadline: whichever comes first.
+async def await_startup(
+    report: Coroutine[Any, Any, ConnectionInfo],
+    failure: Coroutine[Any, Any, None],
+    deadline: Deadline,
+    describe_timeout: Callable[[float], Awaitable[str]],
+) -> ConnectionInfo:
+    """Wait for the launcher's report, for an early failure, or for the deadline: whichever comes first.
 
     Called by :meth:`RemoteProcessProxy.confirm_remote_startup`, after the launcher was started.
+
+    Parameters
+    ----------
+    report
+        Returns what the launcher reports.
+    failure
+        Raises why the launch has failed, and else does not return.
+    describe_timeout
+        Returns a sentence with what is known of the reason; is given the seconds that were waited.
 
     Raises
     ------
     KernelLaunchError
-        What ``proxy.watch_for_failure`` raised, or LaunchTimeoutError with what the proxy knows of the reason.
+        What ``failure`` raised, or LaunchTimeoutError.
     """
-    response = asyncio.ensure_future(proxy.expectation.wait(deadline))
-    failure = asyncio.ensure_future(proxy.watch_for_failure())
+    reported, failed = asyncio.ensure_future(report), asyncio.ensure_future(failure)
     try:
         done, _ = await asyncio.wait(
-            {response, failure}, timeout=deadline.remaining + 1, return_when=asyncio.FIRST_COMPLETED
+            {reported, failed}, timeout=deadline.remaining + 1, return_when=asyncio.FIRST_COMPLETED
         )
-        if response in done and not isinstance(response.exception(), LaunchTimeoutError):
-            return response.result()
-        if failure in done:
-            failure.result()  # raises the reason
-        raise LaunchTimeoutError(await proxy.describe_timeout(deadline.seconds))
+        if reported in done and not isinstance(reported.exception(), LaunchTimeoutError):
+            return reported.result()
+        if failed in done:
+            failed.result()  # raises the reason
+        raise LaunchTimeoutError(await describe_timeout(deadline.seconds))
     finally:
-        for task in (response, failure):
-            task.cancel()
-        await asyncio.gather(response, failure, return_exceptions=True)
+        await cancelled(reported, failed)
+
+
+async def first_result(*works: Coroutine[Any, Any, Any]) -> Any:
+    """Return what the first of several works returns or raises, and cancel the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done).result()
+    finally:
+        await cancelled(*tasks)
+
+
+async def cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -26,7 +26,7 @@ from enterprise_gateway.core.sessionrecords import (
     phase_of,
 )
 
-from ..processproxies.processproxy import gateway_user
+from ..processproxies.contract import gateway_user
 from .secretfiles import read_secret_file
 from .storecalls import StoreCalls
 

@@ -1,0 +1,64 @@
+"""Which back end a kernelspec names, and what it says of a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec
+from traitlets.utils.importstring import import_item
+
+from ...core import envvars, kernelargs
+from ...core.errors import InvalidRequestError, KernelLaunchError
+from ...core.offload import offload
+from .contract import BaseProcessProxyABC, gateway_user
+from .launchedkernel import LaunchedKernel
+
+LOCAL_PROXY = "enterprise_gateway.services.processproxies.processproxy.LocalProcessProxy"
+
+
+async def make_process_proxy(kernel: LaunchedKernel) -> BaseProcessProxyABC:
+    """Return the process proxy that a kernel's kernelspec names, LocalProcessProxy when it names none.
+
+    Raises
+    ------
+    KernelLaunchError
+        The class cannot be imported.
+    """
+    stanza = process_proxy_config(kernel.spec)
+    try:
+        proxy_class = await offload(_proxy_class, stanza["class_name"])
+    except ImportError as error:
+        raise KernelLaunchError(
+            f"Process proxy {stanza['class_name']!r} of kernelspec {kernel.kernel_name!r} cannot be imported: {error}"
+        ) from error
+    proxy: BaseProcessProxyABC = proxy_class(kernel_manager=kernel, proxy_config=stanza["config"])
+    return proxy
+
+
+def _proxy_class(name: str) -> type[BaseProcessProxyABC]:
+    """Import a class, and have ready what its constructor asks for; runs in a thread, as the first call reads files."""
+    gateway_user()
+    proxy_class: type[BaseProcessProxyABC] = import_item(name)
+    return proxy_class
+
+
+def process_proxy_config(kernel_spec: KernelSpec) -> dict[str, Any]:
+    """Return ``{"class_name": …, "config": {…}}`` of a kernelspec, completed by defaults."""
+    stanza = kernel_spec.metadata.get("process_proxy") or {}
+    return {"class_name": stanza.get("class_name") or LOCAL_PROXY, "config": stanza.get("config") or {}}
+
+
+def launch_timeout(kernel_spec: KernelSpec, env: Mapping[str, str]) -> float:
+    """Return the seconds that a kernel may take, as a request's variables, its kernelspec or the gateway have it."""
+    asked_for = env.get("KERNEL_LAUNCH_TIMEOUT") or kernel_spec.env.get("KERNEL_LAUNCH_TIMEOUT")
+    if asked_for:
+        return kernelargs.check_launch_timeout(asked_for)
+    config = (kernel_spec.metadata.get("kernel_provisioner") or process_proxy_config(kernel_spec)).get("config") or {}
+    return float(config.get("launch_timeout") or envvars.EG_KERNEL_LAUNCH_TIMEOUT())
+
+
+def check_argv(argv: Sequence[str], kernel_name: str) -> None:
+    """Refuse a kernelspec without a command."""
+    if not argv:
+        raise InvalidRequestError(f"Kernelspec {kernel_name!r} has an empty argv.")

@@ -1,0 +1,342 @@
+"""Kernels that a cluster knows of: it says whether they live, and where they are."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+from abc import ABCMeta, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from typing import Any, ClassVar
+
+from ...core import envvars
+from ...core.errors import GatewayError, LauncherFailedError, LaunchTimeoutError
+from ...core.states import Phase, State
+from ...transport.commport import CommPortError, connection_ended
+from .contract import ENDING_SIGNALS
+from .launchedkernel import LaunchedKernel
+from .remote import LIVENESS_SECONDS, NEVER_ENDING, RemoteProcessProxy
+from .startup import first_result
+from .watched import Watched
+
+REPORT_SECONDS = 0.2  # that the report of a launcher which has ended may be on its way
+EAGER_SECONDS = 10.0  # during which a cluster is asked more often about a kernel whose launcher is gone
+GONE = State(Phase.ENDED)
+
+
+class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
+    """A kernel on a cluster.
+
+    A back end is five verbs: :meth:`submit`, :meth:`probe`, :meth:`signal`, :meth:`stop` and :meth:`describe`. It says
+    what is to be ``remembered`` of a kernel, and where changes of its state are told (:attr:`watched`).
+
+    Verbs may be plain methods, which run in a thread, one at a time for each kernel, and may block; or coroutines
+    (:meth:`submit` and :meth:`describe` only). They raise errors of :mod:`enterprise_gateway.core.errors`; one that
+    says that the cluster cannot be asked makes nobody take the kernel for dead.
+
+    Everything else is done here. Whether the kernel lives, and where it is, is what :meth:`probe` says. The launcher's
+    connection carries signals only, and its end is a reason to ask the cluster; a launch script that has ended without
+    an error is not a dead kernel.
+    """
+
+    remembered: ClassVar[tuple[str, ...]] = ()
+    """Attributes with JSON values that are put on record, and set anew in the gateway that takes the kernel over."""
+
+    def __init__(self, kernel_manager: LaunchedKernel, proxy_config: dict[str, Any] | None) -> None:
+        super().__init__(kernel_manager, proxy_config)
+        self._is_submitted = False
+        self._is_stopped = False
+        self.state: State | None = None  # the last one that the cluster has told
+
+    # -- the verbs -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def submit(self, kernel_cmd: list[str], **kwargs: Any) -> Any:
+        """Have the cluster start the kernel, or the gateway a launch script (:meth:`launch_kernel`) that does.
+
+        Parameters
+        ----------
+        kernel_cmd
+            The filled command line of the kernelspec.
+        kwargs
+            ``env``: the environment that the launcher is to find; ``cwd``; ``kernel_headers``.
+
+        Raises
+        ------
+        KernelLaunchError
+            It cannot be started. :meth:`stop` is called whatever happened.
+        """
+
+    @abstractmethod
+    def probe(self) -> State | None:
+        """Return what the cluster says of the kernel now; None when it does not know of it.
+
+        Raises
+        ------
+        GatewayError
+            The cluster cannot be asked.
+        """
+
+    def signal(self, signum: int) -> bool:
+        """Send a signal by the cluster's own means; return False where it has none, or nothing was there.
+
+        Asked to end the kernel (SIGTERM), and for other signals when the launcher cannot be asked.
+        """
+        return False
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the kernel for certain, and remove what the cluster has of it; there may be nothing, or no longer.
+
+        Called in place of SIGKILL, and once for each launch at the latest when the kernel is gone.
+        """
+
+    def describe(self) -> Any:
+        """Return what tells a user why a launch failed: the last lines of a log, a hint; empty when there is nothing.
+
+        Called when the launcher has ended early, and when a launch has timed out.
+        """
+        return ""
+
+    @property
+    def watched(self) -> Watched | None:
+        """Where changes of the kernel's state are told; called when it was submitted.
+
+        Where there is no such table (None), :meth:`probe` is called every ``EG_POLL_INTERVAL`` seconds.
+        """
+        return None
+
+    # -- launch --------------------------------------------------------------------------------------------------------
+
+    async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Authorize the user, submit the kernel, and wait for its report, for its failure, or for its time to end."""
+        await super().launch_process(kernel_cmd, **kwargs)
+        self._is_submitted = True  # from here on something may exist
+        await self._perform(self.submit, kernel_cmd, **kwargs)
+        self.progress.reach(Phase.SUBMITTED, self.assigned_host)
+        await self.confirm_remote_startup()
+
+    async def _perform(self, verb: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if inspect.iscoroutinefunction(verb):
+            return await verb(*args, **kwargs)
+        return await self.in_thread(verb, *args, **kwargs)
+
+    async def watch_for_failure(self) -> None:
+        """Raise why the launch has failed, as soon as its launch script has failed or the kernel is over."""
+        await first_result(super().watch_for_failure(), self._fail_when_ended())
+
+    async def _fail_when_ended(self) -> None:
+        state = await self._first_state(lambda state: state.has_ended, eager=True)
+        await asyncio.sleep(REPORT_SECONDS)
+        raise LauncherFailedError(await self._describe_end(state))
+
+    async def _describe_end(self, state: State) -> str:
+        ended = "ended"
+        if state.exit_code is not None:
+            code = state.exit_code
+            ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        place = state.host or self.assigned_host
+        said = [f"The launcher of kernel {self.kernel_id} {ended}" + (f" on {place}." if place else ".")]
+        said += [part for part in (state.reason, await self._description()) if part]
+        return " ".join(said)
+
+    async def _description(self) -> str:
+        try:
+            return str(await self._perform(self.describe))
+        except GatewayError as error:
+            return f"(More is not available: {error})"
+
+    async def describe_timeout(self, seconds: float) -> str:
+        """Add what the back end knows."""
+        sentence, more = await super().describe_timeout(seconds), await self._description()
+        return f"{sentence}. On {self.assigned_host or 'the cluster'}: {more}" if more else sentence
+
+    async def _find_place(self) -> None:
+        """Wait until the cluster says where the kernel is: its launcher may be faster than that."""
+        if self.assigned_ip:
+            return
+        try:
+            state = await asyncio.wait_for(
+                self._first_state(lambda state: bool(state.ip) or state.has_ended, eager=True), self.latest.remaining
+            )
+        except (asyncio.TimeoutError, TimeoutError):
+            raise LaunchTimeoutError(
+                f"KernelID: '{self.kernel_id}' launch timeout due to: its launcher has reported, but the cluster does "
+                "not say at which address it is"
+            ) from None
+        if not self.assigned_ip:
+            raise LauncherFailedError(await self._describe_end(state))
+
+    # -- what the cluster says -----------------------------------------------------------------------------------------
+
+    async def _first_state(self, is_wanted: Callable[[State], bool], *, eager: bool) -> State:
+        async with aclosing(self.states(eager=eager)) as states:
+            async for state in states:
+                self._take(state)
+                if is_wanted(state):
+                    return state
+        raise AssertionError("states do not end")
+
+    def _take(self, state: State) -> None:
+        self.state = state
+        if state.ip and not self.assigned_ip:
+            self.assigned_ip = self.ip = state.ip
+            self.assigned_host = state.host or self.assigned_host
+        is_starting = self.expectation is not None and self.connection is None
+        if is_starting and not state.has_ended:
+            self.progress.reach(state.phase, state.reason or state.host)
+
+    async def states(self, *, eager: bool) -> AsyncGenerator[State, None]:
+        """Yield the kernel's present state and each later one; while the cluster cannot be asked nothing is known.
+
+        A kernel that is gone has ended. One that the cluster does not know of yet has no state.
+        """
+        watched = self.watched
+        changes = self._probed() if watched is None else self._told(watched, eager)
+        async with aclosing(changes):
+            async for state in changes:
+                yield state
+
+    async def _probed(self) -> AsyncGenerator[State, None]:
+        former: State | None = None
+        while True:
+            try:
+                state = await self.in_thread(self._present_state)
+            except GatewayError as error:
+                self.log.debug("What became of kernel %s is not known: %s", self.kernel_id, error)
+            else:
+                if state is not None and state != former:
+                    former = state
+                    yield state
+            await asyncio.sleep(envvars.EG_POLL_INTERVAL())
+
+    async def _told(self, watched: Watched, eager: bool) -> AsyncGenerator[State, None]:
+        loop = asyncio.get_running_loop()
+        changes: asyncio.Queue[State] = asyncio.Queue()
+
+        def on_change(state: State | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(changes.put_nowait, state or GONE)
+
+        registration = watched.watch.register(watched.key, on_change, eager=eager, exists=self._is_known)
+        try:
+            while True:
+                yield await changes.get()
+        finally:
+            registration.cancel()
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether the cluster has known of the kernel: if it does not any more, the kernel is gone."""
+        return self.state is not None or self.connection is not None or self.comm is not None
+
+    def _present_state(self) -> State | None:
+        state = self.probe()
+        if state is None and self._is_known:
+            state = GONE
+        self.state = state
+        return state
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def poll(self) -> Any:
+        """Return None while the cluster says that the kernel lives, or does not know of it yet.
+
+        Raises
+        ------
+        GatewayError
+            The cluster cannot be asked.
+        """
+        if not self._is_submitted:
+            return False
+        state = self._present_state()
+        if state is None or not state.has_ended:
+            return None
+        return False if state.exit_code is None else state.exit_code
+
+    async def wait_for_exit(self) -> int:
+        """Wait until the cluster says that the kernel is over; return its exit code, 0 when that is not known."""
+        while self._is_submitted:
+            state = await first_result(self._ended(eager=False), self._launcher_gone())
+            if state is None:  # as a rule the kernel's end: the cluster will know soon
+                with suppress(asyncio.TimeoutError, TimeoutError):
+                    state = await asyncio.wait_for(self._ended(eager=True), EAGER_SECONDS)
+            if state is not None:
+                return state.exit_code or 0
+        return 0
+
+    async def _ended(self, *, eager: bool) -> State:
+        return await self._first_state(lambda state: state.has_ended, eager=eager)
+
+    async def _launcher_gone(self) -> None:
+        """Return when the connection to the launcher has ended, or a new one is refused."""
+        while self.comm is not None:
+            is_gone = False
+            with suppress(OSError, CommPortError):
+                is_gone = not await self.in_thread(self.comm.probe)
+            if is_gone:
+                return
+            connection = self.comm.duplicate() if self.comm is not None else None
+            if connection is not None:
+                await connection_ended(connection)
+                return
+            await asyncio.sleep(LIVENESS_SECONDS)  # it cannot be asked, or speaks version 1
+        await asyncio.sleep(NEVER_ENDING)
+
+    def send_signal(self, signum: int) -> bool | None:
+        """Signal the kernel: by its launcher; to end it, by the cluster."""
+        if signum == 0:
+            return None if self.poll() is None else False
+        if signum == signal.SIGKILL:
+            return self.kill()
+        self._is_ending = self._is_ending or signum in ENDING_SIGNALS
+        is_sent = None if signum in ENDING_SIGNALS else self._ask_launcher(signum)
+        if not is_sent:
+            is_sent = self._by_cluster(signum)
+        if not is_sent and signum in ENDING_SIGNALS:
+            is_sent = self._ask_launcher(signum)
+        return None if is_sent else False
+
+    def _by_cluster(self, signum: int) -> bool:
+        try:
+            return self.signal(signum)
+        except GatewayError as error:
+            self.log.warning("Kernel %s could not be sent signal %d: %s", self.kernel_id, signum, error)
+            return False
+
+    def kill(self) -> bool | None:
+        """End the kernel for certain."""
+        self._is_ending = True
+        if not self._is_submitted:
+            return False
+        self._is_stopped = True
+        try:
+            self.stop()
+        except GatewayError as error:
+            self.log.warning("Kernel %s could not be stopped: %s", self.kernel_id, error)
+            return None if self._ask_launcher(signal.SIGKILL) else False
+        return None
+
+    def cleanup(self) -> None:
+        """Have the cluster remove what there is of the kernel, and forget it."""
+        try:
+            if self._is_submitted and not self._is_stopped:
+                self.kill()
+        finally:
+            self._is_submitted = False
+            super().cleanup()
+
+    # -- persistence ---------------------------------------------------------------------------------------------------
+
+    def get_process_info(self) -> dict[str, Any]:
+        """Add what the back end wants remembered."""
+        return {**super().get_process_info(), **{name: getattr(self, name) for name in self.remembered}}
+
+    def load_process_info(self, process_info: dict[str, Any]) -> None:
+        """Set what the back end wanted remembered; what a record does not have stays as it is."""
+        for name in self.remembered:
+            if process_info.get(name) is not None:
+                setattr(self, name, process_info[name])
+        super().load_process_info(process_info)
+        self._is_submitted = True
