@@ -57,7 +57,7 @@ class RemoteHost:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     loop.call_soon_threadsafe(finish)
 
-        registration = self.processes.register(pid, on_change, eager=eager)
+        registration = self.processes.register(pid, on_change, eager=eager, exists=True)
         try:
             await ended
         finally:
