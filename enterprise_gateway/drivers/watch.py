@@ -1,46 +1,28 @@
-"""The state of many things by few questions: one query for all that is watched on one cluster or host."""
+"""The state of many things by few questions: one watch for all that is on one cluster or host."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Generic, TypeVar
 
-from ..core.errors import GatewayError
+from .watchloops import ChangeSource, Following, Polling
+from .watchtable import Registration, StateTable
+
+__all__ = ["ChangeSource", "Registration", "StateWatch"]
 
 Key = TypeVar("Key", bound=Hashable)
 State = TypeVar("State")
 
 
-class Registration(Generic[Key, State]):
-    """Something that is watched; made by :meth:`StateWatch.register`."""
-
-    def __init__(
-        self,
-        watch: StateWatch[Key, State],
-        key: Key,
-        on_change: Callable[[State | None], None],
-        eager: bool,
-    ) -> None:
-        self.key = key
-        self.on_change = on_change
-        self.eager = eager
-        self.told: tuple[State | None] | None = None
-        self._watch = watch
-
-    def cancel(self) -> None:
-        """Stop watching; ``on_change`` is not called any more."""
-        self._watch.forget(self)
-
-
 class StateWatch(Generic[Key, State]):
-    """Asks for the states of all registered keys in one query, again and again, as long as there are any.
+    """Knows the states of all registered keys, from one query asked again and again as long as there are any.
 
     While the query fails nothing is known, and nobody is told anything. Neither an error of the query nor one of
-    somebody's ``on_change`` ends the watch for the others.
+    somebody's ``on_change`` ends the watch for the others. Where a cluster says itself what changes, use
+    :meth:`following`.
 
     Parameters
     ----------
@@ -52,6 +34,8 @@ class StateWatch(Generic[Key, State]):
         Seconds between two queries.
     eager_interval
         The same while something is registered as eager: a kernel that is starting.
+    clock
+        Returns seconds, for :attr:`age`.
     """
 
     def __init__(
@@ -62,75 +46,83 @@ class StateWatch(Generic[Key, State]):
         interval: float,
         eager_interval: float,
         log: logging.Logger | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name = name
-        self._query = query
-        self._interval = interval
-        self._eager_interval = eager_interval
-        self._log = log or logging.getLogger(__name__)
-        self._registered: set[Registration[Key, State]] = set()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._logged = ""
+        self._table: StateTable[Key, State] = StateTable(
+            name, keeps_all=False, log=log or logging.getLogger(__name__), clock=clock
+        )
+        self._loop: Polling[Key, State] | Following[Key, State] = Polling(
+            self._table, query, interval=interval, eager_interval=eager_interval
+        )
+
+    @classmethod
+    def following(
+        cls,
+        name: str,
+        source: ChangeSource[Key, State],
+        *,
+        pause: float = 0.5,
+        longest_pause: float = 30.0,
+        log: logging.Logger | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> StateWatch[Key, State]:
+        """Return a watch that lists all states once and then follows the changes, until it is closed.
+
+        When the stream ends or fails everything is listed again. Keys are kept that nobody has registered (yet), but
+        none that are gone.
+
+        Parameters
+        ----------
+        source
+            Lists the states, and waits for changes.
+        pause
+            Seconds from the end of a stream until everything is listed again; doubled as long as nothing is received.
+        longest_pause
+            Beyond this the pause is not doubled.
+        """
+        watch = cls.__new__(cls)
+        watch._table = StateTable(name, keeps_all=True, log=log or logging.getLogger(__name__), clock=clock)
+        watch._loop = Following(watch._table, source, pause=pause, longest_pause=longest_pause)
+        return watch
+
+    @property
+    def age(self) -> float:
+        """Seconds since the states were last known to be right; infinity before the first time."""
+        return self._table.age
+
+    def get(self, key: Key) -> State | None:
+        """Return the last known state of ``key`` without asking; None if it is gone or was not seen yet."""
+        return self._table.get(key)
+
+    def seen(self, key: Key) -> bool:
+        """Tell whether ``key`` is there or was there since it was registered; what is not there now is gone then."""
+        return self._table.seen(key)
 
     def register(
         self, key: Key, on_change: Callable[[State | None], None], *, eager: bool = False, exists: bool = False
     ) -> Registration[Key, State]:
-        """Have ``on_change`` called, in the watch's thread, with the first state that is seen and each later one."""
-        registration = Registration(self, key, on_change, eager)
-        with self._changed:
-            self._registered.add(registration)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"eg-watch-{self._name}", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-        return registration
+        """Have ``on_change`` called with the state of ``key`` and each later one; None is told when it is gone.
 
-    def forget(self, registration: Registration[Key, State]) -> None:
-        """Stop watching; the last one takes the thread with it."""
-        with self._changed:
-            self._registered.discard(registration)
-            self._changed.notify()
+        A state that is known already is told before this returns, in the caller's thread; all others are told in the
+        watch's. That ``key`` is absent is told only if it was seen since it was registered, or is known to exist.
+
+        Parameters
+        ----------
+        eager
+            It is going to change soon: it is asked for more often. Streams do not need it.
+        exists
+            ``key`` is known to exist, so that it is gone when it is not found. For what was started earlier; a stream
+            tells what was just started without it, and may have to be listed again with it.
+        """
+        registration = Registration(self._table, key, on_change, eager=eager, exists=exists)
+        with self._table.changed:
+            self._table.add(registration)
+            self._loop.wake(registration)
+        self._table.tell([registration])
+        return registration
 
     def close(self) -> None:
         """Stop watching everything; called when the gateway ends."""
-        with self._changed:
-            self._registered.clear()
-            self._changed.notify()
-
-    def _run(self) -> None:
-        asked = time.monotonic()
-        while True:
-            with self._changed:
-                while self._registered and (wait := asked + self._patience() - time.monotonic()) > 0:
-                    self._changed.wait(wait)
-                registered = list(self._registered)
-                if not registered:
-                    self._thread = None
-                    return
-            asked = time.monotonic()
-            try:
-                states = self._query({registration.key for registration in registered})
-            except GatewayError as error:
-                self._log.debug("The state of %d on %s is not known: %s", len(registered), self._name, error)
-            except Exception as error:  # noqa: BLE001 -- a defect must not end the watch
-                if self._logged != (reason := repr(error)):  # once, not at every query
-                    self._logged = reason
-                    self._log.exception("The state of %d on %s cannot be asked for", len(registered), self._name)
-            else:
-                self._logged = ""
-                self._tell(registered, states)
-
-    def _patience(self) -> float:
-        eager = any(registration.eager for registration in self._registered)
-        return self._eager_interval if eager else self._interval
-
-    def _tell(self, registered: list[Registration[Key, State]], states: Mapping[Key, State]) -> None:
-        for registration in registered:
-            state = states.get(registration.key)
-            if registration.told != (state,) and registration in self._registered:
-                registration.told = (state,)
-                try:
-                    registration.on_change(state)
-                except Exception:  # noqa: BLE001 -- of one listener; the others are to be told
-                    self._log.exception("What happened to %s on %s was not taken", registration.key, self._name)
+        with self._table.changed:
+            self._table.clear()
+            self._loop.stop()

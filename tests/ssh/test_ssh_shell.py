@@ -19,6 +19,7 @@ from enterprise_gateway.core.errors import HostAuthenticationError, HostUnreacha
 from enterprise_gateway.drivers import ssh_shell
 from enterprise_gateway.drivers.ssh_shell import SSHPool, SSHSettings, SSHShell
 from tests.clusters.ssh_hosts import PASSWORD, HostLab, LocalServer
+from tests.support.waiting import wait_for
 
 from .test_shell_scripts import HOSTILE, PRINT_ENVIRONMENT, environment_of
 
@@ -33,14 +34,6 @@ def local_settings(local_sshd: LocalServer) -> SSHSettings:
     return SSHSettings(
         port=local_sshd.port, key_files=(str(local_sshd.key_file),), known_hosts=(str(local_sshd.known_hosts),)
     )
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait until ``condition`` holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def answers(shell: SSHShell) -> bool:

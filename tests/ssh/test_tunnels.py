@@ -20,8 +20,7 @@ from enterprise_gateway.core.ports import PortRange
 from enterprise_gateway.drivers.ssh_shell import SSHSettings, SSHShell
 from enterprise_gateway.transport.tunnels import HostTunnels
 from tests.clusters.ssh_hosts import Host, HostLab
-
-from .test_ssh_shell import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ssh
 
