@@ -219,7 +219,8 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(changes.put_nowait, state or GONE)
 
-        registration = watched.watch.register(watched.key, on_change, eager=eager, exists=self._is_known)
+        exists = watched.exists or self._is_known
+        registration = watched.watch.register(watched.key, on_change, eager=eager, exists=exists)
         try:
             while True:
                 yield await changes.get()
@@ -257,8 +258,8 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
 
     async def wait_for_exit(self) -> int:
         """Wait until the cluster says that the kernel is over; return its exit code, 0 when that is not known."""
-        while self._is_submitted:
-            state = await first_result(self._ended(eager=False), self._launcher_gone())
+        while self._is_submitted and (self._is_known or not self._is_stopped):
+            state = await first_result(self._ended(eager=self._is_ending), self._launcher_gone())
             if state is None:  # as a rule the kernel's end: the cluster will know soon
                 with suppress(asyncio.TimeoutError, TimeoutError):
                     state = await asyncio.wait_for(self._ended(eager=True), EAGER_SECONDS)

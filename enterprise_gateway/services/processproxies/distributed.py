@@ -101,23 +101,22 @@ class DistributedProcessProxy(ClusterProcessProxy):
         raise _no_host(self.kernel_id, failures)
 
     def probe(self) -> State | None:
-        """Ask the host for the process that was started."""
+        """Ask the host for the process that was started; without one there is no kernel."""
         return self._host.state(self._process) if self._host is not None and self.started_pid else State(Phase.ENDED)
 
     @property
     def watched(self) -> Watched | None:
         """The host's table of processes."""
-        return self._host.watched(self._process) if self._host is not None else None
+        return self._host.watched(self._process) if self._host is not None and self.started_pid else None
 
     def signal(self, signum: int) -> bool:
         """Signal the process's group."""
         return self._host is not None and self._host.signal(self._process, signum, self.sudo_user)
 
     def stop(self) -> None:
-        """Kill the process's group, unless it is known to have ended, and count the kernel on its host no more."""
+        """Kill the process's group, and count the kernel on its host no more."""
         self._ssh_hosts.choice.load.delete_kernel_id(self.kernel_id)
-        if self.state is None or not self.state.has_ended:
-            self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
 
     def describe(self) -> str:
         """Return the end of the kernel's log, or where it is."""

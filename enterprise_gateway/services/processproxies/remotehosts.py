@@ -88,7 +88,7 @@ class RemoteHost:
 
     def watched(self, started: Started) -> Watched:
         """Return where the end of a process is told."""
-        return Watched(self.processes, started.pid)
+        return Watched(self.processes, started.pid, exists=True)
 
     def state(self, started: Started) -> State:
         """Ask the host for a process; blocks.

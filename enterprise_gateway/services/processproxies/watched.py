@@ -29,7 +29,15 @@ class Watch(Protocol):
 
 
 class Watched(NamedTuple):
-    """Where the changes of one kernel's state are told."""
+    """Where the changes of one kernel's state are told.
+
+    Parameters
+    ----------
+    exists
+        Whether it was there when ``submit`` returned: then it is gone when the table does not have it. Else it may
+        come to be there later, made by a launch script.
+    """
 
     watch: Watch
     key: Hashable
+    exists: bool = False
