@@ -6,36 +6,43 @@ import asyncio
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import zmq
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import envvars, kernelargs, kernelenv
-from ..core.offload import offload
+from ..core.offload import offload, uninterrupted
 from ..services.processproxies.choice import check_argv, make_process_proxy
 from ..services.processproxies.contract import BaseProcessProxyABC
 from ..services.processproxies.deployment import LABEL_ENTRY
-from ..services.processproxies.launchedkernel import LaunchAddress
+from ..services.processproxies.launchedkernel import LaunchAddress, LaunchedKernel
 from ..services.processproxies.local import LocalProcessProxy
 from ..services.processproxies.remote import RemoteProcessProxy
 from ..services.processproxies.shared import gateway_environment
 from ..transport.localproc import LocalProcess
-
-if TYPE_CHECKING:
-    from ..services.kernels.remotekernel import RemoteKernelManager
+from .standalone import StandaloneKernel
 
 WITH_FILES = ("cleanup", "remove_leftovers")  # on whatever file system, or all of /proc
+ABANDON_SECONDS = 5.0
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
 class ProcessProxyProvisioner(KernelProvisionerBase):
     """Lets a process proxy launch and stand for a kernel; made by the kernel's manager.
 
-    The methods below are jupyter_client's contract and are called by :class:`RemoteKernelManager`; each says what it
-    asks of the proxy.
+    The methods below are jupyter_client's contract and are called by the kernel's manager, the gateway's or any other;
+    each says what it asks of the proxy.
+
+    Parameters
+    ----------
+    kernel
+        The kernel as its proxy may see it; None: that of a manager which knows nothing of process proxies.
     """
 
-    parent: RemoteKernelManager
+    parent: AsyncKernelManager
+    kernel: LaunchedKernel
     process_proxy: BaseProcessProxyABC | None = None
     launch_address = LaunchAddress()
     _ports: list[int] | None = None
@@ -44,9 +51,13 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
     _told_error = ""
     _output: Path | None = None
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, kernel: LaunchedKernel | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._cleaning = asyncio.Lock()
+        self._standalone: StandaloneKernel | None = None
+        self._is_standalone = kernel is None
+        if kernel is not None:
+            self.kernel = kernel
 
     @property
     def has_process(self) -> bool:
@@ -66,34 +77,59 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         dict
             ``cmd`` and ``env`` for :meth:`launch_kernel`, with the remaining arguments.
         """
-        manager = self.parent
-        check_argv(self.kernel_spec.argv, manager.kernel_name)
-        await manager.resources.deployment.known()
-        self.process_proxy = await make_process_proxy(manager)
-        self._is_clean = False
+        try:
+            return await self._prepare(**kwargs)
+        except BaseException:
+            if self._is_standalone:
+                await uninterrupted(self.cleanup())
+            raise
+
+    async def _prepare(self, **kwargs: Any) -> dict[str, Any]:
+        check_argv(self.kernel_spec.argv, self.parent.kernel_name)
+        client = kwargs.pop("env", None)
+        if self._is_standalone and client is None:
+            client = {name: value for name, value in gateway_environment().items() if name.startswith("KERNEL_")}
+        kernel = await self._make_proxy()
         env = kernelenv.build(
             process=gateway_environment(),
-            client=kwargs.pop("env", None) or {},
+            client=client or {},
             spec=self.kernel_spec.env,
-            client_envs=manager.options.client_envs,
-            inherited_envs=manager.options.inherited_envs,
+            client_envs=kernel.options.client_envs,
+            inherited_envs=kernel.options.inherited_envs,
         )
+        assert self.process_proxy is not None
         if isinstance(self.process_proxy, RemoteProcessProxy):
             self.launch_address = await self.process_proxy.prepare()
         else:
             await self._write_connection_file()
         values = {
-            "connection_file": manager.connection_file,
+            "connection_file": kernel.connection_file,
             "prefix": sys.prefix,
             "resource_dir": self.kernel_spec.resource_dir,
             "response_address": self.launch_address.response_address,
             "public_key": self.launch_address.public_key,
             "port_range": str(self.process_proxy.port_range),
             "kernel_id": self.kernel_id,
-            "transport_encryption": manager.launch_transport_encryption,
+            "transport_encryption": self._transport_encryption,
         }
         command = kernelargs.fill(self.kernel_spec.argv + kwargs.pop("extra_arguments", []), {**values, **kwargs})
         return {"cmd": command, "env": env, **kwargs}
+
+    async def _make_proxy(self) -> LaunchedKernel:
+        """Make the process proxy of a launch, or of a kernel that is taken over; return the kernel as it sees it."""
+        if self._is_standalone and self._standalone is None:
+            self.kernel = self._standalone = StandaloneKernel(self.parent, self.kernel_id, self.kernel_spec)
+        await self.kernel.resources.deployment.known()
+        self.process_proxy = await make_process_proxy(self.kernel)
+        self._is_clean = False
+        return self.kernel
+
+    @property
+    def _transport_encryption(self) -> str:
+        """The encryption policy that the kernel is launched with; empty when it is not encrypted."""
+        policy = self.parent._transport_encryption_policy()
+        wanted = policy == "required" or (policy == "auto" and self.parent._kernel_supports_curve_encryption())
+        return policy if wanted else ""
 
     async def _write_connection_file(self) -> None:
         """Choose the five ports at the first launch, keep them at a relaunch, and write the connection file."""
@@ -107,8 +143,9 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
                 setattr(manager, name, port)
             # Else a file with the ports of an earlier launch would stay, until after this one.
             await offload(manager.cleanup_connection_file)
-        manager.provide_curve_keys()
-        label = manager.resources.deployment.label
+        if self._transport_encryption and manager.curve_publickey is None:
+            manager.curve_publickey, manager.curve_secretkey = zmq.curve_keypair()
+        label = self.kernel.resources.deployment.label
         await offload(manager.write_connection_file, **({LABEL_ENTRY: label} if label else {}))
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -116,14 +153,28 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         assert self.process_proxy is not None
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
-        await self.parent.resources.turns.come()
+        await self.kernel.resources.turns.come()
         self._keep_output_small()
-        await self.process_proxy.launch_process(cmd, **kwargs)
+        try:
+            await self.process_proxy.launch_process(cmd, **kwargs)
+        except BaseException:
+            if self._is_standalone:  # jupyter_client's own managers leave what a failed launch has begun
+                await uninterrupted(self._abandon())
+            raise
         self._keep_output_small()  # it may be in another directory than was expected
         connection = getattr(self.process_proxy, "connection", None)
         if connection is None:
             return dict(self.parent.get_connection_info())
         return {**connection.to_dict(), "key": connection.key}  # bytes, as the manager compares it with its own
+
+    async def _abandon(self) -> None:
+        """Remove what a launch that failed has left."""
+        try:
+            await self.kill()
+            await asyncio.wait_for(self.wait_for_exit(), ABANDON_SECONDS)
+        except Exception as error:  # noqa: BLE001  # of a third party; the reason of the failure is told already
+            self.log.warning("Kernel %s could not be ended: %r", self.kernel_id, error)
+        await self.cleanup()
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives, or while its proxy cannot tell: then it is not known to be gone."""
@@ -201,6 +252,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
                 self._launched = False
                 if not restart:
                     self.release_ports()
+                    await self._release_kernel()
 
     async def let_go(self) -> None:
         """Stop watching a kernel that lives on, and give its ports back: another process is attached to from now on."""
@@ -211,22 +263,28 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await offload(self.process_proxy.let_go)
         self.release_ports()
+        await self._release_kernel()
+
+    async def _release_kernel(self) -> None:
+        standalone, self._standalone = self._standalone, None
+        if standalone is not None:
+            await standalone.release()
 
     def _keep_output_small(self) -> None:
         assert self.process_proxy is not None
         self._forget_output()
         self._output = self.process_proxy.output_file
-        self.parent.resources.outputs.add(self._output)
+        self.kernel.resources.outputs.add(self._output)
 
     def _forget_output(self) -> None:
         if self._output is not None:
-            self.parent.resources.outputs.remove(self._output)
+            self.kernel.resources.outputs.remove(self._output)
             self._output = None
 
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""
         if self._ports is not None:
-            self.parent.resources.ports.release(self._ports)
+            self.kernel.resources.ports.release(self._ports)
             self._ports = None
 
     async def _call(self, verb: str, *args: Any, place: str = "") -> Any:
@@ -248,9 +306,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
         """Take over a kernel of an earlier gateway."""
-        await self.parent.resources.deployment.known()
-        self.process_proxy = await make_process_proxy(self.parent)
-        self._is_clean = False
+        await self._make_proxy()
+        assert self.process_proxy is not None
         # The proxy itself does not know yet where the kernel is.
         place = str(provisioner_info.get("assigned_host") or provisioner_info.get("assigned_ip") or "")
         await self._call("load_process_info", provisioner_info, place=place)
@@ -262,7 +319,7 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         """Reserve the ports of a local kernel that was taken over, so that no other kernel is given them."""
         if not isinstance(self.process_proxy, RemoteProcessProxy):
             self._ports = [getattr(self.parent, name) for name in CHANNELS]
-            self.parent.resources.ports.claim(self._ports)
+            self.kernel.resources.ports.claim(self._ports)
 
     async def remove_leftovers(self) -> bool:
         """Have the proxy remove whatever carries the kernel's id, and return whether a process did."""

@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import zmq
 from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -23,7 +22,6 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool
 from traitlets.config import Config
 
-from ...config import EnterpriseGatewayConfigMixin
 from ...core import envvars, kernelenv
 from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
@@ -31,6 +29,7 @@ from ...core.errors import KernelLaunchError, LaunchTimeoutError
 from ...core.offload import offload, uninterrupted
 from ...core.states import Phase, Progress
 from ...provisioners.adapter import ProcessProxyProvisioner
+from ...provisioners.standalone import OPTIONS, LibraryOptions
 from ...transport.openrequests import KERNEL_SHUT_DOWN
 from ...transport.resumption import Memory
 from ..processproxies.contract import BaseProcessProxyABC, gateway_user
@@ -46,21 +45,6 @@ if TYPE_CHECKING:
     from .remotemanager import RemoteMappingKernelManager
 
 _OF_CONNECTION_FILES = ("transport", "ip", "kernel_name", "curve_publickey", "curve_secretkey")  # besides ports and key
-OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
-
-
-class LibraryOptions(EnterpriseGatewayConfigMixin):
-    """The options of a kernel manager that no gateway has made; configured as ``c.RemoteKernelManager.<option>``."""
-
-    @classmethod
-    def section_names(cls) -> list[str]:
-        """Return the configuration sections that apply, for traitlets."""
-        return [*super().section_names(), "RemoteKernelManager"]
-
-    def _find_my_config(self, cfg: Config) -> Config:
-        """Leave out the manager's own traits, which stand in the same section; called by traitlets."""
-        config = super()._find_my_config(cfg)
-        return Config({name: value for name, value in config.items() if name in OPTIONS})
 
 
 class RemoteKernelManager(AsyncKernelManager):
@@ -252,7 +236,7 @@ class RemoteKernelManager(AsyncKernelManager):
             No such provisioner is installed.
         """
         if not spec.metadata.get("kernel_provisioner"):
-            return ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
+            return ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self, kernel=self)
         try:
             # In a thread: the first of them reads what all installed packages offer.
             factory = await offload(KernelProvisionerFactory.instance, parent=self.parent)
@@ -358,18 +342,6 @@ class RemoteKernelManager(AsyncKernelManager):
             except Exception as error:  # noqa: BLE001
                 # A back end may be unable to undo what it did not do; the reason of a failure is told already.
                 self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
-
-    def provide_curve_keys(self) -> None:
-        """Make the key pair for an encrypted transport, when the policy and the kernelspec ask for one."""
-        if self.launch_transport_encryption and self.curve_publickey is None:
-            self.curve_publickey, self.curve_secretkey = zmq.curve_keypair()
-
-    @property
-    def launch_transport_encryption(self) -> str:
-        """The encryption policy that the kernel is launched with; empty when it is not encrypted."""
-        policy = self._transport_encryption_policy()
-        wanted = policy == "required" or (policy == "auto" and self._kernel_supports_curve_encryption())
-        return policy if wanted else ""
 
     async def prove(self, conflict: Conflict) -> None:
         """Wait until a kernel that two launchers have reported for has proved that it has the key that it is used with.

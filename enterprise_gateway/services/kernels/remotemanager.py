@@ -38,6 +38,7 @@ from ...core.kernelargs import check_kernel_id, check_launch_timeout
 from ...core.limits import KernelLimits
 from ...core.offload import Errand, offload, uninterrupted
 from ...core.steps import take_all
+from ...provisioners.standalone import LibraryOptions
 from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
 from ...transport.replaybudget import ReplayBudget
@@ -49,7 +50,7 @@ from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from .culler import CullingOptions, KernelCuller
 from .records import KernelRecords
-from .remotekernel import LibraryOptions, RemoteKernelManager
+from .remotekernel import RemoteKernelManager
 from .replicas import Replicas
 from .restarter import KernelRestarter
 from .transitions import Transitions
