@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
@@ -88,12 +88,20 @@ class Progress:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self.steps: tuple[Step, ...] = ()
+        self._steps: dict[Phase, Step] = {}
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The phases in the order in which they were reached."""
+        return tuple(self._steps.values())
 
     def reach(self, phase: Phase, detail: str = "") -> None:
-        """Note that a phase is reached; the same one with the same detail is noted once."""
-        if not self.steps or (self.steps[-1].phase, self.steps[-1].detail) != (phase, detail):
-            self.steps = (*self.steps, Step(phase, self._clock(), detail))
+        """Note that a phase is reached; one that was reached before keeps its time and gets the new detail."""
+        former = self._steps.get(phase)
+        if former is None:
+            self._steps[phase] = Step(phase, self._clock(), detail)
+        elif detail and detail != former.detail:
+            self._steps[phase] = replace(former, detail=detail)
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return the steps as the REST API shows them, the earliest first."""

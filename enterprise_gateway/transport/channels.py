@@ -200,6 +200,11 @@ class KernelChannels:
         """The content of the kernel's ``kernel_info_reply``, None before it came."""
         return self._connection.kernel_info
 
+    @property
+    def answered_at(self) -> float:
+        """When the present process has answered for the first time, in seconds since 1970; 0 before that."""
+        return self._connection.answered_at
+
     def connect(self, info: ConnectionInfo, *, is_contested: bool = False) -> None:
         """Connect to the kernel, in place of an earlier connection; returns at once.
 

@@ -73,6 +73,7 @@ class KernelConnection:
         "_stdin_timer",
         "_waiters",
         "_warnings",
+        "answered_at",
         "awaits_proof",
         "factory",
         "kernel_info",
@@ -92,6 +93,7 @@ class KernelConnection:
     ) -> None:
         self.factory = MessageFactory()
         self.kernel_info: dict[str, Any] | None = None
+        self.answered_at = 0.0  # seconds since 1970; 0: not yet
         self._context = context
         self._identity = identity
         self._inherited: tuple[str, ...] = ()  # identities of earlier gateways
@@ -143,6 +145,7 @@ class KernelConnection:
         self._is_up = True
         self.awaits_proof = is_contested
         self.kernel_info = None
+        self.answered_at = 0.0
         self._nudge_count = 0
         self._nudge_end = time.monotonic() + self._limits.info_timeout
         self._nudge()
@@ -395,6 +398,7 @@ class KernelConnection:
             return
         if message.msg_type == "kernel_info_reply":
             self.kernel_info = content
+            self.answered_at = self.answered_at or time.time()
             self._check_ready()
             if self.awaits_proof:
                 self.awaits_proof = False

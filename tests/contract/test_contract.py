@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from enterprise_gateway.core.states import Phase
 from tests.clusters.ssh_hosts import HostLab
 from tests.support.gateway import Gateway, running_gateway
 
@@ -71,6 +72,28 @@ async def test_a_kernel_starts_executes_and_stops(backend: Backend) -> None:
         assert (reply["status"], text.split()) == ("ok", [kernel_id, "hello"])
         await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
         await nothing_left(kernel_id)
+
+
+async def test_the_phases_of_a_start_are_told(backend: Backend) -> None:
+    """The model of a kernel has them in their order, with times that do not go back; after a restart, the new ones."""
+    name = backend.kernelspec()
+    async with running_gateway(config=CONFIG) as gateway:
+        kernel_id = await start(gateway, name)
+        websocket = await gateway.websocket(kernel_id)
+        await websocket.execute("1")
+        phases = (await gateway.call(f"/api/kernels/{kernel_id}"))["phases"]
+        names = [step["phase"] for step in phases]
+        assert names == [phase.value for phase in Phase if phase.value in names]
+        assert names[0] == "queued"
+        assert names[-2:] == ["connected", "answered"]
+        assert not backend.is_remote or "reported" in names
+        times = [step["time"] for step in phases]
+        assert times == sorted(times)
+        assert "phases" not in (await gateway.call("/api/kernels"))[0]
+
+        await gateway.call(f"/api/kernels/{kernel_id}/restart", "POST", {})
+        await websocket.execute("1")
+        assert (await gateway.call(f"/api/kernels/{kernel_id}"))["phases"][0]["time"] > times[-1]
 
 
 async def test_an_interrupt_stops_the_cell_and_not_the_kernel(backend: Backend) -> None:

@@ -75,7 +75,7 @@ class MainKernelHandler(StartsKernels):
             kernel_headers=self._captured_headers(),
         )
         self.set_header("Location", f"{self.base_url}api/kernels/{kernel_id}")
-        self.finish_json(self.kernel_manager.kernel_model(kernel_id), 201)
+        self.finish_json(self.kernel_manager.kernel_details(kernel_id), 201)
 
     def _build_kernel_env(self, body: dict[str, Any]) -> dict[str, str]:
         """Return the variables of the request that may reach the kernel; none when it has no ``env``."""
@@ -103,7 +103,7 @@ class KernelHandler(GatewayHandler):
         """Answer the kernel's model."""
         await self.authorize("read", "kernels")
         await self.kernel_manager.find_kernel(kernel_id)
-        self.finish_json(self.kernel_manager.kernel_model(kernel_id))
+        self.finish_json(self.kernel_manager.kernel_details(kernel_id))
 
     async def delete(self, kernel_id: str) -> None:
         """Stop the kernel."""
@@ -125,7 +125,7 @@ class KernelActionHandler(GatewayHandler):
             self.finish()
         else:
             await self.kernel_manager.restart_kernel(kernel_id)
-            self.finish_json(self.kernel_manager.kernel_model(kernel_id))
+            self.finish_json(self.kernel_manager.kernel_details(kernel_id))
 
 
 def text_entry(body: dict[str, Any], name: str) -> str | None:

@@ -27,7 +27,7 @@ from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError, LaunchTimeoutError
 from ...core.offload import offload, uninterrupted
-from ...core.states import Phase, Progress
+from ...core.states import Phase, Progress, Step
 from ...provisioners.adapter import ProcessProxyProvisioner
 from ...provisioners.standalone import OPTIONS, LibraryOptions
 from ...transport.openrequests import KERNEL_SHUT_DOWN
@@ -158,6 +158,14 @@ class RemoteKernelManager(AsyncKernelManager):
     def last_activity(self) -> datetime:
         """When the kernel last did something for a client (UTC)."""
         return self.channels.last_activity if self.channels is not None else datetime.now(timezone.utc)
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """The phases of the present process's start, as the REST API shows them."""
+        phases = self.progress.to_list()
+        if self.channels is not None and self.channels.answered_at:
+            phases.append(Step(Phase.ANSWERED, self.channels.answered_at).to_dict())
+        return phases
 
     # --- start
 
@@ -363,6 +371,12 @@ class RemoteKernelManager(AsyncKernelManager):
         if self.conflict is not None and self.conflict.is_forged:
             raise KernelLaunchError(f"{reported}, where only the second one had the secret of the launch")
 
+    def connect_channels(self, channels: KernelChannels) -> None:
+        """Use ``channels`` for the kernel, connected to its present process."""
+        self.channels = channels
+        channels.connect(self.connection(), is_contested=self.conflict is not None)
+        self.progress.reach(Phase.CONNECTED)
+
     def connection(self) -> ConnectionInfo:
         """Return how the kernel is reached now."""
         return ConnectionInfo.from_dict(self.get_connection_info())
@@ -530,7 +544,7 @@ class RemoteKernelManager(AsyncKernelManager):
                 if confirm is not None:
                     await self._keep_process_if(confirm)
                 if self.channels is not None:
-                    self.channels.connect(self.connection(), is_contested=self.conflict is not None)
+                    self.connect_channels(self.channels)
             finally:
                 self.restarting = False
 

@@ -344,10 +344,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     def _connect(self, kernel: RemoteKernelManager) -> None:
         if self._is_stopping:
             raise StoreUnavailableError("The gateway is being stopped; please try again.")
-        kernel.channels = self._make_channels(kernel)
-        kernel.channels.connect(kernel.connection(), is_contested=kernel.conflict is not None)
+        channels = self._make_channels(kernel)
+        kernel.connect_channels(channels)
         if kernel.inherited is not None:
-            kernel.channels.resume(kernel.inherited)
+            channels.resume(kernel.inherited)
 
     def _manage(self, kernel: RemoteKernelManager) -> None:
         self._kernels[kernel.kernel_id] = kernel
@@ -512,6 +512,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if kernel.died_because:
             model["reason"] = kernel.died_because
         return model
+
+    def kernel_details(self, kernel_id: str) -> dict[str, Any]:
+        """Return the model of a kernel with the phases of its start, which lists of kernels leave out."""
+        return {**self.kernel_model(kernel_id), "phases": self.get_kernel(kernel_id).phases}
 
     def list_kernels(self) -> list[dict[str, Any]]:
         """Return the models of all kernels in the order of their start."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.offload import offload
+from ...core.states import Phase
 from ...transport.localproc import LocalProcess
 from .contract import BaseProcessProxyABC
 
@@ -19,6 +20,7 @@ class LocalProcessProxy(BaseProcessProxyABC):
         """Start the kernel as a child process; it is not waited for."""
         await super().launch_process(kernel_cmd, **kwargs)
         await offload(self._start, kernel_cmd, kwargs)
+        self.progress.reach(Phase.STARTED)
 
     def _start(self, kernel_cmd: list[str], kwargs: dict[str, Any]) -> None:
         # All in the thread: a launch that is cancelled meanwhile still knows of the process, and ends it.

@@ -134,7 +134,6 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         """Wait until the launcher has responded; back ends call it at the end of ``launch_process``."""
         report = self.expectation.wait(self.deadline)
         info = await await_startup(report, self.watch_for_failure(), self.deadline, self.describe_timeout)
-        self.progress.reach(Phase.REPORTED)
         await self._accept(info)
 
     async def watch_for_failure(self) -> None:
@@ -191,6 +190,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
 
     async def _accept(self, info: ConnectionInfo) -> None:
         """Take over what the launcher reported."""
+        self.progress.reach(Phase.REPORTED)
         await self._find_place()
         assert self.assigned_ip
         self.pid, self.pgid, self.ip = info.pid, info.pgid, self.assigned_ip
