@@ -11,10 +11,16 @@ from .errors import LaunchRefusedError
 MAX_ID = 2**32 - 1
 
 
-def name_set(value: str | Iterable[str] | None) -> frozenset[str]:
-    """Return the names of a kernelspec entry: kernel.json holds comma strings or lists; empty names are dropped."""
-    entries = value.split(",") if isinstance(value, str) else value or ()
-    return frozenset(entry.strip() for entry in entries if entry.strip())
+def name_set(value: object) -> frozenset[str]:
+    """Return the names of a kernelspec entry: kernel.json holds comma strings or lists; empty names are dropped.
+
+    Anything else is taken for a name: a number may be one, and what is no list must not become an empty one, which
+    would permit everybody.
+    """
+    if value is None:
+        return frozenset()
+    entries = value.split(",") if isinstance(value, str) else value if isinstance(value, Iterable) else (value,)
+    return frozenset(name for entry in entries if (name := str(entry).strip()))
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,14 @@ class UserRules:
     ) -> UserRules:
         """Combine a kernelspec's process-proxy config with the gateway's lists.
 
-        The kernelspec's ``authorized_users`` replace the gateway's; its ``unauthorized_users`` add to them.
+        The kernelspec's ``authorized_users`` replace the gateway's; its ``unauthorized_users`` add to them. Null is the
+        same as no entry.
         """
-        authorized = config.get("authorized_users", authorized_users)
-        return cls(name_set(authorized), name_set(unauthorized_users) | name_set(config.get("unauthorized_users")))
+        authorized = config.get("authorized_users")
+        return cls(
+            name_set(authorized_users if authorized is None else authorized),
+            name_set(unauthorized_users) | name_set(config.get("unauthorized_users")),
+        )
 
     def permits(self, user: str) -> bool:
         """Whether ``user`` is not denied, and is named when anybody is."""

@@ -47,14 +47,15 @@ def is_kernel_id(kernel_id: object) -> bool:
         return False
 
 
-def check_launch_timeout(text: str) -> float:
-    """Return the launch time-out in seconds that a client or kernelspec asked for.
+def check_launch_timeout(value: object) -> float:
+    """Return the launch time-out in seconds that a client or kernelspec asked for; a kernelspec may hold a number.
 
     Raises
     ------
     InvalidRequestError
         It is not a positive number.
     """
+    text = str(value)
     try:
         seconds = float(text)
     except ValueError:
