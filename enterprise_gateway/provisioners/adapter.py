@@ -137,16 +137,21 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         assert proxy is not None
         if isinstance(proxy, LocalProcessProxy):
             manager.ip = "127.0.0.1"
+        has_new_ports = self._ports is None
         if self._ports is None:
             self._ports = proxy.select_ports(len(CHANNELS))
             for name, port in zip(CHANNELS, self._ports, strict=True):
                 setattr(manager, name, port)
-            # Else a file with the ports of an earlier launch would stay, until after this one.
-            await offload(manager.cleanup_connection_file)
         if self._transport_encryption and manager.curve_publickey is None:
             manager.curve_publickey, manager.curve_secretkey = zmq.curve_keypair()
         label = self.kernel.resources.deployment.label
-        await offload(manager.write_connection_file, **({LABEL_ENTRY: label} if label else {}))
+
+        def write() -> None:
+            if has_new_ports:  # else a file with the ports of an earlier launch would stay, until after this one
+                manager.cleanup_connection_file()
+            manager.write_connection_file(**({LABEL_ENTRY: label} if label else {}))
+
+        await offload(write)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Have the proxy launch the kernel; return the connection information."""

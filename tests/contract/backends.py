@@ -60,6 +60,13 @@ THIRD_PARTY_REMOTE = Backend(
     is_remote=True,
     environment={"EG_RESPONSE_IP": "127.0.0.1"},
 )
+JOBS = Backend(
+    "jobs",
+    "tests.support.proxies.JobsProxy",
+    is_remote=True,
+    config={"payload_version": 2},
+    environment={"EG_RESPONSE_IP": "127.0.0.1"},
+)
 DISTRIBUTED_HERE = Backend(
     "distributed-here",
     f"{PROXIES}.distributed.DistributedProcessProxy",

@@ -6,12 +6,13 @@ import pytest
 
 from tests.support import requirements
 
-from .backends import DISTRIBUTED_HERE, LOCAL, THIRD_PARTY, THIRD_PARTY_REMOTE, Backend, distributed_on
+from .backends import DISTRIBUTED_HERE, JOBS, LOCAL, THIRD_PARTY, THIRD_PARTY_REMOTE, Backend, distributed_on
 
 HERE = {
     "local": LOCAL,
     "third-party": THIRD_PARTY,
     "third-party-remote": THIRD_PARTY_REMOTE,
+    "jobs": JOBS,
     "distributed-here": DISTRIBUTED_HERE,
 }
 EVERY = [*HERE, pytest.param("distributed-ssh", marks=pytest.mark.ssh)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -12,14 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from enterprise_gateway.core.errors import HostUnreachableError
+from enterprise_gateway.core.states import Phase, State
 from enterprise_gateway.services.processproxies.distributed import DistributedProcessProxy
+from enterprise_gateway.services.processproxies.launchedkernel import LaunchedKernel
 from enterprise_gateway.services.processproxies.processproxy import (
     BaseProcessProxyABC,
+    ClusterProcessProxy,
     LocalProcessProxy,
     RemoteProcessProxy,
 )
 from enterprise_gateway.services.processproxies.remnants import Remnant
-from enterprise_gateway.transport.localproc import LocalProcess
+from enterprise_gateway.transport.localproc import LocalProcess, last_lines
 from tests.support.kernelspecs import write_kernelspec
 
 
@@ -185,6 +190,56 @@ class ScriptProxy(RemoteProcessProxy):
         self.assigned_ip = "127.0.0.1"
         self.local_proc = await asyncio.to_thread(self.launch_kernel, kernel_cmd, **kwargs)
         await self.confirm_remote_startup()
+
+
+class JobsProxy(ClusterProcessProxy):
+    """A cluster whose jobs are processes of this machine, started by a script that ends at once; asked, not watched.
+
+    It tells of a job by a file with its process id. ``place_after`` in the config: seconds until it says where a
+    kernel is. While there is a file ``away`` it cannot be asked.
+    """
+
+    remembered = ("job_file",)
+
+    def __init__(self, kernel_manager: LaunchedKernel, proxy_config: dict[str, Any] | None) -> None:
+        super().__init__(kernel_manager, proxy_config)
+        self.job_file = str(Path(kernel_manager.connection_file).with_suffix(".job"))
+
+    def submit(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+        """Start the script."""
+        script = 'unset JPY_PARENT_PID; setsid "$@" & echo $! > "$0.new" && mv "$0.new" "$0"'
+        self.local_proc = self.launch_kernel(["/bin/sh", "-c", script, self.job_file, *kernel_cmd], **kwargs)
+
+    def probe(self) -> State | None:
+        """Look for the process."""
+        if Path(self.job_file).with_name("away").exists():
+            raise HostUnreachableError("The cluster cannot be asked.")
+        try:
+            pid = int(Path(self.job_file).read_text())
+        except FileNotFoundError:
+            return None
+        process = LocalProcess.find(pid)
+        if process is None or process.poll() is not None:
+            return State(Phase.ENDED, host="jobs", reason="Its job is over.")
+        is_placed = time.time() > self.start_time + float(self.proxy_config.get("place_after", 0))
+        return State(Phase.STARTED, host="jobs", ip="127.0.0.1" if is_placed else "")
+
+    def signal(self, signum: int) -> bool:
+        """Signal the job."""
+        try:
+            os.killpg(int(Path(self.job_file).read_text()), signum)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Kill the job and forget it."""
+        self.signal(signal.SIGKILL)
+        Path(self.job_file).unlink(missing_ok=True)
+
+    def describe(self) -> str:
+        """Return what the job has printed."""
+        return last_lines(self.output_file)
 
 
 class UnsureProxy(ThirdPartyProxy):

@@ -282,7 +282,8 @@ class RemoteKernelManager(AsyncKernelManager):
         Nobody reads it for a remote kernel, and it holds the key.
         """
         if getattr(self.process_proxy, "connection", None) is None:
-            super()._reconcile_connection_info(info)
+            if not isinstance(self.provisioner, ProcessProxyProvisioner):  # ours has it from here
+                super()._reconcile_connection_info(info)
             return
         for name in CHANNEL_PORTS:
             setattr(self, name, 0)

@@ -16,6 +16,8 @@ from .launchedkernel import LaunchedKernel
 
 LOCAL_PROXY = "enterprise_gateway.services.processproxies.processproxy.LocalProcessProxy"
 
+_imported: dict[str, type[BaseProcessProxyABC]] = {}
+
 
 async def make_process_proxy(kernel: LaunchedKernel) -> BaseProcessProxyABC:
     """Return the process proxy that a kernel's kernelspec names, LocalProcessProxy when it names none.
@@ -26,20 +28,22 @@ async def make_process_proxy(kernel: LaunchedKernel) -> BaseProcessProxyABC:
         The class cannot be imported.
     """
     stanza = process_proxy_config(kernel.spec)
+    name = stanza["class_name"]
     try:
-        proxy_class = await offload(_proxy_class, stanza["class_name"])
+        proxy_class = _imported[name] if name in _imported else await offload(_import_class, name)
     except ImportError as error:
         raise KernelLaunchError(
-            f"Process proxy {stanza['class_name']!r} of kernelspec {kernel.kernel_name!r} cannot be imported: {error}"
+            f"Process proxy {name!r} of kernelspec {kernel.kernel_name!r} cannot be imported: {error}"
         ) from error
     proxy: BaseProcessProxyABC = proxy_class(kernel_manager=kernel, proxy_config=stanza["config"])
     return proxy
 
 
-def _proxy_class(name: str) -> type[BaseProcessProxyABC]:
-    """Import a class, and have ready what its constructor asks for; runs in a thread, as the first call reads files."""
+def _import_class(name: str) -> type[BaseProcessProxyABC]:
+    """Import a class, and have ready what its constructor asks for; runs in a thread, as both read files."""
     gateway_user()
     proxy_class: type[BaseProcessProxyABC] = import_item(name)
+    _imported[name] = proxy_class
     return proxy_class
 
 

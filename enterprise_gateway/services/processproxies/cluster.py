@@ -20,6 +20,7 @@ from .remote import LIVENESS_SECONDS, NEVER_ENDING, RemoteProcessProxy
 from .startup import first_result
 from .watched import Watched
 
+PLACE_SECONDS = 5.0  # that a kernel whose launcher has reported at the last moment has for its place to be known
 REPORT_SECONDS = 0.2  # that the report of a launcher which has ended may be on its way
 EAGER_SECONDS = 10.0  # during which a cluster is asked more often about a kernel whose launcher is gone
 GONE = State(Phase.ENDED)
@@ -156,9 +157,10 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         """Wait until the cluster says where the kernel is: its launcher may be faster than that."""
         if self.assigned_ip:
             return
+        patience = max(self.deadline.remaining, PLACE_SECONDS)
         try:
             state = await asyncio.wait_for(
-                self._first_state(lambda state: bool(state.ip) or state.has_ended, eager=True), self.latest.remaining
+                self._first_state(lambda state: bool(state.ip) or state.has_ended, eager=True), patience
             )
         except (asyncio.TimeoutError, TimeoutError):
             raise LaunchTimeoutError(

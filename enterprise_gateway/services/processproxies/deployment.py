@@ -31,6 +31,8 @@ _PREFIX, _SUFFIX = "gateway-run-", ".lock"
 class Deployment:
     """The label in use; part of SharedResources. Without a place to keep it there is none, and nothing is swept."""
 
+    _is_known = False
+
     @property
     def label(self) -> str:
         """The label; empty when things cannot be labelled."""
@@ -38,7 +40,10 @@ class Deployment:
 
     async def known(self) -> str:
         """Return the label, read or made in a thread at the first use: what comes later finds it at once."""
-        return await offload(lambda: self.label)
+        if not self._is_known:
+            await offload(lambda: self.label)
+            self._is_known = True
+        return self.label
 
     def close(self) -> None:
         """Say that this run is over; called when the gateway ends in order."""

@@ -190,6 +190,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
 
     async def _accept(self, info: ConnectionInfo) -> None:
         """Take over what the launcher reported."""
+        self.progress.reach(Phase.STARTED)  # it must have been, whoever noticed
         self.progress.reach(Phase.REPORTED)
         await self._find_place()
         assert self.assigned_ip
