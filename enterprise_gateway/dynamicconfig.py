@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from traitlets import TraitError
 from traitlets.config import Config, Configurable
 
 from .core.offload import offload
 
-if TYPE_CHECKING:
-    from .enterprisegatewayapp import EnterpriseGatewayApp
-
 FileState = tuple[int, int, int]
+
+
+class ConfiguredApplication(Protocol):
+    """What is asked of the application."""
+
+    cli_config: Any
+
+    @property
+    def log(self) -> logging.Logger | logging.LoggerAdapter[Any]:
+        """Where changes are told."""
+
+    def read_config_files(self) -> Config:
+        """Return what the config files say now."""
+
+    def config_file_candidates(self) -> list[str]:
+        """Return the paths of all config files that would be read, if they were there."""
 
 
 class DynamicConfig:
@@ -29,7 +43,7 @@ class DynamicConfig:
         Says where config files are, and what the command line sets.
     """
 
-    def __init__(self, app: EnterpriseGatewayApp) -> None:
+    def __init__(self, app: ConfiguredApplication) -> None:
         self._app = app
         self._configurables: dict[str, Configurable] = {}
         self._seen = self._file_states()

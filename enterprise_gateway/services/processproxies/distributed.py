@@ -15,6 +15,7 @@ from ...core.errors import HostAuthenticationError, HostUnreachableError, Kernel
 from ...core.offload import offload_to
 from ...core.states import Phase, State
 from ...transport.localproc import LocalProcess
+from .addresses import addresses_of, is_local_address, resolve
 from .cluster import ClusterProcessProxy
 from .contract import gateway_user
 from .deployment import LABEL_VARIABLE
@@ -23,7 +24,7 @@ from .jobs import Job, LogFolderTakenError, Started
 from .launchedkernel import LaunchedKernel
 from .ownhost import OwnHost
 from .remnants import Remnant, owners_of, remote_processes
-from .remotehosts import RemoteHost, RemoteHosts, addresses_of, is_local_address, resolve, ssh_hosts
+from .remotehosts import RemoteHost, RemoteHosts, ssh_hosts
 from .shared import SharedResources, gateway_environment
 from .watched import Watched
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core import kernelargs
 from ...core.errors import KernelLaunchError
-from .remotehosts import is_local_address
+from .addresses import is_local_address
 
 MARKED_BYTES = 8192  # a mark stands near the beginning of its file
 _MARK = re.compile(rb"\beg-payload-version: *([12])\b")

@@ -20,10 +20,11 @@ from ...core.offload import offload, offload_to
 from ...core.states import Phase
 from ...transport.commport import CommPort, CommPortError, connection_ended
 from ...transport.localproc import LocalProcess, last_lines
+from .addresses import is_local_address
 from .contract import ENDING_SIGNALS, BaseProcessProxyABC
 from .launchedkernel import LaunchAddress, LaunchedKernel
 from .launchers import Origins, demanded_version, marked_version
-from .remotehosts import is_local_address, ssh_hosts
+from .remotehosts import ssh_hosts
 from .responses import ResponseManager
 from .startup import await_startup
 
