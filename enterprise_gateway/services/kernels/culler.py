@@ -112,7 +112,7 @@ class KernelCuller:
 
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
-        await asyncio.gather(*(self._look_at(kernel) for kernel in self.parent.kernels()))
+        await asyncio.gather(*(self._look_at(kernel) for kernel in self.parent.table))
 
     async def _look_at(self, kernel: RemoteKernelManager) -> None:
         """Judge one kernel; whatever goes wrong with it is logged and does not keep the others."""

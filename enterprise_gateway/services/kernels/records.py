@@ -196,7 +196,7 @@ class KernelRecords:
         while True:
             await asyncio.sleep(self.note_seconds)
             states: dict[str, tuple[object, ...]] = {}
-            for kernel in self._manager.kernels():
+            for kernel in self._manager.table:
                 kernel_id = str(kernel.kernel_id)
                 try:
                     states[kernel_id] = (kernel.execution_state, kernel.last_activity)
@@ -278,7 +278,7 @@ class KernelRecords:
 
     async def _relaunch_one(self, record: Mapping[str, Any]) -> None:
         """Finish a restart that was cut short, or begin that of a kernel that has died, in the background."""
-        kernel = self._manager._kernels.get(record["kernel_id"])
+        kernel = self._manager.table.get(record["kernel_id"])
         if kernel is None:
             kernel = await self.load(record)
             self._manager.enter(kernel)

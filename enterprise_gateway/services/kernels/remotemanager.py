@@ -51,6 +51,7 @@ from .records import KernelRecords
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .replicas import Replicas
 from .restarter import KernelRestarter
+from .table import KernelTable
 from .transitions import Transitions
 
 __all__ = [
@@ -118,6 +119,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.table = KernelTable(self._kernels)
         self.resources = SharedResources(self.parent if self.parent is not None else LibraryOptions(config=self.config))
         self.resources.on_conflict.append(self._note_conflict)
         options = self.resources.options
@@ -258,7 +260,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 launch.add_done_callback(functools.partial(self._launch_ended, kernel_id))
                 await self._in_time(launch, kernel, launch_timeout(spec, env), errand)
         except (asyncio.CancelledError, LaunchTimeoutError):
-            if self._kernels.get(kernel_id) is kernel:  # too late: it was complete, but nobody will hear of it
+            if self.table.has(kernel):  # too late: it was complete, but nobody will hear of it
                 await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
             raise
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
@@ -348,7 +350,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             kernel.channels.resume(kernel.inherited)
 
     def _manage(self, kernel: RemoteKernelManager) -> None:
-        self._kernels[kernel.kernel_id] = kernel
+        self.table.enter(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
         if self.records is not None and self.keeps_kernels and not self.revives_on_request:
@@ -359,7 +361,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
         One that is known to be another's is dead to its clients at once.
         """
-        kernel = self._kernels.get(conflict.kernel_id)
+        kernel = self.table.get(conflict.kernel_id)
         if kernel is None or kernel.channels is None:
             return
         if conflict.is_forged:
@@ -456,7 +458,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         return new_kernel_id(**kwargs)
 
     def _running_by_user(self) -> Counter[str]:
-        return Counter(kernel.username for kernel in self._kernels.values() if self._takes_place(kernel))
+        return Counter(kernel.username for kernel in self.table if self._takes_place(kernel))
 
     def _takes_place(self, kernel: RemoteKernelManager) -> bool:
         """Whether a kernel counts under the limits: unless it is dead, also when it fails to tell."""
@@ -482,20 +484,13 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self.replicas.consult(kernel_id)
         records = self.records
         may_be_on_record = self.revives_on_request or (records is not None and records.is_unsettled(kernel_id))
-        if kernel_id not in self._kernels and records is not None and may_be_on_record:
+        if kernel_id not in self.table and records is not None and may_be_on_record:
             await records.revive(kernel_id)
         return self.get_kernel(kernel_id)
 
-    def kernels(self) -> list[RemoteKernelManager]:
-        """Return the managers of all kernels in the table."""
-        return list(self._kernels.values())
-
     def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
         """Return a kernel's manager if it is in the table."""
-        kernel = self._kernels.get(kernel_id)
-        if kernel is None:
-            raise NotFoundError(f"Kernel does not exist: {kernel_id}")
-        return kernel
+        return self.table.find(kernel_id)
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """Return what the REST API says of a kernel."""
@@ -513,7 +508,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def list_kernels(self) -> list[dict[str, Any]]:
         """Return the models of all kernels in the order of their start."""
-        return self.listed(self._kernels, self.kernel_model)
+        return self.listed(self.table.ids(), self.kernel_model)
 
     def listed(self, kernel_ids: Iterable[str], model_of: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the models of kernels; one that cannot be made is logged and left out."""
@@ -708,16 +703,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
-        return self._kernels.pop(kernel_id, None)
+        return self.table.remove(kernel_id)
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
-        for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
+        for kernel in [kernel for kernel in self.table if not self.looks_after(kernel)]:
             self.remove_kernel(str(kernel.kernel_id))
             await self._let_go(kernel)
         stops = {
             asyncio.ensure_future(self.shutdown_kernel(kernel_id, now=now)): kernel_id
-            for kernel_id in [*self._launching, *self._kernels]
+            for kernel_id in [*self._launching, *self.table.ids()]
         }
         late = (await asyncio.wait(stops, timeout=ENDING_SECONDS))[1] if stops else set()
         for stop, kernel_id in stops.items():
@@ -752,8 +747,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if self._launching:
             await asyncio.wait(self._launching.values(), timeout=GIVING_UP_SECONDS)
         await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-        await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
-        self._kernels.clear()
+        await asyncio.gather(*map(self._let_go, self.table))
+        for kernel_id in self.table.ids():
+            self.table.remove(kernel_id)
 
     def find_files(self, besides: Collection[str]) -> list[Remnant]:
         """Return the files in this gateway's runtime directory of kernels other than those given; blocks."""

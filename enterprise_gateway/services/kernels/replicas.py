@@ -251,7 +251,7 @@ class Replicas:
         False: another replica has restarted it, which it is attached to anew by now, or removed it, or given it up.
         """
         kernel_id = str(kernel.kernel_id)
-        while self._manager._kernels.get(kernel_id) is kernel and not kernel.died_because:
+        while self._manager.table.has(kernel) and not kernel.died_because:
             with contextlib.suppress(StoreUnavailableError):
                 if self.holds(kernel_id) and await self._renew(kernel_id):
                     return True
@@ -415,7 +415,7 @@ class Replicas:
                 self._stored[kernel_id] = stored
             if self._is_retiring:
                 return stored  # our attachment is let go of as it is
-            kernel = self._manager._kernels.get(kernel_id)
+            kernel = self._manager.table.get(kernel_id)
             if kernel is not None and stored is None:
                 await uninterrupted(self._drop(kernel))
             elif kernel is not None and stored is not None and stored.owner not in {None, self.owner}:
@@ -460,7 +460,7 @@ class Replicas:
         """Attach anew to a kernel that this replica looks after from now on, if others have restarted it."""
         async with self._lock(kernel_id):
             record = await self._store.fetch_session(kernel_id)
-            kernel = self._manager._kernels.get(kernel_id)
+            kernel = self._manager.table.get(kernel_id)
             if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
                 if not kernel.is_recorded:
                     await self._end_unrecorded(kernel)
@@ -470,7 +470,7 @@ class Replicas:
         """Enter the kernel of a record in the table, if it is not there already; errors as in ``take_over``."""
         kernel_id = record["kernel_id"]
         async with self._lock(kernel_id):  # requests and the heartbeat may want it at the same time
-            attached = self._manager._kernels.get(kernel_id)
+            attached = self._manager.table.get(kernel_id)
             if attached is not None and attached.reached_as == reached_as(record) and not _waits(attached):
                 if await attached.is_alive():
                     return True
@@ -498,7 +498,7 @@ class Replicas:
         await former.give_up_process()
         kernel.claim_ports()  # they may be the same ones
         kernel.channels = channels
-        manager._kernels[kernel_id] = kernel
+        manager.table.replace(former, kernel)
         channels.connect(kernel.connection())
         manager.restarter.watch(kernel)
         self.log.info("Kernel %s was restarted by another replica", kernel_id)
@@ -568,7 +568,7 @@ class Replicas:
     def _changed_activity(self) -> dict[str, Activity]:
         changed = {}
         for kernel_id in self._held:
-            kernel = self._manager._kernels.get(kernel_id)
+            kernel = self._manager.table.get(kernel_id)
             if kernel is None:
                 continue
             try:
@@ -589,7 +589,8 @@ class Replicas:
 
     def _changed_connections(self) -> dict[str, int]:
         changed = {}
-        for kernel_id, kernel in self._manager._kernels.items():
+        for kernel in self._manager.table:
+            kernel_id = str(kernel.kernel_id)
             count = kernel.channels.connections if kernel.channels is not None else 0
             if count != self._told_connections.get(kernel_id, 0):
                 changed[kernel_id] = count
@@ -606,7 +607,8 @@ class Replicas:
         recent = {kernel_id: at for kernel_id, at in self._held.items() if kernel_id not in former}
         self._held = {**dict.fromkeys(beat.tokens, began), **recent}
         self._unjudged = {each: since for each, since in self._unjudged.items() if each in self._held}
-        for kernel_id, kernel in self._manager._kernels.items():
+        for kernel in self._manager.table:
+            kernel_id = str(kernel.kernel_id)
             if kernel_id not in self._held and self._has_changed(kernel, beat.kernels.get(kernel_id)):
                 self._do(kernel_id, self._refresh_in_background(kernel_id))
         if self._store.owes():
@@ -626,7 +628,7 @@ class Replicas:
 
     def _stands_for(self, name: str) -> bool:
         """Whether somebody here needs the lease of this name."""
-        is_known = name in self._manager._kernels or name in self._names or name in self._unjudged
+        is_known = name in self._manager.table or name in self._names or name in self._unjudged
         return is_known or self._manager.is_changing(name) or self._store.owes(name)
 
     def _is_orphan(self, stored: StoredKernel) -> bool:
@@ -737,7 +739,7 @@ class Replicas:
             return judged
         report = await self._records.revive_some(unclear)
         for kernel_id in report.removed:
-            kernel = self._manager._kernels.get(kernel_id)
+            kernel = self._manager.table.get(kernel_id)
             if kernel is not None:
                 await uninterrupted(self._drop(kernel))
             else:
