@@ -600,10 +600,11 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def stop_managers(self) -> None:
         """Close what the managers have open besides kernels."""
-        steps: list[Callable[[], Any]] = [self.kernel_manager.close]
-        if hasattr(self.kernel_session_manager, "close"):
-            steps.append(self.kernel_session_manager.close)
-        steps.append(partial(offload, self.kernel_spec_cache.stop))
+        steps: list[Callable[[], Any]] = [
+            self.kernel_manager.close,
+            self.kernel_session_manager.close,
+            partial(offload, self.kernel_spec_cache.stop),
+        ]
         await take_all(steps, "The gateway", self.log, patience=PATIENCE_SECONDS)
 
     async def _drain(self) -> None:

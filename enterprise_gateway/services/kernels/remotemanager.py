@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -20,7 +20,7 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, NoSuchKern
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_core.paths import exists
 from traitlets import Any as AnyTrait
-from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, observe, validate
+from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, validate
 from traitlets.utils.importstring import import_item
 
 from ...core import envvars
@@ -46,11 +46,17 @@ from ...transport.slices import Slices
 from ..processproxies.processproxy import gateway_user, launch_timeout, process_proxy_config
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
+from ..sessions.kernelsessionmanager import KernelSessionManager
+from ..sessions.sharingstore import SharingStore
 from .culler import CullingOptions, KernelCuller
+from .listing import KernelListing
+from .loader import KernelLoader
 from .records import KernelRecords
+from .recovery import KernelRecovery
 from .remotekernel import LibraryOptions, RemoteKernelManager
 from .replicas import Replicas
 from .restarter import KernelRestarter
+from .sharing import KernelSharing, LoneGateway
 from .table import KernelTable
 from .transitions import Transitions
 
@@ -108,8 +114,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     kernel_session_manager = AnyTrait(
         None, allow_none=True, help="The store of kernel sessions; set by the application."
     )
-    records: KernelRecords | None = None
-    replicas: Replicas | None = None
     _is_stopping = False
 
     @classmethod
@@ -130,15 +134,27 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.log, lambda: options.replay_total_limit, lambda: options.replay_user_sessions
         )
         self._slices = Slices()
-        self.restarter = KernelRestarter(parent=self)
+        self.listing = KernelListing(self.table, self.kernel_model, self.log)
+        self.restarter = KernelRestarter(self, parent=self)
         self.culler = KernelCuller(self)
         self.transitions = Transitions()
+        self._loader = KernelLoader(self.make_kernel_manager, lambda: self.revives_on_request)
         self._launching: dict[str, asyncio.Task[Any]] = {}
         self._channels: WeakSet[KernelChannels] = WeakSet()
+        self._share(LoneGateway(self.table, self.listing, self.limits, self._loader, self.enter))
+        self.observe(self._store_changed, "kernel_session_manager")
 
-    @observe("kernel_session_manager")
-    def _session_manager_changed(self, change: Any) -> None:
-        self.records = KernelRecords(self, change["new"]) if change["new"] is not None else None
+    def _store_changed(self, _: Any) -> None:
+        self._share(self.replicas)
+
+    def _share(self, replicas: KernelSharing) -> None:
+        """Manage kernels by the store there is, and together with these gateways."""
+        store = self.kernel_session_manager
+        if store is None:
+            store = KernelSessionManager(self, enable_persistence=False, sealing_key_file="", log=self.log)
+        self.replicas = replicas
+        self.records = KernelRecords(store, replicas, self.table, self.log)
+        self.recovery = KernelRecovery(store, replicas, self.table, self._loader, self.enter, self.restarter)
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
@@ -174,10 +190,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     def join_replicas(self) -> None:
         """Share kernels with other gateways, if the store can keep them apart; called at start in replication mode."""
         store = self.kernel_session_manager
-        if self.revives_on_request and self.keeps_kernels and self.records is not None and hasattr(store, "beat"):
-            self.replicas = Replicas(self, store, self.records)
-            self.records.share(self.replicas)
-            self.replicas.start()
+        if self.revives_on_request and self.keeps_kernels and isinstance(store, SharingStore):
+            replicas = Replicas(self, store, self._loader)
+            self._share(replicas)
+            replicas.start(self.recovery.revive_some)
 
     def is_changing(self, kernel_id: str) -> bool:
         """Whether a kernel is being started, restarted or stopped here."""
@@ -185,31 +201,20 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def looks_after(self, kernel: RemoteKernelManager) -> bool:
         """Whether this gateway, and no other one, culls the kernel and restarts it when it dies."""
-        return self.replicas is None or self.replicas.holds(str(kernel.kernel_id))
+        return self.replicas.holds(str(kernel.kernel_id))
 
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
         """Return whether it is up to this gateway to restart a kernel whose process has ended."""
-        return self.replicas is None or await self.replicas.in_charge_of_dead(kernel)
+        return await self.replicas.in_charge_of_dead(kernel)
 
-    def let_go(self, kernel: RemoteKernelManager) -> None:
+    def yield_lease(self, kernel: RemoteKernelManager) -> None:
         """Note that another gateway looks after the kernel."""
-        if self.replicas is not None:
-            self.replicas.let_go(str(kernel.kernel_id))
+        self.replicas.yield_lease(str(kernel.kernel_id))
 
     def connections(self, kernel: RemoteKernelManager) -> int:
         """Return how many websockets all gateways have for the kernel."""
         here = kernel.channels.connections if kernel.channels is not None else 0
-        return here if self.replicas is None else here + self.replicas.connections_elsewhere(str(kernel.kernel_id))
-
-    @contextlib.asynccontextmanager
-    async def _place(self, user: str, kernel_id: str) -> AsyncIterator[None]:
-        """Hold a place under the limits while a kernel starts."""
-        if self.replicas is None:
-            with self.limits.reserve(user):
-                yield
-        else:
-            async with self.replicas.place(user, kernel_id):
-                yield
+        return here + self.replicas.connections_elsewhere(str(kernel.kernel_id))
 
     # --- start
 
@@ -250,7 +255,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         kernel = self._make_kernel_manager(kernel_id, name, spec)
         launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
         try:
-            async with self._place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
+            async with self.replicas.place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
                 if kernel_id in self._launching or kernel_id in self:  # since it was chosen
                     raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
                 errand = Errand(kernel_id)
@@ -302,14 +307,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
         cwd = {"cwd": await offload(self.cwd_for_path, path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
-        if self.replicas is not None:
-            await self.replicas.claim_new(str(kernel.kernel_id))
+        await self.replicas.claim_new(str(kernel.kernel_id))
         try:
-            if self.records is not None:
-                await self.records.starting(kernel, launch_args)
+            await self.records.starting(kernel, launch_args)
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
-            if self.records is not None:
-                await self.records.running(kernel)
+            await self.records.running(kernel)
             await self.resources.turns.come()
             self._connect(kernel)
             if (conflict := kernel.conflict) is not None:
@@ -327,8 +329,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _give_up(self, kernel: RemoteKernelManager) -> None:
         """Remove what a failed launch has left, and then its record."""
         await kernel.abandon()
-        if self.records is not None:
-            await self.records.gone(kernel.kernel_id)
+        await self.records.gone(kernel.kernel_id)
 
     def enter(self, kernel: RemoteKernelManager) -> None:
         """Connect to a kernel that runs and manage it from now on.
@@ -353,7 +354,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.table.enter(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
-        if self.records is not None and self.keeps_kernels and not self.revives_on_request:
+        if self.keeps_kernels and not self.revives_on_request:
             self.records.keep_activity()
 
     def _note_conflict(self, conflict: Conflict) -> None:
@@ -480,12 +481,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         StoreUnavailableError
             There may be such a kernel: the store, or what the kernel runs on, cannot be asked.
         """
-        if self.replicas is not None:
-            await self.replicas.consult(kernel_id)
-        records = self.records
-        may_be_on_record = self.revives_on_request or (records is not None and records.is_unsettled(kernel_id))
-        if kernel_id not in self.table and records is not None and may_be_on_record:
-            await records.revive(kernel_id)
+        await self.replicas.consult(kernel_id)
+        may_be_recorded = self.revives_on_request or self.recovery.is_unsettled(kernel_id)
+        if kernel_id not in self.table and may_be_recorded:
+            await self.recovery.revive(kernel_id)
         return self.get_kernel(kernel_id)
 
     def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
@@ -507,38 +506,28 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         return model
 
     def list_kernels(self) -> list[dict[str, Any]]:
-        """Return the models of all kernels in the order of their start."""
-        return self.listed(self.table.ids(), self.kernel_model)
-
-    def listed(self, kernel_ids: Iterable[str], model_of: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the models of kernels; one that cannot be made is logged and left out."""
-        models = []
-        for kernel_id in kernel_ids:
-            try:
-                models.append(model_of(kernel_id))
-            except Exception:
-                self.log.exception("Kernel %s cannot be listed", kernel_id)
-        return models
+        """Return the models of all kernels in the table, in the order of their start."""
+        return self.listing.models()
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models of all kernels, also those that only other replicas are attached to."""
-        return self.list_kernels() if self.replicas is None else await self.replicas.models()
+        return await self.replicas.models()
 
     # --- taking over kernels on record
 
     async def revive_all(self) -> None:
         """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
-        if self.records is not None and self.keeps_kernels:
-            if hasattr(self.kernel_session_manager, "clear_leases"):
-                await self._clear_leases()
-            await self.records.revive_all()
+        if self.keeps_kernels:
+            if isinstance(self.kernel_session_manager, SharingStore):
+                await self._clear_leases(self.kernel_session_manager)
+            await self.recovery.revive_all()
 
-    async def _clear_leases(self) -> None:
+    async def _clear_leases(self, store: SharingStore) -> None:
         """Write records without leases: what replicas may have left there is of no meaning for a single gateway."""
         deadline = Deadline(STORE_PATIENCE_SECONDS)
         while True:
             try:
-                return await self.kernel_session_manager.clear_leases()
+                return await store.clear_leases()
             except StoreUnavailableError:
                 if deadline.expired:
                     raise
@@ -552,7 +541,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         NotFoundError
             The kernel is dead.
         """
-        return self.records is not None and await self.records.take_over(record)
+        return await self.replicas.attach(record)
 
     # --- interrupt, restart, shutdown
 
@@ -597,10 +586,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.log.info("Kernel restarted: %s", kernel_id)
 
     async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
-        is_used_elsewhere = self.replicas is not None and self.replicas.is_used_elsewhere(str(kernel.kernel_id))
-        kernel = await self._begin(kernel, KernelRecords.restarting)
+        is_used_elsewhere = self.replicas.is_used_elsewhere(str(kernel.kernel_id))
+        kernel = await self.replicas.begin(kernel, self.records.restarting)
         self.restarter.forget(kernel)
-        if self.replicas is not None and is_used_elsewhere:
+        if is_used_elsewhere:
             await self.replicas.let_others_notice()
         kernel.restarts = 0
         await self._replace(kernel, now=now or bool(kernel.died_because), errand=errand)
@@ -612,24 +601,17 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
-        if self.records is not None:
-            try:
-                await self.records.restarting(kernel, kernel.restarts)
-            except StoreUnavailableError:
-                if self.replicas is not None:  # who may replace the process is only known with the store
-                    raise
+        await self.records.restarting_after_death(kernel)
         await self._replace(kernel, now, newports)
 
     async def _replace(
         self, kernel: RemoteKernelManager, now: bool, newports: bool = False, errand: Errand | None = None
     ) -> None:
-        confirm = None
-        if self.replicas is not None:
-            confirm = functools.partial(self.replicas.confirm, kernel.kernel_id)
-            newports = True  # a replica that does not know yet must not reach the new process by the old connection
+        confirm = functools.partial(self.replicas.confirm, str(kernel.kernel_id))
+        # A replica that does not know yet must not reach the new process by the old connection.
+        newports = newports or self.replicas.is_shared
         try:
-            if confirm is not None:
-                await confirm()
+            await confirm()
             errand = errand or Errand(str(kernel.kernel_id))
             await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
@@ -639,12 +621,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.lose(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
-        if self.records is not None:
-            await self._record_replacement(kernel)
+        await self._record_replacement(kernel)
 
     async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
         """Record the new process of a kernel: it is there, so a store that is away is told later."""
-        assert self.records is not None
         try:
             await self.records.running(kernel, required=False)
         except LeaseLostError:
@@ -652,16 +632,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             kernel.reached_as = ""
             await uninterrupted(kernel.end_process())
             raise
-
-    async def _begin(
-        self, kernel: RemoteKernelManager, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
-    ) -> RemoteKernelManager:
-        """Record what a client wants done with a kernel, when no other gateway is at it any more; return the kernel."""
-        if self.replicas is not None:
-            return await self.replicas.begin(str(kernel.kernel_id), record)
-        if self.records is not None:
-            await record(self.records, kernel)
-        return kernel
 
     def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
@@ -687,7 +657,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
         try:
-            kernel = await self._begin(kernel, KernelRecords.stopping)
+            kernel = await self.replicas.begin(kernel, self.records.stopping)
         except StoreUnavailableError:
             if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
                 self.restarter.forget(kernel)
@@ -698,8 +668,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
             self.remove_kernel(kernel.kernel_id)
-            if self.records is not None:
-                await self.records.gone(kernel.kernel_id)
+            await self.records.gone(kernel.kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
@@ -729,15 +698,15 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             True leaves the kernels running and only lets go of them.
         """
         self._is_stopping = True
-        steps: list[Callable[[], Any]] = [self.culler.stop]
-        if self.replicas is not None:
-            steps.append(self.replicas.retire)
-        steps.append(self.restarter.stop)
-        if self.records is not None:
-            steps.append(self.records.close)
-        steps.append(self._keep_all if keep_kernels else functools.partial(self.shutdown_all, now=True))
-        if self.replicas is not None:
-            steps.append(self.replicas.leave)  # returns the leases, whatever went wrong before
+        steps: list[Callable[[], Any]] = [
+            self.culler.stop,
+            self.replicas.retire,
+            self.restarter.stop,
+            self.recovery.close,
+            self.records.close,
+            self._keep_all if keep_kernels else functools.partial(self.shutdown_all, now=True),
+            self.replicas.leave,  # returns the leases, whatever went wrong before
+        ]
         await take_all(steps, "The management of kernels", self.log)
 
     async def _keep_all(self) -> None:
@@ -779,9 +748,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _let_go(self, kernel: RemoteKernelManager) -> None:
         """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""
-        steps: list[Callable[[], Any]] = [functools.partial(self.restarter.forget, kernel), kernel.let_go]
-        if self.records is not None:
-            steps.append(functools.partial(self.records.left, kernel))
+        steps: list[Callable[[], Any]] = [
+            functools.partial(self.restarter.forget, kernel),
+            kernel.let_go,
+            functools.partial(self.records.left, kernel),
+        ]
         await take_all(steps, f"Kernel {kernel.kernel_id}", self.log)
 
 

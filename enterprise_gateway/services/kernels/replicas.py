@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import json
 import math
 import os
 import socket
@@ -20,11 +19,15 @@ from weakref import WeakValueDictionary
 from ...core.deadline import Deadline
 from ...core.errors import ConflictError, LeaseLostError, NotFoundError, StoreUnavailableError
 from ...core.offload import offload, uninterrupted
-from ...core.sessionrecords import Activity, Beat, StoredKernel, as_stored
+from ...core.sessionrecords import Activity, Beat, StoredKernel
+from ..sessions.sessionmanager import SharedTable
+from .fingerprint import reached_as
+from .sharing import KernelSharing, Step
 
 if TYPE_CHECKING:
-    from ..sessions.sqlmanager import SQLKernelSessionManager
-    from .records import KernelRecords
+    from ..sessions.revival import RevivalReport, RevivalRules
+    from ..sessions.sharingstore import SharingStore
+    from .loader import KernelLoader
     from .remotekernel import RemoteKernelManager
     from .remotemanager import RemoteMappingKernelManager
 
@@ -52,7 +55,7 @@ class Unjudged:
         self.pause = min(2 * self.pause, LONGEST_PAUSE_SECONDS)
 
 
-class Replicas:
+class Replicas(KernelSharing):
     """What this gateway tells the other ones, and what it learns from them; part of RemoteMappingKernelManager.
 
     One task, the heartbeat, prolongs the leases of this replica's kernels, tells what has changed here and learns what
@@ -65,18 +68,19 @@ class Replicas:
         Has the table of the kernels that this gateway is attached to.
     store
         The store that all replicas use.
-    records
-        Takes up kernels by their records.
+    loader
+        Makes managers for recorded kernels.
     """
 
-    def __init__(
-        self, manager: RemoteMappingKernelManager, store: SQLKernelSessionManager, records: KernelRecords
-    ) -> None:
+    is_shared = True
+
+    def __init__(self, manager: RemoteMappingKernelManager, store: SharingStore, loader: KernelLoader) -> None:
+        self.sessions = SharedTable(store)
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
         self.log = manager.log
         self._manager = manager
         self._store = store
-        self._records = records
+        self._loader = loader
         self._held: dict[str, float] = {}  # leases, and when the store was asked for them last
         self._names: set[str] = set()  # other than kernels, for which leases are taken
         self._unjudged: dict[str, Unjudged] = {}
@@ -99,8 +103,15 @@ class Replicas:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to share; called when the gateway starts to serve."""
+    def start(self, recover: Callable[[Iterable[str]], Awaitable[RevivalReport]]) -> None:
+        """Begin to share; called when the gateway starts to serve.
+
+        Parameters
+        ----------
+        recover
+            Recovers kernels from their records, or removes what is left of them.
+        """
+        self._recover = recover
         self._store.leases_required = True
         self._be_patient()  # the store may have been away until just now
         self._tasks = [
@@ -206,9 +217,7 @@ class Replicas:
     async def _is_on_record(self, kernel_id: str) -> bool:
         return bool(await self._store.fetch_kernels(self.owner, kernel_id))
 
-    async def begin(
-        self, kernel_id: str, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
-    ) -> RemoteKernelManager:
+    async def begin(self, kernel: RemoteKernelManager, record: Step) -> RemoteKernelManager:
         """Look after a kernel from now on, because a client wants it restarted or deleted here, and record that.
 
         What another replica does with it at the moment is waited for. Returns the kernel as it is then.
@@ -221,14 +230,15 @@ class Replicas:
             Another replica does not get done with it.
         """
         deadline = Deadline(PATIENCE_SECONDS)
+        kernel_id = str(kernel.kernel_id)
         await self._pay(kernel_id)
         while True:
             kernel = await self._take_charge(kernel_id, deadline)
             try:
-                await record(self._records, kernel)
+                await record(kernel)
                 return kernel
             except LeaseLostError:  # another replica was asked the same at the same time
-                self.let_go(kernel_id)
+                self.yield_lease(kernel_id)
                 if deadline.expired:
                     raise
 
@@ -265,7 +275,7 @@ class Replicas:
         if renewed:
             self._held[kernel_id] = began
         else:
-            self.let_go(kernel_id)
+            self.yield_lease(kernel_id)
         return renewed
 
     def _hold(self, kernel_id: str, began: float) -> None:
@@ -273,7 +283,7 @@ class Replicas:
         self._held[kernel_id] = began
         self._told_activity.pop(kernel_id, None)
 
-    def let_go(self, kernel_id: str) -> None:
+    def yield_lease(self, kernel_id: str) -> None:
         """Note that another replica has taken the kernel's lease over."""
         self._held.pop(kernel_id, None)
         self._unjudged.pop(kernel_id, None)
@@ -310,11 +320,11 @@ class Replicas:
         kernels = await self._store.fetch_kernels(self.owner)
         self._stored.update(kernels)
         told = [kernel_id for kernel_id, stored in kernels.items() if stored.state != "starting"]
-        return self._manager.listed(told, lambda kernel_id: self._model(kernels[kernel_id]))
+        return self._manager.listing.listed(told, lambda kernel_id: self._model(kernels[kernel_id]))
 
     def _model(self, stored: StoredKernel) -> dict[str, Any]:
         if stored.kernel_id in self._manager:
-            return self._manager.kernel_model(stored.kernel_id)
+            return self._manager.listing.model(stored.kernel_id)
         active = datetime.fromtimestamp(stored.last_activity or stored.version, timezone.utc)
         return {
             "id": stored.kernel_id,
@@ -328,6 +338,10 @@ class Replicas:
         """Return how many websockets the other replicas have for a kernel."""
         stored = self._stored.get(kernel_id)
         return stored.connections if stored is not None else 0
+
+    def revival_rules(self) -> RevivalRules:
+        """Return that only what is ours is changed, and that what died a moment ago is restarted."""
+        return {"is_wanted": self.is_wanted, "claim": self.claim}
 
     def is_wanted(self, kernel_id: str) -> bool:
         """Whether a kernel that has died is to be restarted: its replica lived a moment ago, or somebody is connected.
@@ -424,7 +438,7 @@ class Replicas:
 
     async def _follow(self, kernel: RemoteKernelManager, stored: StoredKernel) -> None:
         """Do here what another replica has done with a kernel."""
-        self.let_go(stored.kernel_id)
+        self.yield_lease(stored.kernel_id)
         if not kernel.is_recorded:
             await self._end_unrecorded(kernel)
         if stored.execution_state == "dead":
@@ -440,7 +454,7 @@ class Replicas:
             if record is None:
                 return
             if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
-                await uninterrupted(self._reattach(kernel, await self._records.load(record)))
+                await uninterrupted(self._reattach(kernel, await self._loader.load(record)))
         self._seen[stored.kernel_id] = stored.version
 
     async def _pay(self, kernel_id: str) -> None:
@@ -464,7 +478,7 @@ class Replicas:
             if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
                 if not kernel.is_recorded:
                     await self._end_unrecorded(kernel)
-                await uninterrupted(self._reattach(kernel, await self._records.load(record)))
+                await uninterrupted(self._reattach(kernel, await self._loader.load(record)))
 
     async def attach(self, record: Mapping[str, Any]) -> bool:
         """Enter the kernel of a record in the table, if it is not there already; errors as in ``take_over``."""
@@ -475,8 +489,7 @@ class Replicas:
                 if await attached.is_alive():
                     return True
                 raise NotFoundError("its process is gone")
-            kernel = await self._records.load(record)
-            is_alive = await self._records.ask_whether_alive(kernel)
+            kernel, is_alive = await self._loader.load_and_ask(record)
             if not is_alive and not self.is_dead_elsewhere(kernel_id):
                 await kernel.give_up_process()
                 raise NotFoundError("its process is gone")
@@ -737,7 +750,7 @@ class Replicas:
                 self.log.warning("Kernel %s could not be taken over, which is tried again: %s", kernel_id, error)
         if not unclear:
             return judged
-        report = await self._records.revive_some(unclear)
+        report = await self._recover(unclear)
         for kernel_id in report.removed:
             kernel = self._manager.table.get(kernel_id)
             if kernel is not None:
@@ -759,9 +772,3 @@ async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
-
-
-def reached_as(record: Mapping[str, Any]) -> str:
-    """Return a text that is another one when the record's kernel has another process or connection."""
-    told = {name: record.get(name) for name in ("connection_info", "process_info")}
-    return json.dumps(as_stored({"": told})[""], sort_keys=True)

@@ -96,9 +96,7 @@ class Sweeper:
         return {label} if label else set()
 
     async def _known_kernels(self) -> set[str]:
-        records = self._manager.records
-        on_record = await records.kernel_ids() if records is not None else set()
-        return on_record | set(self._manager.list_kernel_ids())
+        return await self._manager.records.kernel_ids() | set(self._manager.table.ids())
 
     async def _find(self, labels: set[str], report: SweepReport) -> list[tuple[str, Remnant]]:
         """Return everything labelled, with its label."""

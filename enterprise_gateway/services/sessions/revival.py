@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 from weakref import WeakValueDictionary
 
 from enterprise_gateway.core.errors import NotFoundError, StoreUnavailableError
@@ -30,6 +30,13 @@ class RevivalReport:
     removed: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+class RevivalRules(TypedDict, total=False):
+    """What replicas that share a store observe: parameters of :class:`Revival`."""
+
+    is_wanted: Callable[[str], bool]
+    claim: Callable[[str], Awaitable[bool]]
 
 
 class Revival:
