@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -47,6 +47,7 @@ from ..processproxies.processproxy import gateway_user, launch_timeout, process_
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
 from ..sessions.kernelsessionmanager import KernelSessionManager
+from ..sessions.revival import RevivalReport
 from ..sessions.sharingstore import SharingStore
 from .culler import CullingOptions, KernelCuller
 from .listing import KernelListing
@@ -54,7 +55,7 @@ from .loader import KernelLoader
 from .records import KernelRecords
 from .recovery import KernelRecovery
 from .remotekernel import LibraryOptions, RemoteKernelManager
-from .replicas import Replicas
+from .replicas import OwnKernels, Replicas
 from .restarter import KernelRestarter
 from .sharing import KernelSharing, LoneGateway
 from .table import KernelTable
@@ -191,9 +192,22 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Share kernels with other gateways, if the store can keep them apart; called at start in replication mode."""
         store = self.kernel_session_manager
         if self.revives_on_request and self.keeps_kernels and isinstance(store, SharingStore):
-            replicas = Replicas(self, store, self._loader)
+            options = self.resources.options
+            own = OwnKernels(
+                table=self.table,
+                listing=self.listing,
+                loader=self._loader,
+                restarter=self.restarter,
+                enter=self.enter,
+                lose=self.lose,
+                is_changing=self.is_changing,
+                recover=self._recover,
+                limits=lambda: (options.max_kernels, options.max_kernels_per_user),
+                find_files=self.find_files,
+            )
+            replicas = Replicas(store, own, self.log)
             self._share(replicas)
-            replicas.start(self.recovery.revive_some)
+            replicas.start()
 
     def is_changing(self, kernel_id: str) -> bool:
         """Whether a kernel is being started, restarted or stopped here."""
@@ -521,6 +535,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if isinstance(self.kernel_session_manager, SharingStore):
                 await self._clear_leases(self.kernel_session_manager)
             await self.recovery.revive_all()
+
+    async def _recover(self, kernel_ids: Iterable[str]) -> RevivalReport:
+        """Recover the kernels of a replica that is gone."""
+        return await self.recovery.revive_some(kernel_ids)
 
     async def _clear_leases(self, store: SharingStore) -> None:
         """Write records without leases: what replicas may have left there is of no meaning for a single gateway."""
