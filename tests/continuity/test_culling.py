@@ -274,7 +274,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_culled_and_li
         with expect_log(f"Kernel {ids[1]} cannot be listed"):
             assert [model["id"] for model in await gateway.call("/api/kernels")] == [ids[0], ids[2]]
         culler.clock = later(605)
-        with expect_log(f"Culling|Kernel {ids[1]} could not be judged") as logged:
+        with expect_log(f"Culling|Kernel {ids[1]} could not be checked") as logged:
             await culler.cull_kernels()
         assert len(logged) == 3
         assert kernels.list_kernel_ids() == [ids[1]]

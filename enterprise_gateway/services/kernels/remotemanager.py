@@ -137,7 +137,14 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self._slices = Slices()
         self.listing = KernelListing(self.table, self.kernel_model, self.log)
         self.restarter = KernelRestarter(self, parent=self)
-        self.culler = KernelCuller(self)
+        self.culler = KernelCuller(
+            self,
+            self.table,
+            looks_after=self.looks_after,
+            connections=self.connections,
+            shut_down=self.shutdown_kernel,
+            log=self.log,
+        )
         self.transitions = Transitions()
         self._loader = KernelLoader(self.make_kernel_manager, lambda: self.revives_on_request)
         self._launching: dict[str, asyncio.Task[Any]] = {}
@@ -208,6 +215,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             replicas = Replicas(store, own, self.log)
             self._share(replicas)
             replicas.start()
+
+    async def known_kernels(self) -> set[str]:
+        """Return the ids of all kernels that are recorded, or in the table; raises when the store cannot be asked."""
+        return await self.records.kernel_ids() | set(self.table.ids())
 
     def is_changing(self, kernel_id: str) -> bool:
         """Whether a kernel is being started, restarted or stopped here."""
