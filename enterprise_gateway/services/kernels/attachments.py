@@ -37,7 +37,7 @@ class Attachments:
         Makes managers for recorded kernels.
     restarter
         Watches the ends of kernels.
-    enter, lose
+    enter, mark_dead
         Enter a kernel in the table, and keep it there as dead.
     forget
         Forgets what else is known of a kernel that is gone.
@@ -53,7 +53,7 @@ class Attachments:
         loader: KernelLoader,
         restarter: KernelRestarter,
         enter: Callable[[RemoteKernelManager], None],
-        lose: Callable[[RemoteKernelManager, str], None],
+        mark_dead: Callable[[RemoteKernelManager, str], None],
         forget: Callable[[str], None],
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
@@ -66,7 +66,7 @@ class Attachments:
         self._loader = loader
         self._restarter = restarter
         self._enter = enter
-        self._lose = lose
+        self._mark_dead = mark_dead
         self._forget = forget
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
         self._locks = KeyedLocks()
@@ -105,7 +105,7 @@ class Attachments:
             await self._end_unrecorded(kernel)
         if stored.execution_state == "dead":
             if not kernel.died_because:
-                self._lose(kernel, "its process has ended")
+                self._mark_dead(kernel, "its process has ended")
         elif stored.version == self._seen.get(stored.kernel_id):
             return
         elif stored.state == "restarting":
@@ -153,14 +153,14 @@ class Attachments:
                 raise NotFoundError("its process is gone")
             kernel, is_alive = await self._loader.load_and_ask(record)
             if not is_alive and not self._overview.is_dead_elsewhere(kernel_id):
-                await kernel.give_up_process()
+                await kernel.disconnect()
                 raise NotFoundError("its process is gone")
             if attached is not None:
                 await uninterrupted(self._reattach(attached, kernel))
                 return True
             self._enter(kernel)
             if not is_alive:
-                self._lose(kernel, "its process has ended")
+                self._mark_dead(kernel, "its process has ended")
             return True
 
     # -- both ---------------------------------------------------------------------------------------------------------
@@ -175,11 +175,11 @@ class Attachments:
 
     async def _reattach(self, former: RemoteKernelManager, kernel: RemoteKernelManager) -> None:
         """Connect the websockets of a kernel to the process that another replica has started for it."""
-        self._restarter.forget(former)
+        self._restarter.unwatch(former)
         channels = former.channels
         assert channels is not None  # it is in the table
         former.stop_relaying(has_died=kernel.restarts > 0)
-        await former.give_up_process()
+        await former.disconnect()
         kernel.claim_ports()  # they may be the same ones
         kernel.channels = channels
         self._table.replace(former, kernel)
@@ -190,13 +190,13 @@ class Attachments:
     async def drop(self, kernel: RemoteKernelManager) -> None:
         """Forget a kernel that another replica has removed."""
         kernel_id = str(kernel.kernel_id)
-        self._restarter.forget(kernel)
+        self._restarter.unwatch(kernel)
         self._table.remove(kernel_id)
         self._forget(kernel_id)
         self._store.disown(kernel_id)
         if not kernel.is_recorded:
             await kernel.end_process()
-        await kernel.forget()
+        await kernel.discard()
         self.log.info("Kernel %s was removed by another replica", kernel_id)
 
     def forget(self, kernel_id: str) -> None:

@@ -77,5 +77,5 @@ class KernelLoader:
         try:
             return kernel, await kernel.ask_whether_alive()
         except BaseException:
-            await uninterrupted(kernel.give_up_process())
+            await uninterrupted(kernel.disconnect())
             raise

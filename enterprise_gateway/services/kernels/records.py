@@ -178,7 +178,7 @@ class KernelRecords:
                     if noted.get(kernel_id) != states[kernel_id]:
                         await self._store.note(kernel_id, {"relay": kernel.memory.to_record()})
                 except Exception:
-                    self.log.exception("What kernel %s does is not on record", kernel_id)
+                    self.log.exception("What kernel %s does could not be recorded", kernel_id)
             noted = states
 
     async def close(self) -> None:

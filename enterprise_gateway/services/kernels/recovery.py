@@ -101,7 +101,7 @@ class KernelRecovery:
             self._enter(kernel)
         if phase_of(record) == "running":
             return  # the restarter finds that it has ended
-        self._restarter.forget(kernel)
+        self._restarter.unwatch(kernel)
         kernel.stop_relaying(has_died=int(record.get("restarts") or 0) > 0)
         self._restarter.finish_restart(kernel)
 

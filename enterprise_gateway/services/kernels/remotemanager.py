@@ -206,7 +206,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 loader=self._loader,
                 restarter=self.restarter,
                 enter=self.enter,
-                lose=self.lose,
+                mark_dead=self.mark_dead,
                 is_changing=self.is_changing,
                 recover=self._recover,
                 limits=lambda: (options.max_kernels, options.max_kernels_per_user),
@@ -425,7 +425,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             ) from error
 
     async def make_kernel_manager(self, kernel_id: str, kernel_name: str) -> RemoteKernelManager:
-        """Return the manager for a kernel on record, not entered in the table yet."""
+        """Return the manager for a recorded kernel, not entered in the table yet."""
         name, spec = await self._find_kernel_spec(kernel_name)
         return self._make_kernel_manager(kernel_id, name, spec)
 
@@ -538,10 +538,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Return the models of all kernels, also those that only other replicas are attached to."""
         return await self.replicas.models()
 
-    # --- taking over kernels on record
+    # --- recovering recorded kernels
 
     async def revive_all(self) -> None:
-        """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
+        """Recover every recorded kernel that lives, remove the others; called at start in standalone mode."""
         if self.keeps_kernels:
             if isinstance(self.kernel_session_manager, SharingStore):
                 await self._clear_leases(self.kernel_session_manager)
@@ -617,7 +617,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
         is_used_elsewhere = self.replicas.is_used_elsewhere(str(kernel.kernel_id))
         kernel = await self.replicas.begin(kernel, self.records.restarting)
-        self.restarter.forget(kernel)
+        self.restarter.unwatch(kernel)
         if is_used_elsewhere:
             await self.replicas.let_others_notice()
         kernel.restarts = 0
@@ -629,7 +629,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         await self.transitions.restart(kernel.kernel_id, lambda: self._relaunch(kernel, now=now, newports=newports))
 
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
-        """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
+        """Replace a kernel's process, and record that; a kernel that cannot be launched again is dead."""
         await self.records.restarting_after_death(kernel)
         await self._replace(kernel, now, newports)
 
@@ -647,7 +647,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
             raise
         except Exception as error:
-            self.lose(kernel, f"it could not be restarted: {error}")
+            self.mark_dead(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
         await self._record_replacement(kernel)
@@ -657,12 +657,12 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         try:
             await self.records.running(kernel, required=False)
         except LeaseLostError:
-            # We were away for so long that another replica has judged the kernel: this process is one too many.
+            # We were away for so long that another replica has checked the kernel: this process is one too many.
             kernel.reached_as = ""
             await uninterrupted(kernel.end_process())
             raise
 
-    def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
+    def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
         kernel.died_because = reason
         if kernel.channels is not None:
@@ -689,10 +689,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             kernel = await self.replicas.begin(kernel, self.records.stopping)
         except StoreUnavailableError:
             if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
-                self.restarter.forget(kernel)
+                self.restarter.unwatch(kernel)
                 self.restarter.finish_restart(kernel)
             raise
-        self.restarter.forget(kernel)  # a restart that could not be given up any more has it watched again
+        self.restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
@@ -707,7 +707,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
         for kernel in [kernel for kernel in self.table if not self.looks_after(kernel)]:
             self.remove_kernel(str(kernel.kernel_id))
-            await self._let_go(kernel)
+            await self._detach(kernel)
         stops = {
             asyncio.ensure_future(self.shutdown_kernel(kernel_id, now=now)): kernel_id
             for kernel_id in [*self._launching, *self.table.ids()]
@@ -724,7 +724,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         Parameters
         ----------
         keep_kernels
-            True leaves the kernels running and only lets go of them.
+            True leaves the kernels running and only detaches from them.
         """
         self._is_stopping = True
         steps: list[Callable[[], Any]] = [
@@ -739,13 +739,13 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         await take_all(steps, "The management of kernels", self.log)
 
     async def _keep_all(self) -> None:
-        """Let go of all kernels, which live on."""
+        """Detach from all kernels, which live on."""
         for launch in list(self._launching.values()):
             launch.cancel()
         if self._launching:
             await asyncio.wait(self._launching.values(), timeout=GIVING_UP_SECONDS)
         await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-        await asyncio.gather(*map(self._let_go, self.table))
+        await asyncio.gather(*map(self._detach, self.table))
         for kernel_id in self.table.ids():
             self.table.remove(kernel_id)
 
@@ -775,11 +775,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if not (await asyncio.wait([ended], timeout=CONTEXT_SECONDS))[0]:
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
-    async def _let_go(self, kernel: RemoteKernelManager) -> None:
+    async def _detach(self, kernel: RemoteKernelManager) -> None:
         """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""
         steps: list[Callable[[], Any]] = [
-            functools.partial(self.restarter.forget, kernel),
-            kernel.let_go,
+            functools.partial(self.restarter.unwatch, kernel),
+            kernel.detach,
             functools.partial(self.records.left, kernel),
         ]
         await take_all(steps, f"Kernel {kernel.kernel_id}", self.log)

@@ -48,7 +48,7 @@ class OwnKernels:
     restarter: KernelRestarter
     enter: Callable[[RemoteKernelManager], None]
     """Connects to a kernel and enters it in the table."""
-    lose: Callable[[RemoteKernelManager, str], None]
+    mark_dead: Callable[[RemoteKernelManager, str], None]
     """Keeps a kernel in the table as dead, with the reason."""
     is_changing: Callable[[str], bool]
     """Whether a kernel is being started, restarted or stopped here."""
@@ -94,7 +94,7 @@ class Replicas(KernelSharing):
             loader=own.loader,
             restarter=own.restarter,
             enter=own.enter,
-            lose=own.lose,
+            mark_dead=own.mark_dead,
             forget=self.forget,
             log=log,
         )

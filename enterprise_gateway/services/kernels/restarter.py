@@ -19,10 +19,10 @@ from ..processproxies.processproxy import RemoteProcessProxy
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
 
-LOOK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 STORE_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
-CUT_SHORT = "the gateway that restarted it has failed before this was on record"
+CUT_SHORT = "the gateway that restarted it has failed before this was recorded"
 NOT_WANTED = "it is not restarted, since autorestart is off"
 
 
@@ -32,7 +32,7 @@ class KernelKeeper(Protocol):
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace the process of a kernel that has died."""
 
-    def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
+    def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone as dead, with the reason."""
 
     def connections(self, kernel: RemoteKernelManager) -> int:
@@ -70,28 +70,28 @@ class KernelRestarter(LoggingConfigurable):
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.memory_kills = MemoryKills()
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._looks: asyncio.Task[None] | None = None
+        self._memory_check: asyncio.Task[None] | None = None
 
     def watch(self, kernel: RemoteKernelManager) -> None:
         """Notice from now on when the kernel dies; called after its start and its restarts."""
         self._watches[kernel.kernel_id] = asyncio.create_task(
             self._watch(kernel), name=f"kernel {kernel.kernel_id} lives"
         )
-        if self._looks is None:
-            self._looks = asyncio.create_task(self._look_for_memory_kills(), name="look for memory kills")
+        if self._memory_check is None:
+            self._memory_check = asyncio.create_task(self._check_for_memory_kills(), name="check for memory kills")
 
     def stop(self) -> None:
         """Stop what goes on besides the kernels' watches; called when the gateway ends."""
-        if self._looks is not None:
-            self._looks.cancel()
-            self._looks = None
+        if self._memory_check is not None:
+            self._memory_check.cancel()
+            self._memory_check = None
 
-    async def _look_for_memory_kills(self) -> None:
+    async def _check_for_memory_kills(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             self.memory_kills.look()
 
-    def forget(self, kernel: RemoteKernelManager) -> None:
+    def unwatch(self, kernel: RemoteKernelManager) -> None:
         """Stop watching the kernel; called before it is stopped or restarted on purpose."""
         watch = self._watches.pop(kernel.kernel_id, None)
         if watch is not None and watch is not asyncio.current_task():
@@ -99,10 +99,10 @@ class KernelRestarter(LoggingConfigurable):
 
     def end(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Have a kernel that must not live on dead at once, and end what there is of it."""
-        self.forget(kernel)
-        self._keeper.lose(kernel, reason)
+        self.unwatch(kernel)
+        self._keeper.mark_dead(kernel, reason)
         self._watches[kernel.kernel_id] = asyncio.create_task(
-            kernel.release(), name=f"kernel {kernel.kernel_id} is being ended"
+            kernel.end_process(), name=f"kernel {kernel.kernel_id} is being ended"
         )
 
     def finish_restart(self, kernel: RemoteKernelManager) -> None:
@@ -138,8 +138,8 @@ class KernelRestarter(LoggingConfigurable):
                 await kernel.channels.last_words()
             refusal = self._refusal(kernel)
             if refusal:
-                await kernel.release()
-                self._keeper.lose(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
+                await kernel.end_process()
+                self._keeper.mark_dead(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
                 return
             self._announce(kernel, reason)
             if kernel.restarts > 1 and self.restart_backoff > 0:

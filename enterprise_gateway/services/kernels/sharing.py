@@ -234,7 +234,7 @@ class LoneGateway(KernelSharing):
             return True
         kernel, is_alive = await self._loader.load_and_ask(record)
         if not is_alive:
-            await kernel.give_up_process()
+            await kernel.disconnect()
             raise NotFoundError("its process is gone")
         self._enter(kernel)
         return True

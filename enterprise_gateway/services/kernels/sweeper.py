@@ -50,7 +50,7 @@ class SweepReport:
 class Sweeper:
     """Sweeps after one gateway, or after all that share its store.
 
-    What is labelled by this deployment and belongs to no kernel on record, or by a run of a gateway without a store
+    What is labelled by this deployment and belongs to no recorded kernel, or by a run of a gateway without a store
     that has ended, was left behind. What has another label, or none, is never touched.
 
     Parameters
@@ -87,7 +87,7 @@ class Sweeper:
         Raises
         ------
         StoreUnavailableError
-            The kernels on record are not known; nothing was removed.
+            The recorded kernels are not known; nothing was removed.
         """
         report = SweepReport()
         ended = set(await offload(lambda: list(ended_runs(self._directory))))

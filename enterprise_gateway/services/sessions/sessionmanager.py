@@ -117,7 +117,7 @@ class SharedTable:
         self._store = store
 
     async def load(self) -> list[Session]:
-        """Return all sessions whose kernels are on record."""
+        """Return all sessions whose kernels are recorded."""
         return [Session(**entry) for entry in await self._store.fetch_notebooks()]
 
     async def save(self, session: Session) -> None:

@@ -50,7 +50,7 @@ class SharingStore(Protocol):
         """Give up a lease that nobody needs, if it still is the one with this token."""
 
     async def seize_lease(self, kernel_id: str, owner: str, *, by_force: bool = False) -> bool:
-        """Take the lease of a kernel on record, by force also from a replica that holds it."""
+        """Take the lease of a recorded kernel, by force also from a replica that holds it."""
 
     async def clear_leases(self) -> None:
         """Give up the leases of all replicas."""
