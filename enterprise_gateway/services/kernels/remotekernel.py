@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 from jupyter_client.connect import write_connection_file
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
     from ...transport.channels import KernelChannels
     from ...transport.response import Conflict
-    from .remotemanager import RemoteMappingKernelManager
 
 _OF_CONNECTION_FILES = ("transport", "ip", "kernel_name", "curve_publickey", "curve_secretkey")  # besides ports and key
 OPTIONS = frozenset(EnterpriseGatewayConfigMixin.class_trait_names())
@@ -80,6 +79,20 @@ class LibraryOptions(EnterpriseGatewayConfigMixin):
         return Config({name: value for name, value in config.items() if name in OPTIONS})
 
 
+class KernelParent(Protocol):
+    """What a kernel uses of the manager of all kernels; without a gateway there is none."""
+
+    resources: SharedResources
+    """What the launches of all kernels share."""
+
+    @property
+    def keeps_kernels(self) -> bool:
+        """Whether kernels live on when the gateway ends."""
+
+    def cwd_for_path(self, path: str) -> str:
+        """Return the directory for an API path."""
+
+
 class RemoteKernelManager(AsyncKernelManager):
     """Starts, restarts and stops one kernel through its process proxy.
 
@@ -92,7 +105,7 @@ class RemoteKernelManager(AsyncKernelManager):
     response_address = Unicode("", help="Where launchers report, ``ip:port``; empty for local kernels.")
     public_key = Unicode("", help="The key that launchers encrypt their response with.")
 
-    parent: RemoteMappingKernelManager
+    parent: KernelParent
     channels: KernelChannels | None = None
     username = ""
     started = datetime.now(timezone.utc)
