@@ -318,7 +318,13 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self._reconcile_availability()
         self.kernel_manager.resources.deployment = self._make_deployment()
         self.kernel_manager.resources.on_conflict.append(self._emit_conflict)
-        self.sweeper = Sweeper(self.kernel_manager, Path(self.runtime_dir))
+        self.sweeper = Sweeper(
+            Path(self.runtime_dir),
+            self.kernel_manager.resources,
+            self.kernel_spec_manager,
+            lambda: self.kernel_manager.keeps_kernels,
+            self.kernel_manager.known_kernels,
+        )
         self.init_dynamic_configs()
 
     def init_event_logger(self) -> None:
@@ -600,10 +606,11 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     async def stop_managers(self) -> None:
         """Close what the managers have open besides kernels."""
-        steps: list[Callable[[], Any]] = [self.kernel_manager.close]
-        if hasattr(self.kernel_session_manager, "close"):
-            steps.append(self.kernel_session_manager.close)
-        steps.append(partial(offload, self.kernel_spec_cache.stop))
+        steps: list[Callable[[], Any]] = [
+            self.kernel_manager.close,
+            self.kernel_session_manager.close,
+            partial(offload, self.kernel_spec_cache.stop),
+        ]
         await take_all(steps, "The gateway", self.log, patience=PATIENCE_SECONDS)
 
     async def _drain(self) -> None:

@@ -236,7 +236,7 @@ async def test_a_kernelspec_that_says_nonsense_stops_nobody_from_being_culled(ex
 
 
 class TroublesomeKernelManager(RemoteKernelManager):
-    """A manager of a third party whose ``last_activity`` and ``let_go`` fail for kernels named ``troublesome``.
+    """A manager of a third party whose ``last_activity`` and ``detach`` fail for kernels named ``troublesome``.
 
     Its ``execution_state`` does for those named ``stateless``.
     """
@@ -255,9 +255,9 @@ class TroublesomeKernelManager(RemoteKernelManager):
             raise LookupError("no idea")
         return super().last_activity
 
-    async def let_go(self) -> None:
-        """Let go of the kernel."""
-        await super().let_go()
+    async def detach(self) -> None:
+        """Leave the kernel running."""
+        await super().detach()
         if self.kernel_name == "troublesome":
             raise LookupError("never")
 
@@ -274,7 +274,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_culled_and_li
         with expect_log(f"Kernel {ids[1]} cannot be listed"):
             assert [model["id"] for model in await gateway.call("/api/kernels")] == [ids[0], ids[2]]
         culler.clock = later(605)
-        with expect_log(f"Culling|Kernel {ids[1]} could not be judged") as logged:
+        with expect_log(f"Culling|Kernel {ids[1]} could not be checked") as logged:
             await culler.cull_kernels()
         assert len(logged) == 3
         assert kernels.list_kernel_ids() == [ids[1]]
@@ -330,7 +330,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
         path = tmp_path / "kernel_sessions" / f"{kernel_id}.json"
         return json.loads(path.read_bytes())[kernel_id]["relay"]["execution_state"]
 
-    with expect_log("does is not on record|counts as one that runs") as logged:
+    with expect_log("does could not be recorded|counts as one that runs") as logged:
         async with running_gateway(config=config) as gateway:
             kernels = gateway.app.kernel_manager
             kernels.records.note_seconds = 0.2

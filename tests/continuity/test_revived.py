@@ -212,7 +212,7 @@ async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_up
         await gateway.start()
         assert await gateway.kernel_ids() == {ids["python3"]}
         assert await gateway.run(ids["python3"], "print(x)") == "42\n"
-        assert gateway.output.count("stays on record but is not taken up: The cluster wants no") == 3
+        assert gateway.output.count("stays recorded but is not recovered: The cluster wants no") == 3
 
         failing["late"][0].unlink()
         expected = {ids["python3"], ids["late"]}
@@ -269,8 +269,8 @@ async def test_two_hundred_kernels_are_taken_up_in_three_seconds(tmp_path: Path)
         for _ in range(20):
             await asyncio.gather(*(gateway.client.start_kernel("stub") for _ in range(10)))
         await gateway.roll(kill=True)
-        line = next(line for line in gateway.output.splitlines() if "are taken up" in line)
-        assert "Of 200 kernels on record 200 are taken up, 0 removed, 0 kept for later" in line
+        line = next(line for line in gateway.output.splitlines() if "Recovered" in line)
+        assert "Recovered 200 of 200 recorded kernels (0 removed, 0 kept for later)" in line
         assert float(line.split(" in ")[-1].removesuffix(" s.")) <= 3.0, line
         assert len(await gateway.kernel_ids()) == 200
         await gateway.stop()

@@ -80,7 +80,7 @@ async def test_the_dead_are_removed_and_the_log_says_why(make, caplog):
     assert f"Kernel {gone} is removed: its container was deleted." in caplog.text
     assert set(kernels.removed) == {dead, gone}
     assert set(await make("file").fetch_sessions()) == {alive}
-    assert "Of 3 kernels on record 1 are taken up, 2 removed, 0 kept" in caplog.text
+    assert "Recovered 1 of 3 recorded kernels (2 removed, 0 kept" in caplog.text
 
 
 async def test_starts_and_stops_that_were_cut_short_are_finished(make):
@@ -106,12 +106,12 @@ async def test_what_could_not_be_judged_stays(make, expect_log):
         return await kernels.revive(record)
 
     revival = Revival(manager, revive_one=revive, remove_one=kernels.remove, timeout_seconds=0.2)
-    with expect_log("stays on record but is not taken up") as records:
+    with expect_log("stays recorded but is not recovered") as records:
         report = await revival.run()
     assert len(records) == 3
     assert report.kept == {
         broken: "no route to host",
-        slow: "it could not be judged within 0.2 seconds",
+        slow: "it could not be checked within 0.2 seconds",
         stuck: "The pod could not be deleted",
     }
     assert set(await make("file").fetch_sessions()) == {broken, slow, stuck}
@@ -181,7 +181,7 @@ async def test_on_request_an_unreachable_kernel_is_not_lost(make, expect_log):
     (kernel_id,) = await recorded(make, "running")
     kernels = Kernels()
     kernels.fate = {kernel_id: OSError("no route to host")}
-    with expect_log("stays on record"), pytest.raises(StoreUnavailableError, match="no route to host"):
+    with expect_log("stays recorded"), pytest.raises(StoreUnavailableError, match="no route to host"):
         await Revival(make("file"), revive_one=kernels.revive).revive(kernel_id)
     assert set(await make("file").fetch_sessions()) == {kernel_id}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ...core.options import EnvironmentDefaults
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
-    from .remotemanager import RemoteMappingKernelManager
+    from .table import KernelTable
 
 
 class CullingOptions(EnvironmentDefaults):
@@ -32,7 +33,7 @@ class CullingOptions(EnvironmentDefaults):
         help="Seconds without activity after which a kernel is culled; 0 or less: never.",
     ).tag(env=envvars.EG_CULL_IDLE_TIMEOUT)
     cull_interval = Integer(
-        envvars.EG_CULL_INTERVAL.default, config=True, help="Seconds between two looks for kernels to cull."
+        envvars.EG_CULL_INTERVAL.default, config=True, help="Seconds between two checks for kernels to cull."
     ).tag(env=envvars.EG_CULL_INTERVAL)
     cull_connected = Bool(
         envvars.EG_CULL_CONNECTED.default, config=True, help="Whether kernels with open websockets are culled too."
@@ -60,27 +61,48 @@ class CullingOptions(EnvironmentDefaults):
 
 
 class KernelCuller:
-    """Looks at all kernels every ``cull_interval`` seconds.
+    """Checks all kernels every ``cull_interval`` seconds.
 
     Parameters
     ----------
-    manager
-        Has the kernels and the options, which are read at each look.
+    options
+        The rules; they are read at each check.
+    table
+        The kernels.
+    looks_after
+        Whether it is up to this gateway to cull a kernel.
+    connections
+        Returns how many websockets all gateways have for a kernel.
+    shut_down
+        Stops the kernel of an id.
     """
 
-    def __init__(self, manager: RemoteMappingKernelManager) -> None:
-        self.parent = manager
-        self.log = manager.log
+    def __init__(
+        self,
+        options: CullingOptions,
+        table: KernelTable,
+        *,
+        looks_after: Callable[[RemoteKernelManager], bool],
+        connections: Callable[[RemoteKernelManager], int],
+        shut_down: Callable[[str], Awaitable[None]],
+        log: logging.Logger | logging.LoggerAdapter[Any],
+    ) -> None:
+        self.log = log
+        self._options = options
+        self._table = table
+        self._looks_after = looks_after
+        self._connections = connections
+        self._shut_down = shut_down
         self.clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
         self._timer: PeriodicCallback | None = None
         self._warned: set[str] = set()
         self._refused_entries: set[tuple[str, str]] = set()
-        manager.observe(self._interval_changed, "cull_interval")
+        options.observe(self._interval_changed, "cull_interval")
 
     @property
     def policy(self) -> CullPolicy:
         """The rules in force for kernelspecs that override none."""
-        options = self.parent
+        options = self._options
         return CullPolicy(
             options.cull_idle_timeout,
             options.cull_connected,
@@ -90,9 +112,9 @@ class KernelCuller:
         )
 
     def start(self) -> None:
-        """Begin to look; called when a kernel was started, without effect when it has begun already."""
+        """Begin to check; called when a kernel was started, without effect when it has begun already."""
         if self._timer is None:
-            interval = self.parent.cull_interval
+            interval = self._options.cull_interval
             if interval <= 0:
                 interval = int(envvars.EG_CULL_INTERVAL.default)
                 self.log.warning("cull_interval must be positive; %d seconds are used", interval)
@@ -100,7 +122,7 @@ class KernelCuller:
             self._timer.start()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
@@ -112,24 +134,24 @@ class KernelCuller:
 
     async def cull_kernels(self) -> None:
         """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
-        await asyncio.gather(*(self._look_at(kernel) for kernel in self.parent.kernels()))
+        await asyncio.gather(*map(self._check, self._table))
 
-    async def _look_at(self, kernel: RemoteKernelManager) -> None:
-        """Judge one kernel; whatever goes wrong with it is logged and does not keep the others."""
+    async def _check(self, kernel: RemoteKernelManager) -> None:
+        """Check one kernel; whatever goes wrong with it is logged and does not keep the others."""
         try:
-            if not self.parent.looks_after(kernel):
+            if not self._looks_after(kernel):
                 return  # another replica does
             policy = self._policy_of(kernel)
-            use = use_of(kernel)
+            use = self._use_of(kernel)
             reason = policy.reason(use, self.clock())
             if reason is not None:
                 await self._cull(kernel, reason)
-            elif self.parent.cull_warning > 0 and policy.reason(use, self.clock(), within=self.parent.cull_warning):
+            elif self._options.cull_warning > 0 and policy.reason(use, self.clock(), within=self._options.cull_warning):
                 self._warn(kernel)
             else:
                 self._warned.discard(kernel.kernel_id)
         except Exception:
-            self.log.exception("Kernel %s could not be judged or culled", kernel.kernel_id)
+            self.log.exception("Kernel %s could not be checked or culled", kernel.kernel_id)
 
     def _policy_of(self, kernel: RemoteKernelManager) -> CullPolicy:
         """Return the rules for a kernel; entries of its kernelspec that cannot be used are logged once."""
@@ -146,23 +168,21 @@ class KernelCuller:
         kernel.closing_because = f"the kernel was culled: {reason}"
         if kernel.channels is not None and kernel.execution_state != "dead":
             kernel.channels.tell(f"The kernel was culled: {reason}. Its variables are lost.\n")
-        await self.parent.shutdown_kernel(kernel.kernel_id)
+        await self._shut_down(kernel.kernel_id)
 
     def _warn(self, kernel: RemoteKernelManager) -> None:
         if kernel.kernel_id not in self._warned and kernel.channels is not None:
             self._warned.add(kernel.kernel_id)
             kernel.channels.tell(
-                f"This kernel will be culled within {self.parent.cull_warning:g} seconds unless it is used.\n"
+                f"This kernel will be culled within {self._options.cull_warning:g} seconds unless it is used.\n"
             )
 
-
-def use_of(kernel: RemoteKernelManager) -> KernelUse:
-    """Return what culling looks at of a kernel."""
-    channels = kernel.channels
-    return KernelUse(
-        state=kernel.execution_state,
-        connections=kernel.parent.connections(kernel),
-        started=kernel.started,
-        last_activity=kernel.last_activity,
-        busy_since=channels.busy_since if channels is not None else None,
-    )
+    def _use_of(self, kernel: RemoteKernelManager) -> KernelUse:
+        channels = kernel.channels
+        return KernelUse(
+            state=kernel.execution_state,
+            connections=self._connections(kernel),
+            started=kernel.started,
+            last_activity=kernel.last_activity,
+            busy_since=channels.busy_since if channels is not None else None,
+        )

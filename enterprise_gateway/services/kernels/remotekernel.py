@@ -1,4 +1,24 @@
-"""The manager of one kernel."""
+"""The manager of one kernel.
+
+How it ends, and for whom:
+
+================== ============================================ =========== ========== =========================
+method             when                                         its process websockets the kernel's record
+================== ============================================ =========== ========== =========================
+shutdown_kernel    a client, the culler or the gateway stops it ends        closed     removed
+abandon            its launch has failed                        ends        closed     removed
+remove_leftovers   its start, restart or stop was cut short     ends        none       removed
+end_process        it is dead for good, or its process is one   ends        stay       stays
+                   too many
+detach             the gateway ends, and the kernel lives on    lives on    closed     stays, with what it did last
+disconnect         another object of this gateway stands for it lives on    moved      stays
+discard            another gateway has removed it               has ended   closed     removed, by that gateway
+close              part of most of these: its channels          untouched   closed     untouched
+================== ============================================ =========== ========== =========================
+
+A lease is yielded (``KernelSharing.yield_lease``) when another gateway looks after the kernel from now on: that ends
+nothing. The restarter stops watching a kernel (``unwatch``) before one is ended on purpose.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +32,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpec
@@ -42,9 +62,22 @@ if TYPE_CHECKING:
 
     from ...transport.channels import KernelChannels
     from ...transport.response import Conflict
-    from .remotemanager import RemoteMappingKernelManager
 
 _OF_CONNECTION_FILES = ("transport", "ip", "kernel_name", "curve_publickey", "curve_secretkey")  # besides ports and key
+
+
+class KernelParent(Protocol):
+    """What a kernel uses of the manager of all kernels; without a gateway there is none."""
+
+    resources: SharedResources
+    """What the launches of all kernels share."""
+
+    @property
+    def keeps_kernels(self) -> bool:
+        """Whether kernels live on when the gateway ends."""
+
+    def cwd_for_path(self, path: str) -> str:
+        """Return the directory for an API path."""
 
 
 class RemoteKernelManager(AsyncKernelManager):
@@ -57,7 +90,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     restarting = Bool(False, help="Whether the kernel is being restarted now.")
 
-    parent: RemoteMappingKernelManager
+    parent: KernelParent
     channels: KernelChannels | None = None
     username = ""
     started = datetime.now(timezone.utc)
@@ -305,13 +338,6 @@ class RemoteKernelManager(AsyncKernelManager):
             steps.append(self.close)
         await self._take_steps(steps)
 
-    async def release(self) -> None:
-        """End what a kernel that is dead for good has left, and give back what it holds; called by the restarter.
-
-        That is the rest of its process group; and ports, tunnels, files. It can still be restarted, with other ports.
-        """
-        await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
-
     async def _async_cleanup_resources(self, restart: bool = False) -> None:
         """Release what the kernel holds; its connection file is removed in a thread, not on the loop."""
         if not restart and self._connection_file_written:
@@ -330,7 +356,11 @@ class RemoteKernelManager(AsyncKernelManager):
             self.channels.hold()
 
     async def end_process(self) -> None:
-        """End a process that the kernel has beside the one on record; its clients stay and wait."""
+        """End what there is of the kernel's process, with its process group, and give back ports, tunnels and files.
+
+        Called for a kernel that is dead for good, and for a process that the kernel must not have. The kernel's clients
+        stay, and it can still be restarted, with other ports.
+        """
         await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
 
     async def end_remnants(self) -> bool:
@@ -385,7 +415,7 @@ class RemoteKernelManager(AsyncKernelManager):
     # --- taking over a kernel of an earlier gateway
 
     async def process_info(self) -> dict[str, Any]:
-        """Return what is put on record of the kernel's process."""
+        """Return what is recorded of the kernel's process."""
         assert self.provisioner is not None
         return await self.provisioner.get_provisioner_info()
 
@@ -559,7 +589,7 @@ class RemoteKernelManager(AsyncKernelManager):
             await uninterrupted(self.end_process())
             raise
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
         self._close_control_socket()
         self.leave_connection_file()
@@ -573,13 +603,13 @@ class RemoteKernelManager(AsyncKernelManager):
         """Keep the file when this object is gone: a kernel that was only just launched may not have read it yet."""
         self._connection_file_written = False
 
-    async def forget(self) -> None:
+    async def discard(self) -> None:
         """Release what this gateway has of a kernel that another one has removed."""
         self._close_control_socket()
         assert self.provisioner is not None
         await self._take_steps([self.close, self.provisioner.cleanup, partial(offload, self.cleanup_connection_file)])
 
-    async def give_up_process(self) -> None:
+    async def disconnect(self) -> None:
         """Let another object of this gateway stand for the kernel, whose process lives on or was replaced."""
         self.channels = None
         self._close_control_socket()

@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -20,7 +20,7 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, NoSuchKern
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_core.paths import exists
 from traitlets import Any as AnyTrait
-from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, observe, validate
+from traitlets import Bool, DottedObjectName, Float, List, TraitError, Unicode, default, validate
 from traitlets.utils.importstring import import_item
 
 from ...core import envvars
@@ -48,11 +48,19 @@ from ..processproxies.choice import launch_timeout, process_proxy_config
 from ..processproxies.contract import gateway_user
 from ..processproxies.remnants import Remnant, local_files
 from ..processproxies.shared import SharedResources
+from ..sessions.kernelsessionmanager import KernelSessionManager
+from ..sessions.revival import RevivalReport
+from ..sessions.sharingstore import SharingStore
 from .culler import CullingOptions, KernelCuller
+from .listing import KernelListing
+from .loader import KernelLoader
 from .records import KernelRecords
+from .recovery import KernelRecovery
 from .remotekernel import RemoteKernelManager
-from .replicas import Replicas
+from .replicas import OwnKernels, Replicas
 from .restarter import KernelRestarter
+from .sharing import KernelSharing, LoneGateway
+from .table import KernelTable
 from .transitions import Transitions
 
 __all__ = [
@@ -109,8 +117,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     kernel_session_manager = AnyTrait(
         None, allow_none=True, help="The store of kernel sessions; set by the application."
     )
-    records: KernelRecords | None = None
-    replicas: Replicas | None = None
     _is_stopping = False
 
     @classmethod
@@ -120,6 +126,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.table = KernelTable(self._kernels)
         self.resources = SharedResources(self.parent if self.parent is not None else LibraryOptions(config=self.config))
         self.resources.on_conflict.append(self._note_conflict)
         options = self.resources.options
@@ -130,15 +137,34 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             self.log, lambda: options.replay_total_limit, lambda: options.replay_user_sessions
         )
         self._slices = Slices()
-        self.restarter = KernelRestarter(parent=self)
-        self.culler = KernelCuller(self)
+        self.listing = KernelListing(self.table, self.kernel_model, self.log)
+        self.restarter = KernelRestarter(self, parent=self)
+        self.culler = KernelCuller(
+            self,
+            self.table,
+            looks_after=self.looks_after,
+            connections=self.connections,
+            shut_down=self.shutdown_kernel,
+            log=self.log,
+        )
         self.transitions = Transitions()
+        self._loader = KernelLoader(self.make_kernel_manager, lambda: self.revives_on_request)
         self._launching: dict[str, asyncio.Task[Any]] = {}
         self._channels: WeakSet[KernelChannels] = WeakSet()
+        self._share(LoneGateway(self.table, self.listing, self.limits, self._loader, self.enter))
+        self.observe(self._store_changed, "kernel_session_manager")
 
-    @observe("kernel_session_manager")
-    def _session_manager_changed(self, change: Any) -> None:
-        self.records = KernelRecords(self, change["new"]) if change["new"] is not None else None
+    def _store_changed(self, _: Any) -> None:
+        self._share(self.replicas)
+
+    def _share(self, replicas: KernelSharing) -> None:
+        """Manage kernels by the store there is, and together with these gateways."""
+        store = self.kernel_session_manager
+        if store is None:
+            store = KernelSessionManager(self, enable_persistence=False, sealing_key_file="", log=self.log)
+        self.replicas = replicas
+        self.records = KernelRecords(store, replicas, self.table, self.log)
+        self.recovery = KernelRecovery(store, replicas, self.table, self._loader, self.enter, self.restarter)
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
@@ -174,10 +200,27 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     def join_replicas(self) -> None:
         """Share kernels with other gateways, if the store can keep them apart; called at start in replication mode."""
         store = self.kernel_session_manager
-        if self.revives_on_request and self.keeps_kernels and self.records is not None and hasattr(store, "beat"):
-            self.replicas = Replicas(self, store, self.records)
-            self.records.share(self.replicas)
-            self.replicas.start()
+        if self.revives_on_request and self.keeps_kernels and isinstance(store, SharingStore):
+            options = self.resources.options
+            own = OwnKernels(
+                table=self.table,
+                listing=self.listing,
+                loader=self._loader,
+                restarter=self.restarter,
+                enter=self.enter,
+                mark_dead=self.mark_dead,
+                is_changing=self.is_changing,
+                recover=self._recover,
+                limits=lambda: (options.max_kernels, options.max_kernels_per_user),
+                find_files=self.find_files,
+            )
+            replicas = Replicas(store, own, self.log)
+            self._share(replicas)
+            replicas.start()
+
+    async def known_kernels(self) -> set[str]:
+        """Return the ids of all kernels that are recorded, or in the table; raises when the store cannot be asked."""
+        return await self.records.kernel_ids() | set(self.table.ids())
 
     def is_changing(self, kernel_id: str) -> bool:
         """Whether a kernel is being started, restarted or stopped here."""
@@ -185,31 +228,20 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def looks_after(self, kernel: RemoteKernelManager) -> bool:
         """Whether this gateway, and no other one, culls the kernel and restarts it when it dies."""
-        return self.replicas is None or self.replicas.holds(str(kernel.kernel_id))
+        return self.replicas.holds(str(kernel.kernel_id))
 
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
         """Return whether it is up to this gateway to restart a kernel whose process has ended."""
-        return self.replicas is None or await self.replicas.in_charge_of_dead(kernel)
+        return await self.replicas.in_charge_of_dead(kernel)
 
-    def let_go(self, kernel: RemoteKernelManager) -> None:
+    def yield_lease(self, kernel: RemoteKernelManager) -> None:
         """Note that another gateway looks after the kernel."""
-        if self.replicas is not None:
-            self.replicas.let_go(str(kernel.kernel_id))
+        self.replicas.yield_lease(str(kernel.kernel_id))
 
     def connections(self, kernel: RemoteKernelManager) -> int:
         """Return how many websockets all gateways have for the kernel."""
         here = kernel.channels.connections if kernel.channels is not None else 0
-        return here if self.replicas is None else here + self.replicas.connections_elsewhere(str(kernel.kernel_id))
-
-    @contextlib.asynccontextmanager
-    async def _place(self, user: str, kernel_id: str) -> AsyncIterator[None]:
-        """Hold a place under the limits while a kernel starts."""
-        if self.replicas is None:
-            with self.limits.reserve(user):
-                yield
-        else:
-            async with self.replicas.place(user, kernel_id):
-                yield
+        return here + self.replicas.connections_elsewhere(str(kernel.kernel_id))
 
     # --- start
 
@@ -250,7 +282,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         kernel = self._make_kernel_manager(kernel_id, name, spec)
         launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
         try:
-            async with self._place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
+            async with self.replicas.place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
                 if kernel_id in self._launching or kernel_id in self:  # since it was chosen
                     raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
                 errand = Errand(kernel_id)
@@ -260,7 +292,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
                 launch.add_done_callback(functools.partial(self._launch_ended, kernel_id))
                 await self._in_time(launch, kernel, launch_timeout(spec, env), errand)
         except (asyncio.CancelledError, LaunchTimeoutError):
-            if self._kernels.get(kernel_id) is kernel:  # too late: it was complete, but nobody will hear of it
+            if self.table.has(kernel):  # too late: it was complete, but nobody will hear of it
                 await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
             raise
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
@@ -302,14 +334,11 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         env, headers, path = launch_args["env"], launch_args["kernel_headers"], launch_args["path"]
         cwd = {"cwd": await offload(self.cwd_for_path, path)} if path is not None else {}
         kernel.username = env.get("KERNEL_USERNAME") or gateway_user()
-        if self.replicas is not None:
-            await self.replicas.claim_new(str(kernel.kernel_id))
+        await self.replicas.claim_new(str(kernel.kernel_id))
         try:
-            if self.records is not None:
-                await self.records.starting(kernel, launch_args)
+            await self.records.starting(kernel, launch_args)
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
-            if self.records is not None:
-                await self.records.running(kernel)
+            await self.records.running(kernel)
             await self.resources.turns.come()
             self._connect(kernel)
             if (conflict := kernel.conflict) is not None:
@@ -327,8 +356,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     async def _give_up(self, kernel: RemoteKernelManager) -> None:
         """Remove what a failed launch has left, and then its record."""
         await kernel.abandon()
-        if self.records is not None:
-            await self.records.gone(kernel.kernel_id)
+        await self.records.gone(kernel.kernel_id)
 
     def enter(self, kernel: RemoteKernelManager) -> None:
         """Connect to a kernel that runs and manage it from now on.
@@ -350,10 +378,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             channels.resume(kernel.inherited)
 
     def _manage(self, kernel: RemoteKernelManager) -> None:
-        self._kernels[kernel.kernel_id] = kernel
+        self.table.enter(kernel)
         self.restarter.watch(kernel)
         self.culler.start()
-        if self.records is not None and self.keeps_kernels and not self.revives_on_request:
+        if self.keeps_kernels and not self.revives_on_request:
             self.records.keep_activity()
 
     def _note_conflict(self, conflict: Conflict) -> None:
@@ -361,7 +389,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
         One that is known to be another's is dead to its clients at once.
         """
-        kernel = self._kernels.get(conflict.kernel_id)
+        kernel = self.table.get(conflict.kernel_id)
         if kernel is None or kernel.channels is None:
             return
         if conflict.is_forged:
@@ -399,7 +427,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             ) from error
 
     async def make_kernel_manager(self, kernel_id: str, kernel_name: str) -> RemoteKernelManager:
-        """Return the manager for a kernel on record, not entered in the table yet."""
+        """Return the manager for a recorded kernel, not entered in the table yet."""
         name, spec = await self._find_kernel_spec(kernel_name)
         return self._make_kernel_manager(kernel_id, name, spec)
 
@@ -458,7 +486,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         return new_kernel_id(**kwargs)
 
     def _running_by_user(self) -> Counter[str]:
-        return Counter(kernel.username for kernel in self._kernels.values() if self._takes_place(kernel))
+        return Counter(kernel.username for kernel in self.table if self._takes_place(kernel))
 
     def _takes_place(self, kernel: RemoteKernelManager) -> bool:
         """Whether a kernel counts under the limits: unless it is dead, also when it fails to tell."""
@@ -480,24 +508,15 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         StoreUnavailableError
             There may be such a kernel: the store, or what the kernel runs on, cannot be asked.
         """
-        if self.replicas is not None:
-            await self.replicas.consult(kernel_id)
-        records = self.records
-        may_be_on_record = self.revives_on_request or (records is not None and records.is_unsettled(kernel_id))
-        if kernel_id not in self._kernels and records is not None and may_be_on_record:
-            await records.revive(kernel_id)
+        await self.replicas.consult(kernel_id)
+        may_be_recorded = self.revives_on_request or self.recovery.is_unsettled(kernel_id)
+        if kernel_id not in self.table and may_be_recorded:
+            await self.recovery.revive(kernel_id)
         return self.get_kernel(kernel_id)
-
-    def kernels(self) -> list[RemoteKernelManager]:
-        """Return the managers of all kernels in the table."""
-        return list(self._kernels.values())
 
     def get_kernel(self, kernel_id: str) -> RemoteKernelManager:
         """Return a kernel's manager if it is in the table."""
-        kernel = self._kernels.get(kernel_id)
-        if kernel is None:
-            raise NotFoundError(f"Kernel does not exist: {kernel_id}")
-        return kernel
+        return self.table.find(kernel_id)
 
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """Return what the REST API says of a kernel."""
@@ -518,38 +537,32 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         return {**self.kernel_model(kernel_id), "phases": self.get_kernel(kernel_id).phases}
 
     def list_kernels(self) -> list[dict[str, Any]]:
-        """Return the models of all kernels in the order of their start."""
-        return self.listed(self._kernels, self.kernel_model)
-
-    def listed(self, kernel_ids: Iterable[str], model_of: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the models of kernels; one that cannot be made is logged and left out."""
-        models = []
-        for kernel_id in kernel_ids:
-            try:
-                models.append(model_of(kernel_id))
-            except Exception:
-                self.log.exception("Kernel %s cannot be listed", kernel_id)
-        return models
+        """Return the models of all kernels in the table, in the order of their start."""
+        return self.listing.models()
 
     async def models(self) -> list[dict[str, Any]]:
         """Return the models of all kernels, also those that only other replicas are attached to."""
-        return self.list_kernels() if self.replicas is None else await self.replicas.models()
+        return await self.replicas.models()
 
-    # --- taking over kernels on record
+    # --- recovering recorded kernels
 
     async def revive_all(self) -> None:
-        """Take over every kernel on record that lives, remove the others; called at start in standalone mode."""
-        if self.records is not None and self.keeps_kernels:
-            if hasattr(self.kernel_session_manager, "clear_leases"):
-                await self._clear_leases()
-            await self.records.revive_all()
+        """Recover every recorded kernel that lives, remove the others; called at start in standalone mode."""
+        if self.keeps_kernels:
+            if isinstance(self.kernel_session_manager, SharingStore):
+                await self._clear_leases(self.kernel_session_manager)
+            await self.recovery.revive_all()
 
-    async def _clear_leases(self) -> None:
+    async def _recover(self, kernel_ids: Iterable[str]) -> RevivalReport:
+        """Recover the kernels of a replica that is gone."""
+        return await self.recovery.revive_some(kernel_ids)
+
+    async def _clear_leases(self, store: SharingStore) -> None:
         """Write records without leases: what replicas may have left there is of no meaning for a single gateway."""
         deadline = Deadline(STORE_PATIENCE_SECONDS)
         while True:
             try:
-                return await self.kernel_session_manager.clear_leases()
+                return await store.clear_leases()
             except StoreUnavailableError:
                 if deadline.expired:
                     raise
@@ -563,7 +576,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         NotFoundError
             The kernel is dead.
         """
-        return self.records is not None and await self.records.take_over(record)
+        return await self.replicas.attach(record)
 
     # --- interrupt, restart, shutdown
 
@@ -608,10 +621,10 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.log.info("Kernel restarted: %s", kernel_id)
 
     async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
-        is_used_elsewhere = self.replicas is not None and self.replicas.is_used_elsewhere(str(kernel.kernel_id))
-        kernel = await self._begin(kernel, KernelRecords.restarting)
-        self.restarter.forget(kernel)
-        if self.replicas is not None and is_used_elsewhere:
+        is_used_elsewhere = self.replicas.is_used_elsewhere(str(kernel.kernel_id))
+        kernel = await self.replicas.begin(kernel, self.records.restarting)
+        self.restarter.unwatch(kernel)
+        if is_used_elsewhere:
             await self.replicas.let_others_notice()
         kernel.restarts = 0
         await self._replace(kernel, now=now or bool(kernel.died_because), errand=errand)
@@ -622,59 +635,40 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         await self.transitions.restart(kernel.kernel_id, lambda: self._relaunch(kernel, now=now, newports=newports))
 
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
-        """Replace a kernel's process, on record; a kernel that cannot be launched again is dead."""
-        if self.records is not None:
-            try:
-                await self.records.restarting(kernel, kernel.restarts)
-            except StoreUnavailableError:
-                if self.replicas is not None:  # who may replace the process is only known with the store
-                    raise
+        """Replace a kernel's process, and record that; a kernel that cannot be launched again is dead."""
+        await self.records.restarting_after_death(kernel)
         await self._replace(kernel, now, newports)
 
     async def _replace(
         self, kernel: RemoteKernelManager, now: bool, newports: bool = False, errand: Errand | None = None
     ) -> None:
-        confirm = None
-        if self.replicas is not None:
-            confirm = functools.partial(self.replicas.confirm, kernel.kernel_id)
-            newports = True  # a replica that does not know yet must not reach the new process by the old connection
+        confirm = functools.partial(self.replicas.confirm, str(kernel.kernel_id))
+        # A replica that does not know yet must not reach the new process by the old connection.
+        newports = newports or self.replicas.is_shared
         try:
-            if confirm is not None:
-                await confirm()
+            await confirm()
             errand = errand or Errand(str(kernel.kernel_id))
             await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
             kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
             raise
         except Exception as error:
-            self.lose(kernel, f"it could not be restarted: {error}")
+            self.mark_dead(kernel, f"it could not be restarted: {error}")
             raise
         kernel.died_because = ""
-        if self.records is not None:
-            await self._record_replacement(kernel)
+        await self._record_replacement(kernel)
 
     async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
         """Record the new process of a kernel: it is there, so a store that is away is told later."""
-        assert self.records is not None
         try:
             await self.records.running(kernel, required=False)
         except LeaseLostError:
-            # We were away for so long that another replica has judged the kernel: this process is one too many.
+            # We were away for so long that another replica has checked the kernel: this process is one too many.
             kernel.reached_as = ""
             await uninterrupted(kernel.end_process())
             raise
 
-    async def _begin(
-        self, kernel: RemoteKernelManager, record: Callable[[KernelRecords, RemoteKernelManager], Awaitable[None]]
-    ) -> RemoteKernelManager:
-        """Record what a client wants done with a kernel, when no other gateway is at it any more; return the kernel."""
-        if self.replicas is not None:
-            return await self.replicas.begin(str(kernel.kernel_id), record)
-        if self.records is not None:
-            await record(self.records, kernel)
-        return kernel
-
-    def lose(self, kernel: RemoteKernelManager, reason: str) -> None:
+    def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
         kernel.died_because = reason
         if kernel.channels is not None:
@@ -698,32 +692,31 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
         try:
-            kernel = await self._begin(kernel, KernelRecords.stopping)
+            kernel = await self.replicas.begin(kernel, self.records.stopping)
         except StoreUnavailableError:
             if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
-                self.restarter.forget(kernel)
+                self.restarter.unwatch(kernel)
                 self.restarter.finish_restart(kernel)
             raise
-        self.restarter.forget(kernel)  # a restart that could not be given up any more has it watched again
+        self.restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
         try:
             await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
         finally:
             self.remove_kernel(kernel.kernel_id)
-            if self.records is not None:
-                await self.records.gone(kernel.kernel_id)
+            await self.records.gone(kernel.kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
-        return self._kernels.pop(kernel_id, None)
+        return self.table.remove(kernel_id)
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """Stop all kernels at once; a failure of one is logged and does not keep the others."""
-        for kernel in [kernel for kernel in self._kernels.values() if not self.looks_after(kernel)]:
+        for kernel in [kernel for kernel in self.table if not self.looks_after(kernel)]:
             self.remove_kernel(str(kernel.kernel_id))
-            await self._let_go(kernel)
+            await self._detach(kernel)
         stops = {
             asyncio.ensure_future(self.shutdown_kernel(kernel_id, now=now)): kernel_id
-            for kernel_id in [*self._launching, *self._kernels]
+            for kernel_id in [*self._launching, *self.table.ids()]
         }
         late = (await asyncio.wait(stops, timeout=ENDING_SECONDS))[1] if stops else set()
         for stop, kernel_id in stops.items():
@@ -737,29 +730,30 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         Parameters
         ----------
         keep_kernels
-            True leaves the kernels running and only lets go of them.
+            True leaves the kernels running and only detaches from them.
         """
         self._is_stopping = True
-        steps: list[Callable[[], Any]] = [self.culler.stop]
-        if self.replicas is not None:
-            steps.append(self.replicas.retire)
-        steps.append(self.restarter.stop)
-        if self.records is not None:
-            steps.append(self.records.close)
-        steps.append(self._keep_all if keep_kernels else functools.partial(self.shutdown_all, now=True))
-        if self.replicas is not None:
-            steps.append(self.replicas.leave)  # returns the leases, whatever went wrong before
+        steps: list[Callable[[], Any]] = [
+            self.culler.stop,
+            self.replicas.retire,
+            self.restarter.stop,
+            self.recovery.close,
+            self.records.close,
+            self._keep_all if keep_kernels else functools.partial(self.shutdown_all, now=True),
+            self.replicas.leave,  # returns the leases, whatever went wrong before
+        ]
         await take_all(steps, "The management of kernels", self.log)
 
     async def _keep_all(self) -> None:
-        """Let go of all kernels, which live on."""
+        """Detach from all kernels, which live on."""
         for launch in list(self._launching.values()):
             launch.cancel()
         if self._launching:
             await asyncio.wait(self._launching.values(), timeout=GIVING_UP_SECONDS)
         await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
-        await asyncio.gather(*(self._let_go(kernel) for kernel in self._kernels.values()))
-        self._kernels.clear()
+        await asyncio.gather(*map(self._detach, self.table))
+        for kernel_id in self.table.ids():
+            self.table.remove(kernel_id)
 
     def find_files(self, besides: Collection[str]) -> list[Remnant]:
         """Return the files in this gateway's runtime directory of kernels other than those given; blocks."""
@@ -787,11 +781,13 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if not (await asyncio.wait([ended], timeout=CONTEXT_SECONDS))[0]:
             self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
 
-    async def _let_go(self, kernel: RemoteKernelManager) -> None:
+    async def _detach(self, kernel: RemoteKernelManager) -> None:
         """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""
-        steps: list[Callable[[], Any]] = [functools.partial(self.restarter.forget, kernel), kernel.let_go]
-        if self.records is not None:
-            steps.append(functools.partial(self.records.left, kernel))
+        steps: list[Callable[[], Any]] = [
+            functools.partial(self.restarter.unwatch, kernel),
+            kernel.detach,
+            functools.partial(self.records.left, kernel),
+        ]
         await take_all(steps, f"Kernel {kernel.kernel_id}", self.log)
 
 

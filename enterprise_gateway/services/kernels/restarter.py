@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from traitlets import Bool, Float, Integer
 from traitlets.config import LoggingConfigurable
@@ -18,17 +18,41 @@ from ..processproxies.remote import RemoteProcessProxy
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
-    from .remotemanager import RemoteMappingKernelManager
 
-LOOK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 STORE_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
-CUT_SHORT = "the gateway that restarted it has failed before this was on record"
+CUT_SHORT = "the gateway that restarted it has failed before this was recorded"
 NOT_WANTED = "it is not restarted, since autorestart is off"
 
 
+class KernelKeeper(Protocol):
+    """What a restarter asks of the kernel manager."""
+
+    async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
+        """Replace the process of a kernel that has died."""
+
+    def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
+        """Keep a kernel that is gone as dead, with the reason."""
+
+    def connections(self, kernel: RemoteKernelManager) -> int:
+        """Return how many websockets all gateways have for a kernel."""
+
+    async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
+        """Return whether it is up to this gateway to restart a kernel whose process has ended."""
+
+    def yield_lease(self, kernel: RemoteKernelManager) -> None:
+        """Note that another gateway looks after the kernel."""
+
+
 class KernelRestarter(LoggingConfigurable):
-    """Watches the end of every kernel's process and restarts the kernel; one per gateway."""
+    """Watches the end of every kernel's process and restarts the kernel; one per gateway.
+
+    Parameters
+    ----------
+    keeper
+        Restarts a kernel, and says whether that is up to this gateway.
+    """
 
     restart_limit = Integer(5, config=True, help="How often a kernel that keeps dying is restarted in a row.")
     stable_start_time = Float(10.0, config=True, help="Seconds after which a restarted kernel counts as running again.")
@@ -39,36 +63,35 @@ class KernelRestarter(LoggingConfigurable):
         0.0, config=True, help="Seconds to wait before the second restart in a row; doubled for each further one."
     )
 
-    parent: RemoteMappingKernelManager
-
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, keeper: KernelKeeper, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._keeper = keeper
         self.clock: Callable[[], float] = time.monotonic
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.memory_kills = MemoryKills()
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._looks: asyncio.Task[None] | None = None
+        self._memory_check: asyncio.Task[None] | None = None
 
     def watch(self, kernel: RemoteKernelManager) -> None:
         """Notice from now on when the kernel dies; called after its start and its restarts."""
         self._watches[kernel.kernel_id] = asyncio.create_task(
             self._watch(kernel), name=f"kernel {kernel.kernel_id} lives"
         )
-        if self._looks is None:
-            self._looks = asyncio.create_task(self._look_for_memory_kills(), name="look for memory kills")
+        if self._memory_check is None:
+            self._memory_check = asyncio.create_task(self._check_for_memory_kills(), name="check for memory kills")
 
     def stop(self) -> None:
         """Stop what goes on besides the kernels' watches; called when the gateway ends."""
-        if self._looks is not None:
-            self._looks.cancel()
-            self._looks = None
+        if self._memory_check is not None:
+            self._memory_check.cancel()
+            self._memory_check = None
 
-    async def _look_for_memory_kills(self) -> None:
+    async def _check_for_memory_kills(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             self.memory_kills.look()
 
-    def forget(self, kernel: RemoteKernelManager) -> None:
+    def unwatch(self, kernel: RemoteKernelManager) -> None:
         """Stop watching the kernel; called before it is stopped or restarted on purpose."""
         watch = self._watches.pop(kernel.kernel_id, None)
         if watch is not None and watch is not asyncio.current_task():
@@ -76,10 +99,10 @@ class KernelRestarter(LoggingConfigurable):
 
     def end(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Have a kernel that must not live on dead at once, and end what there is of it."""
-        self.forget(kernel)
-        self.parent.lose(kernel, reason)
+        self.unwatch(kernel)
+        self._keeper.mark_dead(kernel, reason)
         self._watches[kernel.kernel_id] = asyncio.create_task(
-            kernel.release(), name=f"kernel {kernel.kernel_id} is being ended"
+            kernel.end_process(), name=f"kernel {kernel.kernel_id} is being ended"
         )
 
     def finish_restart(self, kernel: RemoteKernelManager) -> None:
@@ -89,7 +112,7 @@ class KernelRestarter(LoggingConfigurable):
         )
 
     async def _finish_restart(self, kernel: RemoteKernelManager) -> None:
-        if not await self.parent.in_charge_of_dead(kernel):
+        if not await self._keeper.in_charge_of_dead(kernel):
             return
         self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
         if await kernel.end_remnants() and kernel.channels is not None:
@@ -106,7 +129,7 @@ class KernelRestarter(LoggingConfigurable):
         alive_since = self.clock() - max(0.0, time.time() - kernel.started.timestamp())
         while True:
             exit_code = await self._end_of(kernel)
-            if not await self.parent.in_charge_of_dead(kernel):
+            if not await self._keeper.in_charge_of_dead(kernel):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time
             kernel.restarts = 1 if stable else kernel.restarts + 1
@@ -115,8 +138,8 @@ class KernelRestarter(LoggingConfigurable):
                 await kernel.channels.last_words()
             refusal = self._refusal(kernel)
             if refusal:
-                await kernel.release()
-                self.parent.lose(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
+                await kernel.end_process()
+                self._keeper.mark_dead(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
                 return
             self._announce(kernel, reason)
             if kernel.restarts > 1 and self.restart_backoff > 0:
@@ -129,10 +152,10 @@ class KernelRestarter(LoggingConfigurable):
         """Restart a kernel that has died, as soon as the store can be told; return whether it is ours and lives."""
         while True:
             try:
-                await self.parent.relaunch(kernel, now=True, newports=newports)
+                await self._keeper.relaunch(kernel, now=True, newports=newports)
                 return True
             except LeaseLostError:
-                self.parent.let_go(kernel)  # another replica was faster; whose turn it is is asked anew
+                self._keeper.yield_lease(kernel)  # another replica was faster; whose turn it is is asked anew
             except StoreUnavailableError:
                 await self.sleep(STORE_PAUSE_SECONDS)
             except ConflictError:
@@ -142,7 +165,7 @@ class KernelRestarter(LoggingConfigurable):
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return False
-            if not await self.parent.in_charge_of_dead(kernel):
+            if not await self._keeper.in_charge_of_dead(kernel):
                 return False
 
     async def _end_of(self, kernel: RemoteKernelManager) -> int | None:
@@ -170,7 +193,7 @@ class KernelRestarter(LoggingConfigurable):
         if kernel.restarts > self.restart_limit:
             return f"it was restarted {self.restart_limit} times in a row, which is the limit"
         is_awaited = kernel.channels is not None and kernel.channels.has_clients
-        has_clients = is_awaited or self.parent.connections(kernel)
+        has_clients = is_awaited or self._keeper.connections(kernel)
         if isinstance(kernel.process_proxy, RemoteProcessProxy) and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id

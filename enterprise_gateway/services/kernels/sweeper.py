@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,9 @@ from ..processproxies.deployment import LABEL_VARIABLE, ended_runs, forget_run
 from ..processproxies.remnants import Remnant, local_files, local_processes, owners_of
 
 if TYPE_CHECKING:
-    from .remotemanager import RemoteMappingKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    from ..processproxies.shared import SharedResources
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +51,36 @@ class SweepReport:
 class Sweeper:
     """Sweeps after one gateway, or after all that share its store.
 
-    What is labelled by this deployment and belongs to no kernel on record, or by a run of a gateway without a store
+    What is labelled by this deployment and belongs to no recorded kernel, or by a run of a gateway without a store
     that has ended, was left behind. What has another label, or none, is never touched.
 
     Parameters
     ----------
-    manager
-        Has the table of kernels, their records and the kernelspecs.
     directory
         The Jupyter runtime directory.
+    resources
+        What kernels of this gateway share, among it the label of the deployment.
+    specs
+        The kernelspecs, which name the back ends.
+    is_recorded
+        Whether kernels are recorded in a store, so that the label stands for those of the store.
+    known_kernels
+        Returns the ids of the kernels that are recorded, or run in this gateway.
     """
 
-    def __init__(self, manager: RemoteMappingKernelManager, directory: Path) -> None:
-        self._manager = manager
+    def __init__(
+        self,
+        directory: Path,
+        resources: SharedResources,
+        specs: KernelSpecManager,
+        is_recorded: Callable[[], bool],
+        known_kernels: Callable[[], Awaitable[set[str]]],
+    ) -> None:
         self._directory = directory
+        self._resources = resources
+        self._specs = specs
+        self._is_recorded = is_recorded
+        self._known_kernels = known_kernels
 
     async def sweep(self, dry_run: bool = False) -> SweepReport:
         """Find what was left behind and, unless it is a dry run, remove it.
@@ -70,7 +88,7 @@ class Sweeper:
         Raises
         ------
         StoreUnavailableError
-            The kernels on record are not known; nothing was removed.
+            The recorded kernels are not known; nothing was removed.
         """
         report = SweepReport()
         ended = set(await offload(lambda: list(ended_runs(self._directory))))
@@ -91,15 +109,10 @@ class Sweeper:
 
     def _own_label(self) -> set[str]:
         """Return the label of the store; a gateway without one knows its own kernels, and others' not at all."""
-        if not self._manager.keeps_kernels:
+        if not self._is_recorded():
             return set()
-        label = self._manager.resources.deployment.label
+        label = self._resources.deployment.label
         return {label} if label else set()
-
-    async def _known_kernels(self) -> set[str]:
-        records = self._manager.records
-        on_record = await records.kernel_ids() if records is not None else set()
-        return on_record | set(self._manager.list_kernel_ids())
 
     async def _find(self, labels: set[str], report: SweepReport) -> list[tuple[str, Remnant]]:
         """Return everything labelled, with its label."""
@@ -110,25 +123,23 @@ class Sweeper:
             found += [(label, thing) for thing in await offload(self._find_here, label, configs)]
             for back_end, configs in back_ends.items():
                 try:
-                    things = partial(back_end.find_remnants, self._manager.resources, [label], configs)
+                    things = partial(back_end.find_remnants, self._resources, [label], configs)
                     await offload_to(back_end.__qualname__, _collect, things, label, found)
                 except Exception as error:  # noqa: BLE001 -- of a third party's back end; the others are asked
                     report.not_asked[back_end.__name__] = _reason(error)
         return found
 
     def _find_here(self, label: str, configs: list[dict[str, Any]]) -> list[Remnant]:
-        owners = owners_of(self._manager.resources, configs)
+        owners = owners_of(self._resources, configs)
         processes = local_processes(LABEL_VARIABLE, [label], owners)
         return [*processes, *local_files(self._directory, [label])]
 
     def _back_ends(self) -> dict[type[BaseProcessProxyABC], list[dict[str, Any]]]:
         """Return the classes that installed kernelspecs name, each with the kernelspecs' configurations of it."""
-        specs = self._manager.kernel_spec_manager
-        assert specs is not None
         back_ends: dict[type[BaseProcessProxyABC], list[dict[str, Any]]] = {}
-        for name in specs.find_kernel_specs():
+        for name in self._specs.find_kernel_specs():
             try:
-                stanza = process_proxy_config(specs.get_kernel_spec(name))
+                stanza = process_proxy_config(self._specs.get_kernel_spec(name))
                 back_ends.setdefault(import_item(stanza["class_name"]), []).append(stanza["config"])
             except Exception as error:  # noqa: BLE001 -- a kernelspec that cannot be used has no kernels
                 log.debug("Kernelspec %s is left out of the sweep: %s", name, error)

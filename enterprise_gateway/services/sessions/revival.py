@@ -1,4 +1,4 @@
-"""Takes kernels up again from their records, after the gateway was stopped, killed or replaced."""
+"""Recovers kernels from their records, after the gateway was stopped, killed or replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 from weakref import WeakValueDictionary
 
 from enterprise_gateway.core.errors import NotFoundError, StoreUnavailableError
@@ -23,7 +23,7 @@ _Claim = Callable[[Record], Awaitable[bool]]
 
 @dataclass
 class RevivalReport:
-    """What has become of the kernels on record; reasons are sentences for the log."""
+    """What has become of the recorded kernels; reasons are sentences for the log."""
 
     revived: list[str] = field(default_factory=list)
     relaunched: list[str] = field(default_factory=list)
@@ -32,8 +32,15 @@ class RevivalReport:
     seconds: float = 0.0
 
 
+class RevivalRules(TypedDict, total=False):
+    """What replicas that share a store observe: parameters of :class:`Revival`."""
+
+    is_wanted: Callable[[str], bool]
+    claim: Callable[[str], Awaitable[bool]]
+
+
 class Revival:
-    """Judges recorded kernels, many at a time: alive ones are taken up, dead ones removed, the others kept on record.
+    """Checks recorded kernels, many at a time: alive ones are recovered, dead ones removed, the others kept for later.
 
     The kernel manager supplies what it takes:
 
@@ -58,9 +65,9 @@ class Revival:
         Returns whether this gateway may change or remove the kernel: takes its lease where replicas share the store.
         Asked before a kernel is removed, and before one whose start, restart or stop was cut short is touched at all.
     concurrency
-        How many kernels are judged at a time.
+        How many kernels are checked at a time.
     timeout_seconds
-        How long one kernel may take before it is kept unjudged.
+        How long one kernel may take before it is kept unchecked.
     settled_after_seconds
         For :meth:`revive` without ``claim``: a ``starting``, ``restarting`` or ``stopping`` record that was saved less
         than this long ago belongs to a gateway that is at it.
@@ -91,10 +98,10 @@ class Revival:
         self._slots = asyncio.Semaphore(concurrency)
         self._under_way: dict[str, asyncio.Task[Record | None]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.unsettled: dict[str, str] = {}  # kernels on record that could not be judged so far, and why
+        self.unsettled: dict[str, str] = {}  # recorded kernels that could not be checked so far, and why
 
     async def run(self, kernel_ids: Iterable[str] | None = None, *, store_patience_seconds: float = 0) -> RevivalReport:
-        """Judge all kernels in the store, or those of ``kernel_ids``; called at start and to try ``kept`` ones again.
+        """Check all kernels in the store, or those of ``kernel_ids``; called at start and to try ``kept`` ones again.
 
         Raises
         ------
@@ -110,16 +117,16 @@ class Revival:
         report = RevivalReport()
         await asyncio.gather(
             *(
-                self._judge(sessions[kernel_id], report, self._claim_at_start, self._is_wanted(kernel_id))
+                self._check(sessions[kernel_id], report, self._claim_at_start, self._is_wanted(kernel_id))
                 for kernel_id in wanted
             )
         )
         report.seconds = time.monotonic() - started
         if wanted:
             self.log.info(
-                "Of %d kernels on record %d are taken up, %d removed, %d kept for later, in %.1f s.",
-                len(wanted),
+                "Recovered %d of %d recorded kernels (%d removed, %d kept for later) in %.1f s.",
                 len(report.revived) + len(report.relaunched),
+                len(wanted),
                 len(report.removed),
                 len(report.kept),
                 report.seconds,
@@ -127,7 +134,7 @@ class Revival:
         return report
 
     async def settle(self, first_pause_seconds: float = _FIRST_PAUSE_SECONDS) -> None:
-        """Judge the ``unsettled`` kernels again, with growing pauses, until there are none.
+        """Check the ``unsettled`` kernels again, with growing pauses, until there are none.
 
         A task of standalone gateways: when a host that was unreachable at start returns, so do its kernels.
         """
@@ -140,17 +147,17 @@ class Revival:
             except StoreUnavailableError:
                 continue
             except Exception:
-                self.log.exception("Kernels on record could not be judged; they will be once more")
+                self.log.exception("Recorded kernels could not be checked; they will be once more")
 
     async def revive(self, kernel_id: str) -> Record | None:
-        """Take up one kernel that this gateway does not know: on request, where replicas share a store.
+        """Recover one kernel that this gateway does not know: on request, where replicas share a store.
 
         Requests for the same kernel share one attempt. Returns its record, None when there is no such kernel.
 
         Raises
         ------
         StoreUnavailableError
-            The store could not be asked, or the kernel could not be judged: it may well exist.
+            The store could not be asked, or the kernel could not be checked: it may well exist.
         """
         task = self._under_way.get(kernel_id)
         if task is None:
@@ -169,13 +176,13 @@ class Revival:
         if record is None:
             return None
         report = RevivalReport()
-        await self._judge(record, report, self._claim_on_request, self._claim is not None)
+        await self._check(record, report, self._claim_on_request, self._claim is not None)
         if kernel_id in report.kept and phase_of(record) in ("running", "restarting"):
             raise StoreUnavailableError(f"Kernel {kernel_id} cannot be reached now: {report.kept[kernel_id]}.")
         return record if report.revived or report.relaunched else None
 
     def _lock(self, kernel_id: str) -> asyncio.Lock:
-        """Return what keeps a request and :meth:`settle` from taking the same kernel up twice."""
+        """Return what keeps a request and :meth:`settle` from recovering the same kernel twice."""
         return self._locks.setdefault(kernel_id, asyncio.Lock())
 
     async def _claim_at_start(self, record: Record) -> bool:
@@ -195,14 +202,14 @@ class Revival:
                     raise
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
 
-    async def _judge(self, record: Record, report: RevivalReport, claim: _Claim, is_wanted: bool) -> None:
+    async def _check(self, record: Record, report: RevivalReport, claim: _Claim, is_wanted: bool) -> None:
         kernel_id = record["kernel_id"]
         async with self._slots, self._lock(kernel_id):
             try:
                 await asyncio.wait_for(self._settle(record, report, claim, is_wanted), self._timeout_seconds)
                 self.unsettled.pop(kernel_id, None)
             except (asyncio.TimeoutError, TimeoutError):
-                self._keep(kernel_id, f"it could not be judged within {self._timeout_seconds:g} seconds", report)
+                self._keep(kernel_id, f"it could not be checked within {self._timeout_seconds:g} seconds", report)
             except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether the kernel lives
                 self._keep(kernel_id, str(error).rstrip(".") or type(error).__name__, report)
 
@@ -247,4 +254,4 @@ class Revival:
 
     def _keep(self, kernel_id: str, reason: str, report: RevivalReport) -> None:
         report.kept[kernel_id] = self.unsettled[kernel_id] = reason
-        self.log.warning("Kernel %s stays on record but is not taken up: %s", kernel_id, reason)
+        self.log.warning("Kernel %s stays recorded but is not recovered: %s", kernel_id, reason)

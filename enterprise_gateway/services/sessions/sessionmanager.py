@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from contextlib import suppress
+from collections.abc import Container
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from traitlets import Instance
 from traitlets.config import LoggingConfigurable
 
 from ...core.errors import NotFoundError
-
-if TYPE_CHECKING:
-    from ..kernels.remotemanager import RemoteMappingKernelManager
-    from .sqlmanager import SQLKernelSessionManager
+from .sharingstore import SharingStore
 
 
 @dataclass
@@ -51,16 +49,56 @@ class SessionTable(Protocol):
         """Remove a session, if it is there."""
 
 
-class MemoryTable:
-    """The sessions of this gateway."""
+class SessionSharing(Protocol):
+    """What is used here of the kernel manager's ``replicas``."""
 
-    def __init__(self, kernel_manager: RemoteMappingKernelManager) -> None:
-        self._kernel_manager = kernel_manager
+    @property
+    def sessions(self) -> SessionTable:
+        """The table of sessions."""
+
+    def alone(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Let no other gateway run a block of this name until ours ends."""
+
+
+class SessionKernels(Protocol):
+    """What is used here of the kernel manager."""
+
+    @property
+    def replicas(self) -> SessionSharing:
+        """The other gateways that share this one's kernels and sessions."""
+
+    async def start_kernel(self, *, kernel_name: str | None = None, path: str | None = None) -> str:
+        """Start a kernel and return its id."""
+
+    async def find_kernel(self, kernel_id: str) -> Any:
+        """Return a kernel's manager; NotFoundError when there is none."""
+
+    async def shutdown_kernel(self, kernel_id: str) -> None:
+        """Stop a kernel."""
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the models of all kernels."""
+
+    def kernel_model(self, kernel_id: str) -> dict[str, Any]:
+        """Return the model of a kernel."""
+
+
+class MemoryTable:
+    """The sessions of this gateway.
+
+    Parameters
+    ----------
+    kernels
+        Contains the ids of the kernels that exist.
+    """
+
+    def __init__(self, kernels: Container[str]) -> None:
+        self._kernels = kernels
         self._sessions: dict[str, Session] = {}
 
     async def load(self) -> list[Session]:
         """Return all sessions whose kernels exist, and forget the others."""
-        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self._kernel_manager}
+        self._sessions = {i: s for i, s in self._sessions.items() if s.kernel_id in self._kernels}
         return list(self._sessions.values())
 
     async def save(self, session: Session) -> None:
@@ -75,11 +113,11 @@ class MemoryTable:
 class SharedTable:
     """The sessions of all replicas; methods raise ``StoreUnavailableError`` when the store cannot be asked."""
 
-    def __init__(self, store: SQLKernelSessionManager) -> None:
+    def __init__(self, store: SharingStore) -> None:
         self._store = store
 
     async def load(self) -> list[Session]:
-        """Return all sessions whose kernels are on record."""
+        """Return all sessions whose kernels are recorded."""
         return [Session(**entry) for entry in await self._store.fetch_notebooks()]
 
     async def save(self, session: Session) -> None:
@@ -100,20 +138,17 @@ class SessionManager(LoggingConfigurable):
         Starts and stops the sessions' kernels.
     """
 
-    kernel_manager: RemoteMappingKernelManager = Instance(  # type: ignore[assignment]
+    kernel_manager: SessionKernels = Instance(  # type: ignore[assignment]
         "enterprise_gateway.services.kernels.remotemanager.RemoteMappingKernelManager"
     )
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._own = MemoryTable(self.kernel_manager)
         self._openings: dict[str, _Opening] = {}
 
     @property
     def _table(self) -> SessionTable:
-        if self.kernel_manager.replicas is None:
-            return self._own
-        return SharedTable(self.kernel_manager.kernel_session_manager)
+        return self.kernel_manager.replicas.sessions
 
     async def session_exists(self, path: str) -> bool:
         """Whether a session with a living kernel uses ``path``."""
@@ -163,11 +198,9 @@ class SessionManager(LoggingConfigurable):
             return await self.create_session(path, kernel_id, name, type)
 
         session = await self.find_by_path(path)
-        replicas = self.kernel_manager.replicas
-        if session is None and replicas is not None:
-            async with replicas.alone(f"path:{hashlib.sha256(path.encode()).hexdigest()}"):
+        if session is None:
+            async with self.kernel_manager.replicas.alone(f"path:{hashlib.sha256(path.encode()).hexdigest()}"):
                 session = await self.find_by_path(path) or await make()
-        session = session or await make()
         return session.session_id
 
     async def _start(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> Session:

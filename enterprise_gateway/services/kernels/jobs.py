@@ -1,0 +1,46 @@
+"""What a replica does while its heart beats on."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+
+class Jobs:
+    """Tasks by name, each done once at a time; one that fails is logged."""
+
+    def __init__(self, log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        self.log = log
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._is_closed = False
+
+    def do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Begin to do something, unless the same is being done already."""
+        if name in self._tasks or self._is_closed:
+            work.close()
+            return
+        task = asyncio.create_task(work)
+        self._tasks[name] = task
+        task.add_done_callback(functools.partial(self._done, name))
+
+    def _done(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("What other replicas did could not be followed: %r", error)
+
+    async def close(self) -> None:
+        """Cancel what is being done, and begin nothing any more."""
+        self._is_closed = True
+        await cancelled(self._tasks.values())
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

@@ -1,0 +1,111 @@
+"""Recovers kernels from their records: at start, on request, and when the replica that looked after them is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...core.sessionrecords import phase_of
+from ..sessions.revival import Revival, RevivalReport
+
+if TYPE_CHECKING:
+    from ..sessions.kernelsessionmanager import KernelSessionManager
+    from .loader import KernelLoader
+    from .remotekernel import RemoteKernelManager
+    from .restarter import KernelRestarter
+    from .sharing import KernelSharing
+    from .table import KernelTable
+
+STORE_PATIENCE_SECONDS = 30.0
+CHECK_SECONDS = 20.0  # for one kernel; a gateway that starts is not kept longer by hosts that do not answer
+
+
+class KernelRecovery:
+    """Connects to recorded kernels that live, finishes restarts that were cut short, and removes the rest.
+
+    Parameters
+    ----------
+    store
+        Has the records.
+    sharing
+        Attaches to kernels, and says which of them are ours to change.
+    table
+        The kernels of this gateway.
+    loader
+        Makes managers for recorded kernels.
+    enter
+        Connects to a kernel and enters it in the table.
+    restarter
+        Finishes restarts.
+    """
+
+    def __init__(
+        self,
+        store: KernelSessionManager,
+        sharing: KernelSharing,
+        table: KernelTable,
+        loader: KernelLoader,
+        enter: Callable[[RemoteKernelManager], None],
+        restarter: KernelRestarter,
+    ) -> None:
+        self._table = table
+        self._loader = loader
+        self._enter = enter
+        self._restarter = restarter
+        self._revival = Revival(
+            store,
+            revive_one=sharing.attach,
+            remove_one=self._remove_one,
+            relaunch_one=self._relaunch_one,
+            timeout_seconds=CHECK_SECONDS,
+            **sharing.revival_rules(),
+        )
+        self._settling: asyncio.Task[None] | None = None
+
+    async def revive_all(self) -> None:
+        """Recover every recorded kernel; called at start in standalone mode."""
+        await self._revival.run(store_patience_seconds=STORE_PATIENCE_SECONDS)
+        if self._revival.unsettled:
+            self._settling = asyncio.create_task(self._revival.settle(), name="check recorded kernels again")
+
+    async def revive(self, kernel_id: str) -> bool:
+        """Recover one kernel on request; False when there is none of this id.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The store could not be asked, or the kernel not be checked.
+        """
+        return await self._revival.revive(kernel_id) is not None
+
+    async def revive_some(self, kernel_ids: Iterable[str]) -> RevivalReport:
+        """Check the kernels of a replica that is gone; StoreUnavailableError if their records cannot be read."""
+        return await self._revival.run(kernel_ids)
+
+    def is_unsettled(self, kernel_id: str) -> bool:
+        """Whether the kernel is recorded and could not be checked at start: nobody may call it unknown."""
+        return kernel_id in self._revival.unsettled
+
+    async def close(self) -> None:
+        """Stop what goes on in the background; kernels that could not be checked stay recorded."""
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.wait([self._settling])
+
+    async def _relaunch_one(self, record: Mapping[str, Any]) -> None:
+        """Finish a restart that was cut short, or begin that of a kernel that has died, in the background."""
+        kernel = self._table.get(record["kernel_id"])
+        if kernel is None:
+            kernel = await self._loader.load(record)
+            self._enter(kernel)
+        if phase_of(record) == "running":
+            return  # the restarter finds that it has ended
+        self._restarter.unwatch(kernel)
+        kernel.stop_relaying(has_died=int(record.get("restarts") or 0) > 0)
+        self._restarter.finish_restart(kernel)
+
+    async def _remove_one(self, record: Mapping[str, Any]) -> None:
+        """Remove what may be left of a kernel: by its record, and by what carries its id."""
+        kernel = await self._loader.load_process(record)
+        await kernel.remove_leftovers()
