@@ -216,7 +216,7 @@ class SQLKernelSessionManager(KernelSessionManager):
     def disown(self, kernel_id: str) -> None:
         """Forget a kernel that another replica has removed."""
         self._tokens.pop(kernel_id, None)
-        self._drop(kernel_id)
+        self._table.drop(kernel_id)
 
     # -- notebooks' sessions ------------------------------------------------------------------------------------------
 
