@@ -17,13 +17,15 @@ from .blockingverbs import BlockingVerbs, VerbStore
 from .recordtable import RecordTable
 from .revival import Revival
 from .secretfiles import read_secret_file
+from .sessionstore import SessionStore
 from .storecalls import StoreCalls
 
 
 class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
     """Keeps a record of every kernel in memory and, with persistence on, in a store.
 
-    The gateway calls the coroutines. Where the store is, subclasses say: they supply the four verbs.
+    The gateway calls the coroutines. Where the store is, subclasses say: :class:`StoreKernelSessionManager` has one
+    made; a class that was written for Enterprise Gateway 3.x derives from this one and supplies the four verbs.
 
     A store says "there is none" by returning nothing, and "I could not find out" by raising any exception. Clients then
     get 503. A write that failed is repeated in the background until it succeeds; no failure deletes a session.
@@ -82,7 +84,11 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
             interrupt=self.interrupt_store,
             log=self.log,
         )
-        self._table = RecordTable(self._verbs, self._calls, user_of=self.get_kernel_username, log=self.log)
+        self._table = RecordTable(self._store_of_table(), self._calls, user_of=self.get_kernel_username, log=self.log)
+
+    def _store_of_table(self) -> SessionStore:
+        """Return what the gateway reads from and writes to."""
+        return self._verbs
 
     # -- helpers for the verbs ----------------------------------------------------------------------------------------
 

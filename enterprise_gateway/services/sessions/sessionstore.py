@@ -24,10 +24,14 @@ class Unreadable:
 class SessionStore(Protocol):
     """Keeps records by kernel id, so that kernels outlive the gateway.
 
+    Write a class with these four functions, and have a
+    :class:`~enterprise_gateway.services.sessions.storemanager.StoreKernelSessionManager` make one of it. No base class
+    is needed.
+
     * Records are dictionaries of JSON types, ready to be written: where a sealing key is configured, their secrets are
       sealed already. Return what was saved; nothing in it needs to be understood.
-    * The functions may block. They are called in threads, several at a time, but never at the same time for writing
-      records of the same kernel. Who called stops waiting after ``store_timeout`` seconds.
+    * The functions may block. They are called in threads, several at a time; writes of one kernel come one after the
+      other. Who called stops waiting after ``store_timeout`` seconds.
     * An exception, whichever, means "I could not find out" or "I could not write it". Do not catch it: it is logged
       once per outage, clients get 503, writes are repeated until they succeed, and no kernel is taken for gone.
     """
