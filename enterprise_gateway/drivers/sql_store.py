@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -69,8 +69,11 @@ _reservations = sa.Table(
     sa.Column("expires", sa.Double, nullable=False),
 )
 
+DatabaseURL: TypeAlias = sa.URL
+"""Where a database is, for those who do not import its library."""
 
-def parse_url(text: str) -> sa.URL:
+
+def parse_url(text: str) -> DatabaseURL:
     """Return the URL of a supported database, with the driver that we use.
 
     Raises

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any, Protocol, TypedDict
 from weakref import WeakValueDictionary
 
 from enterprise_gateway.core.errors import NotFoundError, StoreUnavailableError
 from enterprise_gateway.core.sessionrecords import Record, Session, phase_of
-
-if TYPE_CHECKING:
-    from .basemanager import KernelSessionManager
 
 _STORE_RETRY_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 10.0, 300.0
@@ -37,6 +35,32 @@ class RevivalRules(TypedDict, total=False):
 
     is_wanted: Callable[[str], bool]
     claim: Callable[[str], Awaitable[bool]]
+
+
+class Records(Protocol):
+    """Where the records are; see ``KernelSessionManager``."""
+
+    log: logging.Logger | logging.LoggerAdapter[Any]
+
+    async def fetch_session(self, kernel_id: str) -> Record | None:
+        """Return the record of a kernel."""
+        ...
+
+    async def fetch_sessions(self) -> Session:
+        """Return all records."""
+        ...
+
+    def adopt_session(self, record: Record) -> None:
+        """Take the record of a kernel that was taken up for one's own."""
+        ...
+
+    async def record_phase(self, kernel_id: str, phase: str, *, required: bool = True) -> None:
+        """Record what the kernel is about to do."""
+        ...
+
+    async def forget_session(self, kernel_id: str) -> None:
+        """Remove the record of a kernel of which nothing is left."""
+        ...
 
 
 class Revival:
@@ -75,7 +99,7 @@ class Revival:
 
     def __init__(
         self,
-        manager: KernelSessionManager,
+        manager: Records,
         *,
         revive_one: Callable[[Record], Awaitable[bool]],
         remove_one: Callable[[Record], Awaitable[None]] | None = None,

@@ -12,21 +12,22 @@ from jupyter_core.paths import jupyter_data_dir
 from traitlets import Float, Unicode, default
 
 from enterprise_gateway.core import envvars
-from enterprise_gateway.core.errors import LeaseLostError, StoreUnavailableError
+from enterprise_gateway.core.errors import LeaseLostError
+from enterprise_gateway.core.sessionrecords import Record
 
-from .basemanager import KernelSessionManager
 from .secretfiles import read_secret_file
+from .sessionstore import Unreadable
+from .storemanager import StoreKernelSessionManager
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
     from enterprise_gateway.core.sessionrecords import Activity, Beat, StoredKernel
     from enterprise_gateway.drivers.sql_replicas import ReplicatedSqlStore
+    from enterprise_gateway.drivers.sql_store import DatabaseURL
 
 T = TypeVar("T")
 
 
-class SQLKernelSessionManager(KernelSessionManager):
+class SQLKernelSessionManager(StoreKernelSessionManager):
     """Keeps sessions in SQLite (one machine) or PostgreSQL (replicas), with leases and reservations.
 
     A *lease* says which replica looks after a kernel: culls it, restarts it when it dies, writes its record. It comes
@@ -71,55 +72,21 @@ class SQLKernelSessionManager(KernelSessionManager):
         return envvars.EG_SESSION_DATABASE_URL_FILE()
 
     def __init__(self, kernel_manager: Any, **kwargs: Any) -> None:
-        super().__init__(kernel_manager, **kwargs)
         self._tokens: dict[str, int] = {}
         self._opened: ReplicatedSqlStore | None = None
         self._opening = threading.Lock()
+        super().__init__(kernel_manager, **kwargs)
         self._url = self._read_url()
 
-    # -- the store's verbs --------------------------------------------------------------------------------------------
+    def make_store(self) -> SQLRecordStore:
+        """Return the table of records, written with the fencing tokens that this manager has."""
+        return SQLRecordStore(self._store, self._tokens, lambda: self.leases_required)
 
     @property
     def store_identity(self) -> str:
         """The database's address without the credentials."""
         url = self._url
         return f"{url.drivername.partition('+')[0]}://{url.host}:{url.port}/{url.database}"
-
-    def load_sessions(self) -> None:
-        """Load every row."""
-        if not self.enable_persistence:
-            return
-        for kernel_id, text in self._store().load_all():
-            try:
-                self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
-            except (ValueError, RecursionError, StoreUnavailableError) as error:
-                self.unusable.add(kernel_id)
-                self.log.warning("The session of kernel %s cannot be used and stays where it is: %s", kernel_id, error)
-
-    def load_session(self, kernel_id: str) -> None:
-        """Load one row, if there is one."""
-        if not self.enable_persistence:
-            return
-        text = self._store().load(kernel_id)
-        if text is not None:
-            self._sessions.update(self.decode_session({kernel_id: json.loads(text)}))
-
-    def save_session(self, kernel_id: str) -> None:
-        """Write one row, under this replica's lease if it has one."""
-        if self.enable_persistence and kernel_id in self._sessions:
-            record = self.encode_session(kernel_id)[kernel_id]
-            token = self._tokens.get(kernel_id)
-            if token is None and self.leases_required:
-                raise LeaseLostError(f"Kernel {kernel_id} is not looked after by this replica of the gateway.")
-            self._store().save(kernel_id, record, token)
-
-    def delete_sessions(self, kernel_ids: list[str]) -> None:
-        """Remove rows, and with them this replica's leases."""
-        if not self.enable_persistence:
-            return
-        for kernel_id in kernel_ids:
-            self._store().delete(kernel_id, self._tokens.get(kernel_id))
-            self._tokens.pop(kernel_id, None)
 
     def interrupt_store(self) -> None:
         """Cut connections on which the database has not answered in time."""
@@ -216,7 +183,7 @@ class SQLKernelSessionManager(KernelSessionManager):
     def disown(self, kernel_id: str) -> None:
         """Forget a kernel that another replica has removed."""
         self._tokens.pop(kernel_id, None)
-        self._drop(kernel_id)
+        self._table.drop(kernel_id)
 
     # -- notebooks' sessions ------------------------------------------------------------------------------------------
 
@@ -296,8 +263,63 @@ class SQLKernelSessionManager(KernelSessionManager):
                 )
             return self._opened
 
-    def _read_url(self) -> sa.URL:
+    def _read_url(self) -> DatabaseURL:
         from enterprise_gateway.drivers.sql_store import parse_url, sqlite_url
 
         text = read_secret_file(self.database_url_file) if self.database_url_file else self.database_url
         return parse_url(text) if text else sqlite_url(Path(self.persistence_root) / "kernel_sessions.sqlite")
+
+
+class SQLRecordStore:
+    """Keeps records in a table of the database, each written under this replica's lease if it has one.
+
+    Parameters
+    ----------
+    database
+        Returns the database; called in threads.
+    tokens
+        The fencing tokens of this replica's leases by kernel id; what is deleted here is taken out.
+    requires_lease
+        Returns whether records are only written under a lease.
+    """
+
+    def __init__(
+        self,
+        database: Callable[[], ReplicatedSqlStore],
+        tokens: dict[str, int],
+        requires_lease: Callable[[], bool],
+    ) -> None:
+        self._database = database
+        self._tokens = tokens
+        self._requires_lease = requires_lease
+
+    def load_all(self) -> dict[str, Record | Unreadable]:
+        """Return every row."""
+        return {kernel_id: _record(kernel_id, text) for kernel_id, text in self._database().load_all()}
+
+    def load(self, kernel_id: str) -> Record | None:
+        """Return one row, if there is one."""
+        text = self._database().load(kernel_id)
+        record: Record | None = None if text is None else json.loads(text)
+        return record
+
+    def save(self, kernel_id: str, record: Record) -> None:
+        """Write one row; raises LeaseLostError when another replica looks after the kernel."""
+        token = self._tokens.get(kernel_id)
+        if token is None and self._requires_lease():
+            raise LeaseLostError(f"Kernel {kernel_id} is not looked after by this replica of the gateway.")
+        self._database().save(kernel_id, record, token)
+
+    def delete(self, kernel_ids: list[str]) -> None:
+        """Remove rows, and with them this replica's leases."""
+        for kernel_id in kernel_ids:
+            self._database().delete(kernel_id, self._tokens.get(kernel_id))
+            self._tokens.pop(kernel_id, None)
+
+
+def _record(kernel_id: str, text: str) -> Record | Unreadable:
+    try:
+        record: Record = json.loads(text)
+        return record
+    except (ValueError, RecursionError) as error:
+        return Unreadable.now(kernel_id, error)

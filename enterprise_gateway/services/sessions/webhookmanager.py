@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from traitlets import CaselessStrEnum, Unicode, default
 
 from enterprise_gateway.core import envvars
-from enterprise_gateway.core.errors import StoreUnavailableError
-from enterprise_gateway.core.sessionrecords import Session, is_usable_id
+from enterprise_gateway.core.sessionrecords import Record, is_usable_id
 
-from .basemanager import KernelSessionManager
+from .sessionstore import Unreadable
+from .storemanager import StoreKernelSessionManager
 
 if TYPE_CHECKING:
     from enterprise_gateway.drivers.webhook_rest import WebhookClient
@@ -20,13 +21,8 @@ if TYPE_CHECKING:
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class WebhookKernelSessionManager(KernelSessionManager):
-    """Keeps sessions in a web service at ``webhook_url``.
-
-    It answers ``GET <url>`` with an array of objects whose ``kernel_session`` is ``{kernel id: record}``,
-    ``GET <url>/<kernel id>`` with one of them or 404, takes ``POST <url>/<kernel id>`` with the session as body, and
-    ``DELETE <url>`` with an array of kernel ids; the last two are answered by 204.
-    """
+class WebhookKernelSessionManager(StoreKernelSessionManager):
+    """Keeps sessions in a web service at ``webhook_url``."""
 
     webhook_url = Unicode(None, config=True, allow_none=True, help="Address of the service. (EG_WEBHOOK_URL env var)")
     webhook_username = Unicode(
@@ -70,40 +66,9 @@ class WebhookKernelSessionManager(KernelSessionManager):
         """The address of the service."""
         return self.webhook_url or ""
 
-    def load_sessions(self) -> None:
-        """Load every session of the service."""
-        if not self.enable_persistence:
-            return
-        entries = self._client().get_all()
-        for entry in entries:
-            try:
-                self._sessions.update(self._decode(entry))
-            except (ValueError, StoreUnavailableError) as error:
-                self.unusable.add(str(entry.get("kernel_id") or "") if isinstance(entry, dict) else "")
-                self.log.warning("A session of the web service cannot be used and stays where it is: %s", error)
-
-    def load_session(self, kernel_id: str) -> None:
-        """Load the session of one kernel, if the service has it."""
-        if not self.enable_persistence or not is_usable_id(kernel_id):
-            return
-        entry = self._client().get(quote(kernel_id))
-        if entry:
-            self._sessions.update(self._decode(entry))
-
-    def save_session(self, kernel_id: str) -> None:
-        """Send the session of one kernel to the service."""
-        if self.enable_persistence and kernel_id in self._sessions:
-            self._client().post(quote(kernel_id, safe=""), json.dumps(self.encode_session(kernel_id)))
-
-    def delete_sessions(self, kernel_ids: list[str]) -> None:
-        """Have the service remove the sessions of kernels."""
-        if self.enable_persistence and kernel_ids:
-            self._client().delete(json.dumps(kernel_ids))
-
-    def _decode(self, entry: Any) -> Session:
-        session = entry.get("kernel_session") if isinstance(entry, dict) else None
-        # Some services keep the body as the text they were sent.
-        return self.decode_session(json.loads(session) if isinstance(session, str) else session)
+    def make_store(self) -> WebhookStore:
+        """Return the service, each request of which uses the options as they are then."""
+        return WebhookStore(self._client)
 
     def _client(self) -> WebhookClient:
         from enterprise_gateway.drivers.webhook_rest import WebhookClient
@@ -117,3 +82,51 @@ class WebhookKernelSessionManager(KernelSessionManager):
             password=self.webhook_password or "",
             timeout=self.store_timeout,
         )
+
+
+class WebhookStore:
+    """Keeps records in a web service.
+
+    It answers ``GET <url>`` with an array of objects whose ``kernel_session`` is ``{kernel id: record}``,
+    ``GET <url>/<kernel id>`` with one of them or 404, takes ``POST <url>/<kernel id>`` with the session as body, and
+    ``DELETE <url>`` with an array of kernel ids; the last two are answered by 204.
+    """
+
+    def __init__(self, client: Callable[[], WebhookClient]) -> None:
+        self._client = client
+
+    def load_all(self) -> dict[str, Record | Unreadable]:
+        """Return every session of the service."""
+        found: dict[str, Record | Unreadable] = {}
+        for entry in self._client().get_all():
+            try:
+                found.update(_records(entry))
+            except ValueError as error:
+                kernel_id = str(entry.get("kernel_id") or "") if isinstance(entry, dict) else ""
+                reason = f"A session of the web service cannot be used and stays where it is: {error}"
+                found[kernel_id] = Unreadable(reason)
+        return found
+
+    def load(self, kernel_id: str) -> Record | None:
+        """Return the session of one kernel, if the service has it."""
+        entry = self._client().get(quote(kernel_id)) if is_usable_id(kernel_id) else None
+        return _records(entry).get(kernel_id) if entry else None
+
+    def save(self, kernel_id: str, record: Record) -> None:
+        """Send the session of one kernel to the service."""
+        self._client().post(quote(kernel_id, safe=""), json.dumps({kernel_id: record}))
+
+    def delete(self, kernel_ids: list[str]) -> None:
+        """Have the service remove the sessions of kernels."""
+        if kernel_ids:
+            self._client().delete(json.dumps(kernel_ids))
+
+
+def _records(entry: Any) -> dict[str, Record]:
+    """Return the records of what the service has of a kernel."""
+    session = entry.get("kernel_session") if isinstance(entry, dict) else None
+    if isinstance(session, str):  # some services keep the body as the text they were sent
+        session = json.loads(session)
+    if not isinstance(session, dict) or not all(isinstance(record, dict) for record in session.values()):
+        raise ValueError("not a kernel session record")
+    return session
