@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enterprise_gateway.core.sessionrecords import as_loaded, as_stored, is_usable_id, phase_of
-from enterprise_gateway.services.processproxies.processproxy import gateway_user
+from enterprise_gateway.services.processproxies.contract import gateway_user
 from enterprise_gateway.services.sessions.kernelsessionmanager import KernelSessionManager
 
 from .conftest import a_kernel_id, a_start
