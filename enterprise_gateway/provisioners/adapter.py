@@ -6,30 +6,33 @@ import asyncio
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import envvars, kernelargs, kernelenv
+from ..core.connection import ConnectionInfo
 from ..core.offload import offload, uninterrupted
 from ..services.processproxies.choice import check_argv, make_process_proxy
-from ..services.processproxies.contract import BaseProcessProxyABC
 from ..services.processproxies.deployment import LABEL_ENTRY
-from ..services.processproxies.launchedkernel import LaunchAddress, LaunchedKernel
+from ..services.processproxies.launchedkernel import LaunchedKernel
 from ..services.processproxies.local import LocalProcessProxy
 from ..services.processproxies.remote import RemoteProcessProxy
 from ..services.processproxies.shared import gateway_environment
 from ..transport.localproc import LocalProcess
+from .kernelprocess import KernelProcess
 from .standalone import StandaloneKernel
+
+if TYPE_CHECKING:
+    from ..transport.response import Conflict
 
 WITH_FILES = ("cleanup", "remove_leftovers")  # on whatever file system, or all of /proc
 ABANDON_SECONDS = 5.0
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
-class ProcessProxyProvisioner(KernelProvisionerBase):
+class ProcessProxyProvisioner(KernelProcess):
     """Lets a process proxy launch and stand for a kernel; made by the kernel's manager.
 
     The methods below are jupyter_client's contract and are called by the kernel's manager, the gateway's or any other;
@@ -43,8 +46,6 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
 
     parent: AsyncKernelManager
     kernel: LaunchedKernel
-    process_proxy: BaseProcessProxyABC | None = None
-    launch_address = LaunchAddress()
     _ports: list[int] | None = None
     _launched = False
     _is_clean = True
@@ -58,6 +59,16 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         self._is_standalone = kernel is None
         if kernel is not None:
             self.kernel = kernel
+
+    @property
+    def conflict(self) -> Conflict | None:
+        """What makes it doubtful whose report was accepted; None where nothing does."""
+        return self.process_proxy.conflict if isinstance(self.process_proxy, RemoteProcessProxy) else None
+
+    @property
+    def launch_seconds_left(self) -> float:
+        """How long the launch may still take."""
+        return self.process_proxy.deadline.remaining if isinstance(self.process_proxy, RemoteProcessProxy) else 0.0
 
     @property
     def has_process(self) -> bool:
@@ -167,10 +178,10 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
                 await uninterrupted(self._abandon())
             raise
         self._keep_output_small()  # it may be in another directory than was expected
-        connection = getattr(self.process_proxy, "connection", None)
-        if connection is None:
-            return dict(self.parent.get_connection_info())
-        return {**connection.to_dict(), "key": connection.key}  # bytes, as the manager compares it with its own
+        reported = getattr(self.process_proxy, "connection", None)
+        self.is_remote = reported is not None
+        self.connection = reported or ConnectionInfo.from_dict(self.parent.get_connection_info())
+        return {**self.connection.to_dict(), "key": self.connection.key}  # bytes, as the manager compares it
 
     async def _abandon(self) -> None:
         """Remove what a launch that failed has left."""
@@ -255,18 +266,19 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
                     await self._call("cleanup")
             finally:
                 self._launched = False
+                self.connection = None
                 if not restart:
                     self.release_ports()
                     await self._release_kernel()
 
-    async def let_go(self) -> None:
-        """Stop watching a kernel that lives on, and give its ports back: another process is attached to from now on."""
+    async def disconnect(self) -> None:
+        """Stop watching a kernel that lives on, and give its ports back."""
         process = getattr(self.process_proxy, "local_proc", None)
         if isinstance(process, LocalProcess):
             process.close()
         self._forget_output()
         if isinstance(self.process_proxy, RemoteProcessProxy):
-            await offload(self.process_proxy.let_go)
+            await offload(self.process_proxy.disconnect)
         self.release_ports()
         await self._release_kernel()
 
@@ -318,6 +330,8 @@ class ProcessProxyProvisioner(KernelProvisionerBase):
         await self._call("load_process_info", provisioner_info, place=place)
         if isinstance(self.process_proxy.local_proc, LocalProcess):
             self._keep_output_small()
+        self.is_remote = isinstance(self.process_proxy, RemoteProcessProxy)
+        self.connection = getattr(self.process_proxy, "connection", None)
         self._launched = True
 
     def claim_ports(self) -> None:

@@ -320,7 +320,7 @@ class CarelessProxy(ThirdPartyProxy):
 class ClingingProxy(ScriptProxy):
     """Cannot let go of its kernel."""
 
-    def let_go(self) -> None:
+    def disconnect(self) -> None:
         """Raise as a client library does whose service has changed."""
         raise RuntimeError("I hold on.")
 

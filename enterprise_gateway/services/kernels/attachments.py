@@ -180,10 +180,9 @@ class Attachments:
         assert channels is not None  # it is in the table
         former.stop_relaying(has_died=kernel.restarts > 0)
         await former.disconnect()
-        kernel.claim_ports()  # they may be the same ones
-        kernel.channels = channels
+        kernel.process.claim_ports()  # they may be the same ones
         self._table.replace(former, kernel)
-        channels.connect(kernel.connection())
+        kernel.connect_channels(channels)
         self._restarter.watch(kernel)
         self.log.info("Kernel %s was restarted by another replica", kernel.kernel_id)
 

@@ -58,8 +58,7 @@ class KernelLoader:
         kernel = await self.load_process(record)
         try:
             # A proxy that made new tunnels knows better than the record.
-            proxied = getattr(kernel.process_proxy, "connection", None)
-            info = proxied or ConnectionInfo.from_dict(record["connection_info"])
+            info = kernel.process.connection or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
         await kernel.take_over(info, record)

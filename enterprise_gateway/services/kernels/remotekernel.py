@@ -37,24 +37,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Bool
 from traitlets.config import Config
 
-from ...core import envvars, kernelenv
-from ...core.authorization import UserRules
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
 from ...core.errors import KernelLaunchError, LaunchTimeoutError
 from ...core.offload import offload, uninterrupted
 from ...core.states import Phase, Progress, Step
-from ...provisioners.adapter import ProcessProxyProvisioner
+from ...provisioners.choice import make_process
+from ...provisioners.kernelprocess import KernelProcess
 from ...provisioners.standalone import OPTIONS, LibraryOptions
 from ...transport.openrequests import KERNEL_SHUT_DOWN
 from ...transport.resumption import Memory
-from ..processproxies.contract import BaseProcessProxyABC, gateway_user
+from ..processproxies.contract import BaseProcessProxyABC
 from ..processproxies.launchedkernel import LaunchAddress
-from ..processproxies.remote import RemoteProcessProxy
 from ..processproxies.shared import SharedResources, gateway_environment
 
 if TYPE_CHECKING:
@@ -91,6 +87,7 @@ class RemoteKernelManager(AsyncKernelManager):
     restarting = Bool(False, help="Whether the kernel is being restarted now.")
 
     parent: KernelParent
+    provisioner: KernelProcess | None = None
     channels: KernelChannels | None = None
     username = ""
     started = datetime.now(timezone.utc)
@@ -150,23 +147,37 @@ class RemoteKernelManager(AsyncKernelManager):
     @property
     def process_proxy(self) -> BaseProcessProxyABC | None:
         """The process proxy of the present launch."""
-        return getattr(self.provisioner, "process_proxy", None)
+        return self.provisioner.process_proxy if self.provisioner is not None else None
 
     @property
     def response_address(self) -> str:
         """Where the launcher reports, ``ip:port``; empty for local kernels. For process proxies of third parties."""
-        return getattr(self.provisioner, "launch_address", LaunchAddress()).response_address
+        return self._launch_address.response_address
 
     @property
     def public_key(self) -> str:
         """The key that the launcher encrypts its response with."""
-        return getattr(self.provisioner, "launch_address", LaunchAddress()).public_key
+        return self._launch_address.public_key
+
+    @property
+    def _launch_address(self) -> LaunchAddress:
+        return self.provisioner.launch_address if self.provisioner is not None else LaunchAddress()
+
+    @property
+    def process(self) -> KernelProcess:
+        """The kernel's process, as far as it was launched; made by the first launch."""
+        assert self.provisioner is not None
+        return self.provisioner
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the kernel has a launcher beside it."""
+        return self.provisioner is not None and self.provisioner.is_remote
 
     @property
     def conflict(self) -> Conflict | None:
         """What makes it doubtful whether the kernel of the present launch is ours; None where nothing does."""
-        proxy = self.process_proxy
-        return proxy.conflict if isinstance(proxy, RemoteProcessProxy) else None
+        return self.provisioner.conflict if self.provisioner is not None else None
 
     @property
     def outlives_gateway(self) -> bool:
@@ -256,67 +267,21 @@ class RemoteKernelManager(AsyncKernelManager):
         if not self.kernel_id:
             self.kernel_id = kwargs.pop("kernel_id", None) or str(uuid.uuid4())
         kwargs.pop("kernel_id", None)
-        spec = self.spec
         if self.provisioner is None:
-            self.provisioner = await self._make_provisioner(spec)
+            self.provisioner = await make_process(self, self)
         if not isinstance(getattr(self.parent, "resources", None), SharedResources) and kwargs.get("env") is None:
             env = gateway_environment()
             kwargs["env"] = {name: value for name, value in env.items() if name.startswith("KERNEL_")}
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            return await super()._async_pre_start_kernel(**kwargs)
-        prepared = await super()._async_pre_start_kernel(**self._arguments_of_foreign_launch(spec, kwargs))
-        self._launch_args = kwargs  # a restart begins with what the request said
-        return prepared
-
-    async def _make_provisioner(self, spec: KernelSpec) -> KernelProvisionerBase:
-        """Return the adapter to the kernel's process proxy, or the provisioner that its kernelspec names.
-
-        Raises
-        ------
-        KernelLaunchError
-            No such provisioner is installed.
-        """
-        if not spec.metadata.get("kernel_provisioner"):
-            return ProcessProxyProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self, kernel=self)
-        try:
-            # In a thread: the first of them reads what all installed packages offer.
-            factory = await offload(KernelProvisionerFactory.instance, parent=self.parent)
-            return await offload(factory.create_provisioner_instance, self.kernel_id, spec, parent=self)
-        except ModuleNotFoundError as error:
-            raise KernelLaunchError(f"Kernelspec {self.kernel_name!r} cannot be used: {error}") from error
-
-    def _arguments_of_foreign_launch(self, spec: KernelSpec, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Apply the gateway's rules for users and environments to a launch by a provisioner that is not ours."""
-        client = kwargs.get("env") or {}
-        username = client.get("KERNEL_USERNAME") or gateway_user()
-        config = spec.metadata["kernel_provisioner"].get("config") or {}
-        rules = UserRules.for_spec(config, self.options.authorized_users, self.options.unauthorized_users)
-        rules.check_launch(username, spec.display_name)
-        env = kernelenv.build(
-            process=gateway_environment(),
-            client=client,
-            spec=spec.env,
-            client_envs=self.options.client_envs,
-            inherited_envs=self.options.inherited_envs,
-        )
-        kernelenv.finish(
-            env,
-            kernel_id=self.kernel_id,
-            language=spec.language,
-            impersonation_enabled=self.options.impersonation_enabled,
-            username=username,
-        )
-        others = {name: value for name, value in kwargs.items() if name != "kernel_headers"}
-        return {**others, "env": env}
+        return await super()._async_pre_start_kernel(**kwargs)
 
     def _reconcile_connection_info(self, info: KernelConnectionInfo) -> None:
         """Take over what a launcher reported, without the file that jupyter_client would write on the loop.
 
         Nobody reads it for a remote kernel, and it holds the key.
         """
-        if getattr(self.process_proxy, "connection", None) is None:
-            if not isinstance(self.provisioner, ProcessProxyProvisioner):  # ours has it from here
-                super()._reconcile_connection_info(info)
+        if self.process.connection is None:
+            super()._reconcile_connection_info(info)
+        if not self.process.is_remote:
             return
         for name in CHANNEL_PORTS:
             setattr(self, name, 0)
@@ -324,8 +289,7 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def _async_post_start_kernel(self, **kwargs: Any) -> None:
         """Let the provisioner finish; control sockets are connected when needed, deaths watched by the parent."""
-        assert self.provisioner is not None
-        await self.provisioner.post_launch(**kwargs)
+        await self.process.post_launch(**kwargs)
 
     pre_start_kernel = _async_pre_start_kernel
     post_start_kernel = _async_post_start_kernel
@@ -365,10 +329,8 @@ class RemoteKernelManager(AsyncKernelManager):
 
     async def end_remnants(self) -> bool:
         """End every process that carries the kernel's id, also one that no record describes; whether there was any."""
-        if not isinstance(self.provisioner, ProcessProxyProvisioner):
-            return False
         try:
-            return await self.provisioner.remove_leftovers()
+            return await self.process.remove_leftovers()
         except Exception as error:  # noqa: BLE001
             self.log.warning("What is left of kernel %s could not be removed: %r", self.kernel_id, error)
             return False
@@ -390,13 +352,12 @@ class RemoteKernelManager(AsyncKernelManager):
         KernelLaunchError
             It has not within the launch time-out, or is known to be another's.
         """
-        channels, proxy = self.channels, self.process_proxy
+        channels = self.channels
         assert channels is not None
-        assert isinstance(proxy, RemoteProcessProxy)
         both = f"from {conflict.accepted_from} and then from {conflict.refused_from}"
         reported = f"KernelID: '{self.kernel_id}' was reported twice, {both}"
         try:
-            await channels.ready(proxy.deadline.remaining)
+            await channels.ready(self.process.launch_seconds_left)
         except (TimeoutError, ConnectionError) as error:
             raise LaunchTimeoutError(f"{reported}, and has not proved that it has the key: {error}") from error
         if self.conflict is not None and self.conflict.is_forged:
@@ -410,18 +371,18 @@ class RemoteKernelManager(AsyncKernelManager):
 
     def connection(self) -> ConnectionInfo:
         """Return how the kernel is reached now."""
-        return ConnectionInfo.from_dict(self.get_connection_info())
+        known = self.provisioner.connection if self.provisioner is not None else None
+        return known or ConnectionInfo.from_dict(self.get_connection_info())
 
     # --- taking over a kernel of an earlier gateway
 
     async def process_info(self) -> dict[str, Any]:
         """Return what is recorded of the kernel's process."""
-        assert self.provisioner is not None
-        return await self.provisioner.get_provisioner_info()
+        return await self.process.get_provisioner_info()
 
     async def load_process(self, process_info: dict[str, Any]) -> None:
         """Attach to the process that a record describes; it may turn out to be gone."""
-        self.provisioner = await self._make_provisioner(self.spec)
+        self.provisioner = await make_process(self, self)
         await self.provisioner.load_provisioner_info(process_info)
 
     async def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
@@ -440,23 +401,16 @@ class RemoteKernelManager(AsyncKernelManager):
         self.inherited = Memory.from_record(record.get("relay"))
         self.inherited.last_activity = self.inherited.last_activity or saved_at
         self.ready.set_result(None)
-        self.claim_ports()
-
-    def claim_ports(self) -> None:
-        """Keep the ports of a kernel that was taken over from being given to another one."""
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            self.provisioner.claim_ports()
+        self.process.connection = info
+        self.process.claim_ports()
 
     async def ask_whether_alive(self) -> bool:
         """Return whether the kernel lives; raises when that is not known, where polling takes it for alive."""
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            return await self.provisioner.ask() is None
-        return await self.is_alive()
+        return await self.process.ask() is None
 
     async def remove_leftovers(self) -> None:
         """Remove what an interrupted start, restart or stop has left of the kernel."""
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            await self.provisioner.remove_leftovers()
+        await self.process.remove_leftovers()
         self._connection_file_written = True  # by whom the kernel was started: it is to be removed
         await self.abandon()
 
@@ -496,26 +450,17 @@ class RemoteKernelManager(AsyncKernelManager):
             await super()._async_request_shutdown(restart=restart)
             return
         self.channels.post("shutdown_request", {"restart": restart})
-        assert self.provisioner is not None
-        await self.provisioner.shutdown_requested(restart=restart)
+        await self.process.shutdown_requested(restart=restart)
 
     request_shutdown = _async_request_shutdown
 
     async def _async_wait(self, pollinterval: float = 0.1) -> None:
         """Wait for the kernel's end: an event where the back end has one."""
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            await self.provisioner.wait_for_exit()
-        else:
-            await super()._async_wait(pollinterval)
+        await self.process.wait_for_exit()
 
     async def wait_for_exit(self) -> int | None:
         """Wait until the kernel has ended of its own; return its exit code, None when it is not known."""
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            return await self.provisioner.wait_for_exit()
-        assert self.provisioner is not None
-        while (exit_code := await self.provisioner.poll()) is None:
-            await asyncio.sleep(envvars.EG_POLL_INTERVAL())
-        return exit_code
+        return await self.process.wait_for_exit()
 
     async def _async_shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Stop the kernel; after it nothing of it is left, unless it is about to be restarted."""
@@ -567,8 +512,8 @@ class RemoteKernelManager(AsyncKernelManager):
                 if self.channels is not None:
                     await self.channels.last_words()
                     self.channels.end_process()
-                if newports and isinstance(self.provisioner, ProcessProxyProvisioner):
-                    self.provisioner.release_ports()
+                if newports:
+                    self.process.release_ports()
                 if confirm is not None:
                     await confirm()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
@@ -595,8 +540,7 @@ class RemoteKernelManager(AsyncKernelManager):
         self.leave_connection_file()
         if self.channels is not None:
             self._handed_over = self.channels.hand_over("the gateway is being restarted, and the kernel lives on")
-        if isinstance(self.process_proxy, RemoteProcessProxy):
-            await offload(self.process_proxy.let_go)
+        await self.process.disconnect()
         await self.close()
 
     def leave_connection_file(self) -> None:
@@ -606,16 +550,14 @@ class RemoteKernelManager(AsyncKernelManager):
     async def discard(self) -> None:
         """Release what this gateway has of a kernel that another one has removed."""
         self._close_control_socket()
-        assert self.provisioner is not None
-        await self._take_steps([self.close, self.provisioner.cleanup, partial(offload, self.cleanup_connection_file)])
+        await self._take_steps([self.close, self.process.cleanup, partial(offload, self.cleanup_connection_file)])
 
     async def disconnect(self) -> None:
         """Let another object of this gateway stand for the kernel, whose process lives on or was replaced."""
         self.channels = None
         self._close_control_socket()
         self.leave_connection_file()
-        if isinstance(self.provisioner, ProcessProxyProvisioner):
-            await self.provisioner.let_go()
+        await self.process.disconnect()
 
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""

@@ -14,7 +14,6 @@ from ...core import envvars
 from ...core.death import describe_exit
 from ...core.errors import ConflictError, GatewayError, LeaseLostError, StoreUnavailableError
 from ...transport.memorykills import MemoryKills
-from ..processproxies.remote import RemoteProcessProxy
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
@@ -194,7 +193,7 @@ class KernelRestarter(LoggingConfigurable):
             return f"it was restarted {self.restart_limit} times in a row, which is the limit"
         is_awaited = kernel.channels is not None and kernel.channels.has_clients
         has_clients = is_awaited or self._keeper.connections(kernel)
-        if isinstance(kernel.process_proxy, RemoteProcessProxy) and not has_clients:
+        if kernel.is_remote and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id
             )

@@ -322,7 +322,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             else:
                 await asyncio.sleep(ENDING_SECONDS if self._is_ending else LIVENESS_SECONDS)
 
-    def let_go(self) -> None:
+    def disconnect(self) -> None:
         """Close what leads to a kernel that lives on: this gateway ends, or another one has restarted it."""
         if self.comm is not None:
             self.comm.close()
@@ -336,7 +336,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             self.expectation.close()
         if self.comm is not None and not self.comm.is_authenticated:
             self._stop_listener()
-        self.let_go()
+        self.disconnect()
         self.assigned_ip = None
         self._end_local_process()
         super().cleanup()

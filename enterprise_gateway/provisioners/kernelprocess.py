@@ -1,0 +1,66 @@
+"""A kernel's process as the gateway uses it: jupyter_client's contract of provisioners, and what it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+
+from ..core import envvars
+from ..core.connection import ConnectionInfo
+from ..services.processproxies.contract import BaseProcessProxyABC
+from ..services.processproxies.launchedkernel import LaunchAddress
+
+if TYPE_CHECKING:
+    from ..transport.response import Conflict
+
+
+class KernelProcess(KernelProvisionerBase):
+    """What ``RemoteKernelManager`` has of every kernel; made for it by :mod:`.choice`.
+
+    What is implemented here is right for provisioners that offer jupyter_client's contract and no more.
+    """
+
+    process_proxy: BaseProcessProxyABC | None = None
+    launch_address = LaunchAddress()
+    """Where the kernel's launcher reports."""
+
+    connection: ConnectionInfo | None = None
+    """How the kernel is reached; None where only the kernel's manager knows."""
+
+    is_remote = False
+    """Whether the kernel has a launcher that has reported."""
+
+    @property
+    def conflict(self) -> Conflict | None:
+        """What makes it doubtful whether the kernel is ours; None where nothing does."""
+        return None
+
+    @property
+    def launch_seconds_left(self) -> float:
+        """How long the launch may still take."""
+        return 0.0
+
+    async def ask(self) -> int | None:
+        """Return None while the kernel lives, else its exit code; raises where it cannot be known."""
+        return await self.poll()
+
+    async def wait_for_exit(self) -> int | None:
+        """Wait until the kernel has ended; return its exit code."""
+        while (exit_code := await self.poll()) is None:
+            await asyncio.sleep(envvars.EG_POLL_INTERVAL())
+        return exit_code
+
+    async def remove_leftovers(self) -> bool:
+        """Remove whatever carries the kernel's id, and return whether a process did."""
+        return False
+
+    async def disconnect(self) -> None:
+        """Close what leads to a process that lives on, and give its ports back."""
+
+    def claim_ports(self) -> None:
+        """Reserve the ports of a kernel that was taken over, so that no other kernel is given them."""
+
+    def release_ports(self) -> None:
+        """Give the ports of a local kernel back; a relaunch then chooses new ones."""
