@@ -25,7 +25,6 @@ from ...core.errors import (
     BrokenKernelSpecError,
     ConflictError,
     LaunchTimeoutError,
-    LeaseLostError,
     NotFoundError,
     StoreUnavailableError,
     UnknownKernelSpecError,
@@ -42,6 +41,7 @@ from ..processproxies.shared import SharedResources
 from ..sessions.kernelsessionmanager import KernelSessionManager
 from ..sessions.revival import RevivalReport
 from ..sessions.sharingstore import SharingStore
+from .changes import KernelChanges
 from .culler import CullingOptions, KernelCuller
 from .launches import Launches
 from .listing import KernelListing
@@ -149,6 +149,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             store = KernelSessionManager(self, enable_persistence=False, sealing_key_file="", log=self.log)
         self.replicas = replicas
         self.records = KernelRecords(store, replicas, self.table, self.log)
+        self.changes = KernelChanges(
+            self.records, replicas, self.restarter, mark_dead=self.mark_dead, remove=self.remove_kernel
+        )
         self.recovery = KernelRecovery(store, replicas, self.table, self._loader, self.enter, self.restarter)
 
     @default("context")
@@ -529,7 +532,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         seconds = ENDING_SECONDS + launch_timeout(kernel.spec, env)
         try:
             await asyncio.wait_for(
-                self.transitions.restart(kernel_id, lambda: self._restart(kernel, now, errand)), seconds
+                self.transitions.restart(kernel_id, lambda: self.changes.restart(kernel, now, errand)), seconds
             )
         except asyncio.TimeoutError:
             waits_for = errand.waits_for or "its process"
@@ -538,53 +541,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             ) from None
         self.log.info("Kernel restarted: %s", kernel_id)
 
-    async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
-        is_used_elsewhere = self.replicas.is_used_elsewhere(str(kernel.kernel_id))
-        kernel = await self.replicas.begin(kernel, self.records.restarting)
-        self.restarter.unwatch(kernel)
-        if is_used_elsewhere:
-            await self.replicas.let_others_notice()
-        kernel.restarts = 0
-        await self._replace(kernel, now=now or bool(kernel.died_because), errand=errand)
-        self.restarter.watch(kernel)
-
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace the process of a kernel that has died; called by the restarter."""
-        await self.transitions.restart(kernel.kernel_id, lambda: self._relaunch(kernel, now=now, newports=newports))
-
-    async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
-        """Replace a kernel's process, and record that; a kernel that cannot be launched again is dead."""
-        await self.records.restarting_after_death(kernel)
-        await self._replace(kernel, now, newports)
-
-    async def _replace(
-        self, kernel: RemoteKernelManager, now: bool, newports: bool = False, errand: Errand | None = None
-    ) -> None:
-        confirm = functools.partial(self.replicas.confirm, str(kernel.kernel_id))
-        # A replica that does not know yet must not reach the new process by the old connection.
-        newports = newports or self.replicas.is_shared
-        try:
-            await confirm()
-            errand = errand or Errand(str(kernel.kernel_id))
-            await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
-        except LeaseLostError:
-            kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
-            raise
-        except Exception as error:
-            self.mark_dead(kernel, f"it could not be restarted: {error}")
-            raise
-        kernel.died_because = ""
-        await self._record_replacement(kernel)
-
-    async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
-        """Record the new process of a kernel: it is there, so a store that is away is told later."""
-        try:
-            await self.records.running(kernel, required=False)
-        except LeaseLostError:
-            # We were away for so long that another replica has checked the kernel: this process is one too many.
-            kernel.reached_as = ""
-            await uninterrupted(kernel.end_process())
-            raise
+        await self.transitions.restart(kernel.kernel_id, lambda: self.changes.relaunch(kernel, now, newports))
 
     def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
@@ -603,23 +562,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             if kernel_id not in self:
                 return
         kernel = await self.find_kernel(kernel_id)
-        await self.transitions.stop(kernel_id, lambda: self._shut_down(kernel, now=now, restart=restart))
+        await self.transitions.stop(kernel_id, lambda: self.changes.shut_down(kernel, now, restart))
         self.log.info("Kernel shut down: %s", kernel_id)
-
-    async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
-        try:
-            kernel = await self.replicas.begin(kernel, self.records.stopping)
-        except StoreUnavailableError:
-            if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
-                self.restarter.unwatch(kernel)
-                self.restarter.finish_restart(kernel)
-            raise
-        self.restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
-        try:
-            await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
-        finally:
-            self.remove_kernel(kernel.kernel_id)
-            await self.records.gone(kernel.kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
