@@ -75,7 +75,7 @@ async def test_launches_that_hang_end_in_time_and_hold_up_nobody(pipe: Path, exp
         manager = gateway.app.kernel_manager
         with expect_log(r"is removed when .* has ended|500 POST|409 POST", required=False):
             starts = [asyncio.create_task(start(gateway, "stuck-sleeper", id_, 3)) for id_ in kernel_ids]
-            await until(lambda: len(manager._launching) == MANY)
+            await until(lambda: len(manager.launches.under_way) == MANY)
             began = time.monotonic()
             assert "python3" in (await gateway.call("/api/kernelspecs"))["kernelspecs"]
             other = await gateway.start_kernel()
@@ -91,7 +91,7 @@ async def test_launches_that_hang_end_in_time_and_hold_up_nobody(pipe: Path, exp
             assert (await start(gateway, "python3", kernel_ids[0], 3))[0] == 409  # it may yet come
             reason = "two processors, and seventy threads that start a process each at the same moment"
             with at_the_other_end(pipe), crowded_machine(0.5, reason):
-                await until(lambda: not manager._launching)
+                await until(lambda: not manager.launches.under_way)
                 await asyncio.sleep(0.5)
         assert sorted(manager.list_kernel_ids()) == sorted([other, another])
     assert set(psutil.Process().children()) <= before
@@ -103,12 +103,12 @@ async def test_a_launch_that_hangs_can_be_deleted(pipe: Path, expect_log: Expect
     async with running_gateway(config=CONFIG) as gateway:
         with expect_log(r"is removed when .* has ended|POST /api/kernels", required=False):
             starting = asyncio.create_task(start(gateway, "stuck", kernel_id, 100))
-            await until(lambda: kernel_id in gateway.app.kernel_manager._launching)
+            await until(lambda: kernel_id in gateway.app.kernel_manager.launches.under_way)
             began = time.monotonic()
             await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
             assert time.monotonic() - began < 4
             with at_the_other_end(pipe):
-                await until(lambda: not gateway.app.kernel_manager._launching)
+                await until(lambda: not gateway.app.kernel_manager.launches.under_way)
                 assert (await starting)[0] != 201
         assert gateway.app.kernel_manager.list_kernel_ids() == []
     assert set(psutil.Process().children()) <= before

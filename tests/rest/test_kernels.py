@@ -237,7 +237,7 @@ async def test_a_start_that_is_deleted_leaves_nothing(slow_kernelspec: str) -> N
     body = {"name": slow_kernelspec, "env": {"KERNEL_ID": kernel_id}}
     async with running_gateway(config=options()) as gateway:
         start = asyncio.create_task(gateway.fetch("/api/kernels", "POST", body))
-        while kernel_id not in gateway.app.kernel_manager._launching:
+        while kernel_id not in gateway.app.kernel_manager.launches.under_way:
             await asyncio.sleep(0.01)
         await gateway.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
         assert (await start).code == 409
@@ -250,7 +250,7 @@ async def test_the_client_that_goes_away_takes_its_start_with_it(slow_kernelspec
     kernel_id = str(uuid.uuid4())
     body = json.dumps({"name": slow_kernelspec, "env": {"KERNEL_ID": kernel_id}}).encode()
     async with running_gateway(config=options()) as gateway:
-        launching = gateway.app.kernel_manager._launching
+        launching = gateway.app.kernel_manager.launches.under_way
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
         request = f"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(request.encode() + body)
@@ -280,7 +280,7 @@ async def test_the_client_that_goes_away_before_its_start_gets_none(slow_kernels
         with pytest.raises(HTTPTimeoutError):
             await gateway.fetch("/api/kernels", "POST", {"name": slow_kernelspec}, request_timeout=0.25)
         await asyncio.sleep(0.5)
-        await eventually(lambda: not gateway.app.kernel_manager._launching, timeout=5)
+        await eventually(lambda: not gateway.app.kernel_manager.launches.under_way, timeout=5)
         assert await gateway.call("/api/kernels") == []
 
 
@@ -294,7 +294,7 @@ async def test_clients_that_go_away_at_once_leave_nothing(slow_kernelspec: str) 
             writer.write(request.encode() + body)
             writer.close()
         await asyncio.sleep(0.3)
-        await eventually(lambda: not gateway.app.kernel_manager._launching)
+        await eventually(lambda: not gateway.app.kernel_manager.launches.under_way)
         assert await gateway.call("/api/kernels") == []
 
 

@@ -245,7 +245,7 @@ async def test_a_client_that_goes_away_leaves_the_start_to_the_others() -> None:
     """The one that began the start gives up, the other one gets its session; when all give up, nothing is left."""
     body = slow_session("slow", 1.5)
     async with running_gateway(config=CONFIG) as gateway:
-        starts = gateway.app.kernel_manager._launching
+        starts = gateway.app.kernel_manager.launches.under_way
         leaving = asyncio.create_task(gateway.fetch("/api/sessions", "POST", body, request_timeout=0.5))
         await asyncio.sleep(0.2)
         session = await gateway.call("/api/sessions", "POST", body, status=201)

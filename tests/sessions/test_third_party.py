@@ -11,6 +11,7 @@ import pytest
 
 from enterprise_gateway.core.errors import StoreUnavailableError
 from enterprise_gateway.services.sessions.kernelsessionmanager import KernelSessionManager
+from enterprise_gateway.services.sessions.sharingstore import SharingStore
 
 from .conftest import LOG, a_kernel_id, a_start
 
@@ -142,6 +143,12 @@ async def test_the_life_cycle_of_3x(cupboard):
     assert await cupboard.start_session(dead) is False
     await asyncio.to_thread(cupboard.delete_session, alive)
     assert (cupboard.shelf, cupboard.active_sessions("bob")) == ({}, 0)
+
+
+async def test_it_is_not_shared_by_replicas(cupboard, make):
+    """Without leases nothing would keep gateways apart: what is shared must have all methods for it."""
+    assert not isinstance(cupboard, SharingStore)
+    assert isinstance(make("sqlite"), SharingStore)
 
 
 def test_the_base_class_has_no_store():

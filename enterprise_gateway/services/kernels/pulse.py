@@ -43,7 +43,7 @@ class Pulse:
                 await asyncio.wait_for(self._hurry.wait(), self.interval)
 
     def beat(self) -> None:
-        """Let go on who waits for a heartbeat."""
+        """Wake who waits for a heartbeat; called when it has come."""
         self._beaten.set()
         self._beaten.clear()
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
-import zmq
 import zmq.asyncio
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, NoSuchKernel
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
@@ -29,7 +25,6 @@ from ...core.errors import (
     BrokenKernelSpecError,
     ConflictError,
     LaunchTimeoutError,
-    LeaseLostError,
     NotFoundError,
     StoreUnavailableError,
     UnknownKernelSpecError,
@@ -39,11 +34,8 @@ from ...core.limits import KernelLimits
 from ...core.offload import Errand, offload, uninterrupted
 from ...core.steps import take_all
 from ...provisioners.standalone import LibraryOptions
-from ...transport.channels import KernelChannels
 from ...transport.limits import ChannelLimits
-from ...transport.replaybudget import ReplayBudget
 from ...transport.response import Conflict
-from ...transport.slices import Slices
 from ..processproxies.choice import launch_timeout, process_proxy_config
 from ..processproxies.contract import gateway_user
 from ..processproxies.remnants import Remnant, local_files
@@ -51,11 +43,14 @@ from ..processproxies.shared import SharedResources
 from ..sessions.kernelsessionmanager import KernelSessionManager
 from ..sessions.revival import RevivalReport
 from ..sessions.sharingstore import SharingStore
+from .changes import KernelChanges
 from .culler import CullingOptions, KernelCuller
+from .launches import Launches
 from .listing import KernelListing
 from .loader import KernelLoader
 from .records import KernelRecords
 from .recovery import KernelRecovery
+from .relays import KernelRelays, new_context
 from .remotekernel import RemoteKernelManager
 from .replicas import OwnKernels, Replicas
 from .restarter import KernelRestarter
@@ -74,11 +69,7 @@ __all__ = [
 
 RESTART_PATIENCE_SECONDS = 10.0  # that a gateway which ends gives restarts under way
 
-CONTEXT_SECONDS = 5.0
-
 STORE_PATIENCE_SECONDS = 30.0
-
-GIVING_UP_SECONDS = 2.0  # for a launch to undo what it has done; one that waits for a thread does so later
 
 ENDING_SECONDS = 30.0  # that kernels may take to end
 
@@ -133,10 +124,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self.limits = KernelLimits(
             self._running_by_user, lambda: options.max_kernels, lambda: options.max_kernels_per_user
         )
-        self._replay_budget = ReplayBudget(
-            self.log, lambda: options.replay_total_limit, lambda: options.replay_user_sessions
-        )
-        self._slices = Slices()
+        self._relays = KernelRelays(lambda: self.context, self._channel_limits, options, self.log)
         self.listing = KernelListing(self.table, self.kernel_model, self.log)
         self.restarter = KernelRestarter(self, parent=self)
         self.culler = KernelCuller(
@@ -149,8 +137,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         )
         self.transitions = Transitions()
         self._loader = KernelLoader(self.make_kernel_manager, lambda: self.revives_on_request)
-        self._launching: dict[str, asyncio.Task[Any]] = {}
-        self._channels: WeakSet[KernelChannels] = WeakSet()
+        self.launches = Launches(self.log)
         self._share(LoneGateway(self.table, self.listing, self.limits, self._loader, self.enter))
         self.observe(self._store_changed, "kernel_session_manager")
 
@@ -164,16 +151,15 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             store = KernelSessionManager(self, enable_persistence=False, sealing_key_file="", log=self.log)
         self.replicas = replicas
         self.records = KernelRecords(store, replicas, self.table, self.log)
+        self.changes = KernelChanges(
+            self.records, replicas, self.restarter, mark_dead=self.mark_dead, remove=self.remove_kernel
+        )
         self.recovery = KernelRecovery(store, replicas, self.table, self._loader, self.enter, self.restarter)
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
         self._created_context = True
-        context = zmq.asyncio.Context(envvars.EG_ZMQ_IO_THREADS() or 1)
-        # libzmq's default of 1023 sockets is reached with a few hundred kernels.
-        limit = context.get(zmq.SOCKET_LIMIT)
-        context.set(zmq.MAX_SOCKETS, min(envvars.EG_ZMQ_MAX_SOCKETS() or limit, limit))
-        return context
+        return new_context()
 
     @default("root_dir")
     def _root_dir_default(self) -> str:
@@ -224,7 +210,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def is_changing(self, kernel_id: str) -> bool:
         """Whether a kernel is being started, restarted or stopped here."""
-        return kernel_id in self._launching or bool(self.transitions.under_way(kernel_id))
+        return kernel_id in self.launches or bool(self.transitions.under_way(kernel_id))
 
     def looks_after(self, kernel: RemoteKernelManager) -> bool:
         """Whether this gateway, and no other one, culls the kernel and restarts it when it dies."""
@@ -283,51 +269,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
         try:
             async with self.replicas.place(env.get("KERNEL_USERNAME") or gateway_user(), kernel_id):
-                if kernel_id in self._launching or kernel_id in self:  # since it was chosen
+                if kernel_id in self.launches or kernel_id in self:  # since it was chosen
                     raise ConflictError(f"Kernel id {kernel_id} is in use; choose another KERNEL_ID.")
-                errand = Errand(kernel_id)
-                work = functools.partial(self._launch, kernel, launch_args, kwargs)
-                launch = asyncio.ensure_future(errand.run(work))
-                self._launching[kernel_id] = launch
-                launch.add_done_callback(functools.partial(self._launch_ended, kernel_id))
-                await self._in_time(launch, kernel, launch_timeout(spec, env), errand)
+                launch = functools.partial(self._launch, kernel, launch_args, kwargs)
+                await self.launches.run(kernel, launch, launch_timeout(spec, env))
         except (asyncio.CancelledError, LaunchTimeoutError):
             if self.table.has(kernel):  # too late: it was complete, but nobody will hear of it
                 await uninterrupted(self.shutdown_kernel(kernel_id, now=True))
             raise
         self.log.info("Kernel started: %s (%s)", kernel_id, name)
         return kernel_id
-
-    async def _in_time(
-        self, launch: asyncio.Task[None], kernel: RemoteKernelManager, seconds: float, errand: Errand
-    ) -> None:
-        """Wait for a launch, as long as it may take and the client is there; then it is given up.
-
-        A thread that hangs cannot be ended: then what the launch has left is removed when it ends by itself, and until
-        then the kernel's id is in use.
-
-        Raises
-        ------
-        LaunchTimeoutError
-            It has taken too long; the text says what it is waiting for.
-        """
-        deadline = Deadline(seconds)
-        try:
-            while not launch.done() and not deadline.expired:
-                await asyncio.wait([launch], timeout=deadline.remaining)
-                deadline = getattr(kernel.process_proxy, "latest", deadline)
-            if not launch.done():
-                raise LaunchTimeoutError(
-                    f"KernelID: '{kernel.kernel_id}' launch timeout due to: Waited too long ({seconds:g}s) for "
-                    f"{errand.waits_for or type(kernel.process_proxy or self).__name__}"
-                )
-        except (asyncio.CancelledError, LaunchTimeoutError):
-            launch.cancel()
-            await asyncio.wait([launch], timeout=GIVING_UP_SECONDS)
-            if not launch.done():
-                self.log.warning("Kernel %s is removed when %s has ended", kernel.kernel_id, errand.waits_for)
-            raise
-        launch.result()
 
     async def _launch(self, kernel: RemoteKernelManager, launch_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
         """Launch one kernel, connect to it and enter it in the table; cancelled when nobody wants it any more."""
@@ -348,11 +299,6 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await uninterrupted(self._give_up(kernel))
             raise
 
-    def _launch_ended(self, kernel_id: str, launch: asyncio.Task[None]) -> None:
-        del self._launching[kernel_id]
-        if not launch.cancelled():
-            launch.exception()  # seen, also when nobody waits any more
-
     async def _give_up(self, kernel: RemoteKernelManager) -> None:
         """Remove what a failed launch has left, and then its record."""
         await kernel.abandon()
@@ -372,10 +318,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
     def _connect(self, kernel: RemoteKernelManager) -> None:
         if self._is_stopping:
             raise StoreUnavailableError("The gateway is being stopped; please try again.")
-        channels = self._make_channels(kernel)
-        kernel.connect_channels(channels)
-        if kernel.inherited is not None:
-            channels.resume(kernel.inherited)
+        self._relays.connect(kernel)
 
     def _manage(self, kernel: RemoteKernelManager) -> None:
         self.table.enter(kernel)
@@ -402,7 +345,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if not chosen:
             return str(uuid.uuid4())
         check_kernel_id(chosen)
-        if chosen in self._launching or chosen in self:
+        if chosen in self.launches or chosen in self:
             raise ConflictError(f"Kernel id {chosen} is in use; choose another KERNEL_ID.")
         return chosen
 
@@ -444,32 +387,16 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         kernel._kernel_spec = spec  # read in a thread already; the property would read it again on the loop
         return kernel
 
-    @functools.cached_property
-    def _relay_context(self) -> zmq.Context[zmq.Socket[bytes]]:
-        """The context for sockets that the relay reads by itself, not by asyncio futures."""
-        return zmq.Context.shadow(self.context)
-
-    def _make_channels(self, kernel: RemoteKernelManager) -> KernelChannels:
+    def _channel_limits(self) -> ChannelLimits:
         options = self.resources.options
-        channels = KernelChannels(
-            kernel.kernel_id,
-            context=self._relay_context,
-            limits=ChannelLimits(
-                replay=options.replay_limit if self.buffer_offline_messages else 0,
-                max_message=options.ws_max_message_size,
-                info_timeout=self.kernel_info_timeout,
-                allowed_message_types=frozenset(self.allowed_message_types),
-                allow_tracebacks=self.allow_tracebacks,
-                traceback_replacement=self.traceback_replacement_message,
-            ),
-            log=self.log,
-            identity=kernel.relay_identity,
-            user=kernel.username,
-            budget=self._replay_budget,
-            slices=self._slices,
+        return ChannelLimits(
+            replay=options.replay_limit if self.buffer_offline_messages else 0,
+            max_message=options.ws_max_message_size,
+            info_timeout=self.kernel_info_timeout,
+            allowed_message_types=frozenset(self.allowed_message_types),
+            allow_tracebacks=self.allow_tracebacks,
+            traceback_replacement=self.traceback_replacement_message,
         )
-        self._channels.add(channels)
-        return channels
 
     def cwd_for_path(self, path: str) -> str:
         """Return the directory for an API path: the nearest one that exists below ``root_dir``."""
@@ -611,7 +538,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         seconds = ENDING_SECONDS + launch_timeout(kernel.spec, env)
         try:
             await asyncio.wait_for(
-                self.transitions.restart(kernel_id, lambda: self._restart(kernel, now, errand)), seconds
+                self.transitions.restart(kernel_id, lambda: self.changes.restart(kernel, now, errand)), seconds
             )
         except asyncio.TimeoutError:
             waits_for = errand.waits_for or "its process"
@@ -620,53 +547,9 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             ) from None
         self.log.info("Kernel restarted: %s", kernel_id)
 
-    async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
-        is_used_elsewhere = self.replicas.is_used_elsewhere(str(kernel.kernel_id))
-        kernel = await self.replicas.begin(kernel, self.records.restarting)
-        self.restarter.unwatch(kernel)
-        if is_used_elsewhere:
-            await self.replicas.let_others_notice()
-        kernel.restarts = 0
-        await self._replace(kernel, now=now or bool(kernel.died_because), errand=errand)
-        self.restarter.watch(kernel)
-
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
         """Replace the process of a kernel that has died; called by the restarter."""
-        await self.transitions.restart(kernel.kernel_id, lambda: self._relaunch(kernel, now=now, newports=newports))
-
-    async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
-        """Replace a kernel's process, and record that; a kernel that cannot be launched again is dead."""
-        await self.records.restarting_after_death(kernel)
-        await self._replace(kernel, now, newports)
-
-    async def _replace(
-        self, kernel: RemoteKernelManager, now: bool, newports: bool = False, errand: Errand | None = None
-    ) -> None:
-        confirm = functools.partial(self.replicas.confirm, str(kernel.kernel_id))
-        # A replica that does not know yet must not reach the new process by the old connection.
-        newports = newports or self.replicas.is_shared
-        try:
-            await confirm()
-            errand = errand or Errand(str(kernel.kernel_id))
-            await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
-        except LeaseLostError:
-            kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
-            raise
-        except Exception as error:
-            self.mark_dead(kernel, f"it could not be restarted: {error}")
-            raise
-        kernel.died_because = ""
-        await self._record_replacement(kernel)
-
-    async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
-        """Record the new process of a kernel: it is there, so a store that is away is told later."""
-        try:
-            await self.records.running(kernel, required=False)
-        except LeaseLostError:
-            # We were away for so long that another replica has checked the kernel: this process is one too many.
-            kernel.reached_as = ""
-            await uninterrupted(kernel.end_process())
-            raise
+        await self.transitions.restart(kernel.kernel_id, lambda: self.changes.relaunch(kernel, now, newports))
 
     def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
@@ -680,30 +563,13 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         self, kernel_id: str, now: bool = False, restart: bool = False
     ) -> None:
         """Stop a kernel, also one that is starting, and remove all that belongs to it."""
-        launch = self._launching.get(kernel_id)
-        if launch is not None:
-            launch.cancel()
-            await asyncio.wait([launch], timeout=GIVING_UP_SECONDS)
+        if kernel_id in self.launches:
+            await self.launches.give_up(kernel_id)
             if kernel_id not in self:
                 return
         kernel = await self.find_kernel(kernel_id)
-        await self.transitions.stop(kernel_id, lambda: self._shut_down(kernel, now=now, restart=restart))
+        await self.transitions.stop(kernel_id, lambda: self.changes.shut_down(kernel, now, restart))
         self.log.info("Kernel shut down: %s", kernel_id)
-
-    async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
-        try:
-            kernel = await self.replicas.begin(kernel, self.records.stopping)
-        except StoreUnavailableError:
-            if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
-                self.restarter.unwatch(kernel)
-                self.restarter.finish_restart(kernel)
-            raise
-        self.restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
-        try:
-            await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
-        finally:
-            self.remove_kernel(kernel.kernel_id)
-            await self.records.gone(kernel.kernel_id)
 
     def remove_kernel(self, kernel_id: str) -> RemoteKernelManager | None:  # type: ignore[override]
         """Take a kernel out of the table."""
@@ -716,7 +582,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self._detach(kernel)
         stops = {
             asyncio.ensure_future(self.shutdown_kernel(kernel_id, now=now)): kernel_id
-            for kernel_id in [*self._launching, *self.table.ids()]
+            for kernel_id in [*self.launches.under_way, *self.table.ids()]
         }
         late = (await asyncio.wait(stops, timeout=ENDING_SECONDS))[1] if stops else set()
         for stop, kernel_id in stops.items():
@@ -746,10 +612,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def _keep_all(self) -> None:
         """Detach from all kernels, which live on."""
-        for launch in list(self._launching.values()):
-            launch.cancel()
-        if self._launching:
-            await asyncio.wait(self._launching.values(), timeout=GIVING_UP_SECONDS)
+        await self.launches.give_up(*self.launches.under_way)
         await self.transitions.give_up_restarts(RESTART_PATIENCE_SECONDS)
         await asyncio.gather(*map(self._detach, self.table))
         for kernel_id in self.table.ids():
@@ -762,24 +625,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     async def close(self) -> None:
         """Release what kernels share; called once, after :meth:`stop`."""
-        await take_all([self.resources.close, self._close_context], "The management of kernels", self.log)
-
-    async def _close_context(self) -> None:
-        """End the ZeroMQ context; a socket that somebody left open must not keep the gateway from ending."""
-        for channels in list(self._channels):
-            channels.close()
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-
-        def end() -> None:
-            self.context.destroy(linger=100)
-            with contextlib.suppress(RuntimeError):  # nobody waited for so long, and the loop is closed
-                loop.call_soon_threadsafe(ended.set_result, None)
-
-        # A daemon, not one of the threads that Python waits for at its end.
-        threading.Thread(target=end, name="end of ZeroMQ", daemon=True).start()
-        if not (await asyncio.wait([ended], timeout=CONTEXT_SECONDS))[0]:
-            self.log.warning("ZeroMQ's context did not end within %g seconds", CONTEXT_SECONDS)
+        await take_all([self.resources.close, self._relays.close], "The management of kernels", self.log)
 
     async def _detach(self, kernel: RemoteKernelManager) -> None:
         """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""

@@ -131,7 +131,7 @@ class Replicas(KernelSharing):
         self._leases.be_patient()  # the store may have been away until just now
         self._tasks = [
             asyncio.create_task(self._heartbeat.run(), name="heartbeat of this replica"),
-            asyncio.create_task(self._leases.clock.run(), name="look for standstills of this replica"),
+            asyncio.create_task(self._leases.clock.run(), name="check for standstills of this replica"),
         ]
 
     async def retire(self) -> None:

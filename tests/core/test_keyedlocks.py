@@ -1,0 +1,31 @@
+"""Locks by name."""
+
+from __future__ import annotations
+
+import asyncio
+
+from enterprise_gateway.core.keyedlocks import KeyedLocks
+
+
+async def test_who_asks_for_a_name_waits_for_those_who_have_it() -> None:
+    """Others' names are free meanwhile."""
+    locks = KeyedLocks()
+    order: list[str] = []
+
+    async def use(name: str, who: str) -> None:
+        async with locks.of(name):
+            order.append(f"{who} begins")
+            await asyncio.sleep(0.01)
+            order.append(f"{who} ends")
+
+    await asyncio.gather(use("a", "first"), use("a", "second"), use("b", "other"))
+    assert order.index("first ends") < order.index("second begins")
+    assert order.index("other begins") < order.index("first ends")
+
+
+def test_a_lock_that_nobody_uses_is_gone() -> None:
+    """However many names there have been."""
+    locks = KeyedLocks()
+    for number in range(1000):
+        locks.of(str(number))
+    assert len(locks._locks) == 0
