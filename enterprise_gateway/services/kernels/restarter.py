@@ -14,6 +14,7 @@ from ...core import envvars
 from ...core.death import describe_exit
 from ...core.errors import ConflictError, GatewayError, LeaseLostError, StoreUnavailableError
 from ...transport.memorykills import MemoryKills
+from ..processproxies.cluster import ClusterProcessProxy
 from ..processproxies.remote import RemoteProcessProxy
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class KernelRestarter(LoggingConfigurable):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time
             kernel.restarts = 1 if stable else kernel.restarts + 1
-            reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
+            reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent()) + _said_by_cluster(kernel)
             if kernel.channels is not None:
                 await kernel.channels.last_words()
             refusal = self._refusal(kernel)
@@ -177,3 +178,10 @@ class KernelRestarter(LoggingConfigurable):
             )
             return "it is not restarted, since it has no clients"
         return ""
+
+
+def _said_by_cluster(kernel: RemoteKernelManager) -> str:
+    """Return what a cluster says of a kernel that is over: that its time limit was reached, say."""
+    proxy = kernel.process_proxy
+    said = proxy.state.reason if isinstance(proxy, ClusterProcessProxy) and proxy.state is not None else ""
+    return f" ({said})" if said else ""
