@@ -74,7 +74,8 @@ class Slurm:
         if word in PHASES:
             return State(PHASES[word], reason=reason)
         if word not in ALIVE:
-            return State(Phase.ENDED, node, reason=reason, exit_code=os.waitstatus_to_exitcode(int(status)))
+            by_itself = word in ("COMPLETED", "FAILED")
+            return State(Phase.ENDED, node, "", reason, os.waitstatus_to_exitcode(int(status)) if by_itself else None)
         address = self.addresses.get(node) or self.read_addresses().get(node, "")
         return State(Phase.STARTED, node, address, reason if word != "RUNNING" else "")
 

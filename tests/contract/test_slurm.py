@@ -113,6 +113,25 @@ async def test_a_partition_that_there_is_not_is_an_error_at_once(slurm_backend: 
         assert time.monotonic() - began < 5
 
 
+async def test_a_job_of_which_sbatch_did_not_hear_is_cancelled(
+    slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any
+) -> None:
+    """The line is cut between the request and its answer: the start fails, and the job is found by its name."""
+    kernel_id = str(uuid.uuid4())
+    with TcpProxy(slurm.controller_port) as line:
+        configuration = slurm.configured("by-proxy.conf", line.port)
+        name = slurm_backend.kernelspec(slurm_conf=str(configuration), partition="closed")
+        async with running_gateway(config=CONFIG) as gateway:
+            line.cut_at(f"--RemoteProcessProxy.kernel-id {kernel_id}".encode(), is_answer_lost=True)
+            starting = asyncio.create_task(refused(gateway, expect_log, name, 500, KERNEL_ID=kernel_id))
+            while not line.refuse:  # the line is cut a tenth of a second later
+                await asyncio.sleep(0.01)
+            line.refuse = False
+            assert "Slurm did not do what it was asked" in await starting
+            jobs = ("--noheader", "--states=all", f"--name={kernel_id}", "--format=%T")
+            assert await offload(slurm.call, "squeue", *jobs) == "CANCELLED\n"
+
+
 async def test_a_controller_that_does_not_answer_is_an_error(
     slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any
 ) -> None:
