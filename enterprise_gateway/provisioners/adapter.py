@@ -15,6 +15,7 @@ from ..core import envvars, kernelargs, kernelenv
 from ..core.connection import ConnectionInfo
 from ..core.offload import offload, uninterrupted
 from ..services.processproxies.choice import check_argv, make_process_proxy
+from ..services.processproxies.cluster import ClusterProcessProxy
 from ..services.processproxies.deployment import LABEL_ENTRY
 from ..services.processproxies.launchedkernel import LaunchedKernel
 from ..services.processproxies.local import LocalProcessProxy
@@ -69,6 +70,12 @@ class ProcessProxyProvisioner(KernelProcess):
     def launch_seconds_left(self) -> float:
         """How long the launch may still take."""
         return self.process_proxy.deadline.remaining if isinstance(self.process_proxy, RemoteProcessProxy) else 0.0
+
+    @property
+    def said_of_end(self) -> str:
+        """What the cluster says of the end of the kernel."""
+        state = self.process_proxy.state if isinstance(self.process_proxy, ClusterProcessProxy) else None
+        return state.reason if state is not None and state.has_ended else ""
 
     @property
     def has_process(self) -> bool:

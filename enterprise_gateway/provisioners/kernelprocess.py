@@ -42,6 +42,11 @@ class KernelProcess(KernelProvisionerBase):
         """How long the launch may still take."""
         return 0.0
 
+    @property
+    def said_of_end(self) -> str:
+        """What a cluster says of the end of a kernel: that its time limit was reached, say; empty when it does not."""
+        return ""
+
     async def ask(self) -> int | None:
         """Return None while the kernel lives, else its exit code; raises where it cannot be known."""
         return await self.poll()

@@ -85,3 +85,14 @@ def distributed_on(hosts: str, environment: Mapping[str, str]) -> Backend:
         config={"remote_hosts": hosts, "payload_version": 2},
         environment=environment,
     )
+
+
+def slurm_with(configuration: Path) -> Backend:
+    """Return the back end of the documentation's example, on the cluster of a slurm.conf."""
+    return Backend(
+        "slurm",
+        "slurm_proxy.SlurmProcessProxy",
+        is_remote=True,
+        config={"slurm_conf": str(configuration), "payload_version": 2},
+        environment={"EG_RESPONSE_IP": "127.0.0.1"},
+    )

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.clusters.slurm import SlurmCluster, slurm_cluster
 from tests.support import requirements
 
-from .backends import DISTRIBUTED_HERE, JOBS, LOCAL, THIRD_PARTY, THIRD_PARTY_REMOTE, Backend, distributed_on
+from .backends import (
+    DISTRIBUTED_HERE,
+    JOBS,
+    LOCAL,
+    REPOSITORY,
+    THIRD_PARTY,
+    THIRD_PARTY_REMOTE,
+    Backend,
+    distributed_on,
+    slurm_with,
+)
 
 HERE = {
     "local": LOCAL,
@@ -15,16 +28,32 @@ HERE = {
     "jobs": JOBS,
     "distributed-here": DISTRIBUTED_HERE,
 }
-EVERY = [*HERE, pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
+ON_HOSTS = [pytest.param("distributed-ssh", marks=pytest.mark.ssh)]
+EVERY = [*HERE, *ON_HOSTS, pytest.param("slurm", marks=pytest.mark.slurm)]
 REMOTE = EVERY[2:]
-ON_HOSTS = EVERY[-1:]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hosts_before_any_test(request: pytest.FixtureRequest) -> None:
-    """Bring the SSH hosts up before a test's leftovers are looked for: they are not the first test's."""
-    if not requirements.missing("ssh"):
-        request.getfixturevalue("lab")
+def _clusters_before_any_test(request: pytest.FixtureRequest) -> None:
+    """Bring what is there up before a test's leftovers are looked for: they are not the first test's."""
+    for suite, cluster in {"ssh": "lab", "slurm": "slurm"}.items():
+        if not requirements.missing(suite):
+            request.getfixturevalue(cluster)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """Run a Slurm cluster."""
+    requirements.skip_without("slurm")
+    with slurm_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm_backend(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The documentation's example as a back end."""
+    monkeypatch.syspath_prepend(REPOSITORY / "docs/developers")
+    return slurm_with(slurm.configuration)
 
 
 @pytest.fixture
@@ -33,6 +62,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "distributed-ssh":
         lab = request.getfixturevalue("lab")
         chosen = distributed_on(",".join(host.address for host in lab.hosts), lab.environment())
+    elif request.param == "slurm":
+        chosen = request.getfixturevalue("slurm_backend")
     else:
         chosen = HERE[request.param]
     for name, value in chosen.environment.items():

@@ -133,6 +133,8 @@ class KernelRestarter(LoggingConfigurable):
             stable = self.clock() - alive_since >= self.stable_start_time
             kernel.restarts = 1 if stable else kernel.restarts + 1
             reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
+            said = kernel.process.said_of_end
+            reason += f" ({said})" if said else ""
             if kernel.channels is not None:
                 await kernel.channels.last_words()
             refusal = self._refusal(kernel)

@@ -139,7 +139,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         place = state.host or self.assigned_host
         said = [f"The launcher of kernel {self.kernel_id} {ended}" + (f" on {place}." if place else ".")]
-        said += [part for part in (state.reason, await self._description()) if part]
+        said += [part for part in (state.reason and f"{state.reason}.", await self._description()) if part]
         return " ".join(said)
 
     async def _description(self) -> str:
