@@ -16,6 +16,7 @@ import zmq.asyncio
 
 from ...core import envvars
 from ...transport.channels import KernelChannels
+from ...transport.kernellog import KernelLog
 from ...transport.replaybudget import ReplayBudget
 from ...transport.slices import Slices
 
@@ -74,7 +75,7 @@ class KernelRelays:
             kernel.kernel_id,
             context=self._relay_context,
             limits=self._limits(),
-            log=self.log,
+            log=KernelLog(self.log, kernel.kernel_id),
             identity=kernel.relay_identity,
             user=kernel.username,
             budget=self._budget,

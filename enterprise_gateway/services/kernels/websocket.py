@@ -189,7 +189,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         self._receiving[user] += count
         if self._receiving[user] <= limit:
             return True
-        self._warnings.warn("A websocket was closed: user %s sends more than ws_receive_limit (%d)", user, limit)
+        self._warn("A websocket was closed: user %s sends more than ws_receive_limit (%d)", user, limit)
         return False
 
     def note_handled(self) -> None:
@@ -222,10 +222,10 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
 
     def _refuse(self, error: FrameError) -> None:
         if isinstance(error, FrameTooLargeError) and self._outbox is not None:  # its client would wait for an answer
-            self._warnings.warn("A websocket was closed: %s", error)
+            self._warn("A websocket was closed: %s", error)
             self.close(MESSAGE_TOO_BIG, str(error))
         else:
-            self._warnings.warn("A message from a websocket was dropped: %s", error)
+            self._warn("A message from a websocket was dropped: %s", error)
 
     def _delay(self) -> float:
         """Return how long the message that has come has to wait because its client, or its user, sends so many."""
@@ -233,9 +233,9 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         delay = self._pace.delay(self._session_id, now)
         user_delay = self._user_pace.delay(self._channels.user, now)
         if delay:
-            self._warnings.warn("A websocket sends more than ws_message_rate (%d a second): it waits", self._pace.rate)
+            self._warn("A websocket sends more than ws_message_rate (%d a second): it waits", self._pace.rate)
         if user_delay:
-            self._warnings.warn(
+            self._warn(
                 "User %s sends more than ws_user_message_rate (%d a second): all of the user's websockets wait",
                 self._channels.user,
                 self._user_pace.rate,
@@ -318,11 +318,10 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         receipts.is_on = self.settings.get("ws_ping_interval", 30_000) > 0
         return receipts
 
-    @property
-    def _warnings(self) -> RateLimitedWarnings:
-        """Shared by all websockets: clients can provoke these warnings at will."""
+    def _warn(self, message: str, *args: object) -> None:
+        """Log a warning about the kernel's websocket; limited for all together, as clients can provoke it at will."""
         warnings: RateLimitedWarnings = self.settings.setdefault("eg_websocket_warnings", RateLimitedWarnings(log))
-        return warnings
+        warnings.warn(f"Kernel %s: {message}", self._channels.kernel_id, *args)
 
 
 class _CountedStream:
