@@ -8,19 +8,16 @@ import queue
 import struct
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.session import Session
-from tornado.httpclient import HTTPClientError
+from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError, websocket_connect
 
 from ..core.deadline import Deadline
 from ..transport.frames import V1_PROTOCOL, ClientMessage, decode_legacy_binary, decode_legacy_text, decode_v1
-
-if TYPE_CHECKING:
-    from .kernelmanager import GatewayKernelManager
 
 Message = dict[str, Any]
 
@@ -31,6 +28,22 @@ _CLOSE_SECONDS = 5.0
 _REMEMBERED = 1 << 16
 # Answers to a reconnect that another attempt does not change.
 _FINAL = {400, 401, 403, 404, 405, 410}
+
+
+class ManagedKernel(Protocol):
+    """What a client uses of its kernel's manager."""
+
+    kernel_id: str | None
+    restarts: int
+    launch_timeout: float
+    reconnect_timeout: float
+    shutting_down: bool
+
+    def explain(self, purpose: str, error: Exception) -> Exception:
+        """Return the error to raise where something could not be done for ``error``."""
+
+    async def request(self, path: str, *, timeout: float) -> HTTPRequest:
+        """Return an authorized request for a path of the kernels' API."""
 
 
 class Channel:
@@ -95,7 +108,7 @@ class GatewayKernelClient(AsyncKernelClient):
     restarted without this program having asked for it, or cannot be found again, :meth:`is_alive` returns False.
     """
 
-    parent: GatewayKernelManager
+    parent: ManagedKernel
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
