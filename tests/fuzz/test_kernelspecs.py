@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from enterprise_gateway.core.errors import BrokenKernelSpecError, InvalidRequestError
 from enterprise_gateway.services.kernelspecs.reading import CheckedKernelSpec
-from enterprise_gateway.services.processproxies.processproxy import check_argv, process_proxy_config
+from enterprise_gateway.services.processproxies.choice import check_argv, process_proxy_config
 
 from .strategies import encoded, json_values, objects_like, text
 

@@ -352,7 +352,11 @@ async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, repl
         await two.call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
     else:
         assert answer.code == 204
-    await two.call(f"/api/kernels/{kernel_id}", status=404)
+
+    async def is_gone():
+        return (await two.fetch(f"/api/kernels/{kernel_id}")).code == 404
+
+    await eventually(is_gone, KERNEL_SECONDS)
     assert processes_of(kernel_id) == []
 
 

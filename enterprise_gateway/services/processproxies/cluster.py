@@ -23,6 +23,7 @@ from .watched import Watched
 PLACE_SECONDS = 5.0  # that a kernel whose launcher has reported at the last moment has for its place to be known
 REPORT_SECONDS = 0.2  # that the report of a launcher which has ended may be on its way
 EAGER_SECONDS = 10.0  # during which a cluster is asked more often about a kernel whose launcher is gone
+RECONNECT_SECONDS = 60.0  # until the launcher of a kernel that lives without it is looked for again
 GONE = State(Phase.ENDED)
 
 
@@ -263,8 +264,9 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         while self._is_submitted and (self._is_known or not self._is_stopped):
             state = await first_result(self._ended(eager=self._is_ending), self._launcher_gone())
             if state is None:  # as a rule the kernel's end: the cluster will know soon
-                with suppress(asyncio.TimeoutError, TimeoutError):
-                    state = await asyncio.wait_for(self._ended(eager=True), EAGER_SECONDS)
+                state = await first_result(self._ended(eager=True), asyncio.sleep(EAGER_SECONDS))
+            if state is None:  # it lives, and its launcher cannot be reached, or only just now could not
+                state = await first_result(self._ended(eager=False), asyncio.sleep(RECONNECT_SECONDS))
             if state is not None:
                 return state.exit_code or 0
         return 0
@@ -273,8 +275,11 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         return await self._first_state(lambda state: state.has_ended, eager=eager)
 
     async def _launcher_gone(self) -> None:
-        """Return when the connection to the launcher has ended, or a new one is refused."""
-        while self.comm is not None:
+        """Return when the connection to the launcher has ended, or a new one is refused.
+
+        Launchers of version 1 keep no connection open.
+        """
+        while self.comm is not None and self.comm.is_authenticated:
             is_gone = False
             with suppress(OSError, CommPortError):
                 is_gone = not await self.in_thread(self.comm.probe)
@@ -284,7 +289,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             if connection is not None:
                 await connection_ended(connection)
                 return
-            await asyncio.sleep(LIVENESS_SECONDS)  # it cannot be asked, or speaks version 1
+            await asyncio.sleep(LIVENESS_SECONDS)  # it cannot be asked
         await asyncio.sleep(NEVER_ENDING)
 
     def send_signal(self, signum: int) -> bool | None:
