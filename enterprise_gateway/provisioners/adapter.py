@@ -278,14 +278,18 @@ class ProcessProxyProvisioner(KernelProcess):
                     self.release_ports()
                     await self._release_kernel()
 
+    async def detach(self) -> None:
+        """Close what leads to a kernel elsewhere that lives on."""
+        if isinstance(self.process_proxy, RemoteProcessProxy):
+            await offload(self.process_proxy.disconnect)
+
     async def disconnect(self) -> None:
         """Stop watching a kernel that lives on, and give its ports back."""
         process = getattr(self.process_proxy, "local_proc", None)
         if isinstance(process, LocalProcess):
             process.close()
         self._forget_output()
-        if isinstance(self.process_proxy, RemoteProcessProxy):
-            await offload(self.process_proxy.disconnect)
+        await self.detach()
         self.release_ports()
         await self._release_kernel()
 

@@ -61,8 +61,11 @@ class KernelProcess(KernelProvisionerBase):
         """Remove whatever carries the kernel's id, and return whether a process did."""
         return False
 
+    async def detach(self) -> None:
+        """Close what leads to a process that lives on, because the gateway ends; a child of it is still reaped."""
+
     async def disconnect(self) -> None:
-        """Close what leads to a process that lives on, and give its ports back."""
+        """Close what leads to a process that lives on, for another object; give its ports back."""
 
     def claim_ports(self) -> None:
         """Reserve the ports of a kernel that was taken over, so that no other kernel is given them."""

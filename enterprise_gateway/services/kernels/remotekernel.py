@@ -540,7 +540,7 @@ class RemoteKernelManager(AsyncKernelManager):
         self.leave_connection_file()
         if self.channels is not None:
             self._handed_over = self.channels.hand_over("the gateway is being restarted, and the kernel lives on")
-        await self.process.disconnect()
+        await self.process.detach()
         await self.close()
 
     def leave_connection_file(self) -> None:
