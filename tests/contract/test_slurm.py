@@ -58,10 +58,11 @@ async def test_a_report_waits_for_the_place(slurm: SlurmCluster, slurm_backend: 
             await offload(slurm.call, "scontrol", "release", await offload(slurm.job_of, kernel_id))
             await eventually(lambda: Phase.REPORTED in phases(kernel_id), 20)
             await asyncio.sleep(1)
-            assert Phase.STARTED not in phases(kernel_id)
+            assert phases(kernel_id)[Phase.STARTED] == "", "Slurm cannot have said on which host"
             assert not starting.done()
             line.refuse = False
             await starting
+            assert phases(kernel_id)[Phase.STARTED]
             kernel = gateway.app.kernel_manager.get_kernel(kernel_id)
             assert kernel.get_connection_info()["ip"] == "127.0.0.1"
             websocket = await gateway.websocket(kernel_id)
