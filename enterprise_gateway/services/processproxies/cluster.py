@@ -279,7 +279,9 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
 
         Launchers of version 1 keep no connection open.
         """
-        while self.comm is not None and self.comm.is_authenticated:
+        watched = self.watched
+        is_told = watched is not None and watched.tells_at_once
+        while self.comm is not None and self.comm.is_authenticated and not is_told:
             is_gone = False
             with suppress(OSError, CommPortError):
                 is_gone = not await self.in_thread(self.comm.probe)

@@ -76,7 +76,7 @@ class OwnHost:
 
     def watched(self, started: Started) -> Watched:
         """Return where the end of the process is told."""
-        return Watched(self, started)
+        return Watched(self, started, exists=True, tells_at_once=True)
 
     def state(self, started: Started) -> State:
         """Return the state of the process."""

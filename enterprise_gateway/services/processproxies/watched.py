@@ -36,8 +36,12 @@ class Watched(NamedTuple):
     exists
         Whether it was there when ``submit`` returned: then it is gone when the table does not have it. Else it may
         come to be there later, made by a launch script.
+    tells_at_once
+        Whether changes are told as they happen, not when they are asked for: then the end of the launcher's connection
+        says nothing new.
     """
 
     watch: Watch
     key: Hashable
     exists: bool = False
+    tells_at_once: bool = False
