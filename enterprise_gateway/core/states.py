@@ -46,7 +46,7 @@ class State:
     ip
         The address at which its ports are reached; empty while it is not known.
     reason
-        Why it is in this phase, in the cluster's words: shown to users. Empty when the cluster gives none.
+        Why it is in this phase, in the cluster's words, without a full stop: shown to users. Empty when there is none.
     exit_code
         Of a kernel that is over; negative for a signal; None when it is not known.
     """

@@ -73,6 +73,14 @@ async def test_a_script_that_fails_is_told_with_its_last_lines(
         assert time.monotonic() - began < 12
 
 
+async def test_a_back_end_that_fails_to_describe_hides_no_reason(expect_log: Any) -> None:
+    """The client still learns that the launcher has ended, and what the cluster says of it."""
+    name = JOBS.bad_kernelspec("crash", speechless=True)
+    async with running_gateway(config=CONFIG) as gateway:
+        reason = await refused(gateway, expect_log, name, 500, KERNEL_LAUNCH_TIMEOUT="30")
+        assert reason.endswith("ended on jobs: its job is over.")
+
+
 async def test_a_kernel_is_taken_over_by_the_next_gateway(tmp_path: Path) -> None:
     """What the back end wants remembered is enough to find it again, and to end it."""
     store = {

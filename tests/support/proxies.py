@@ -220,7 +220,7 @@ class JobsProxy(ClusterProcessProxy):
             return None
         process = LocalProcess.find(pid)
         if process is None or process.poll() is not None:
-            return State(Phase.ENDED, host="jobs", reason="Its job is over.")
+            return State(Phase.ENDED, host="jobs", reason="its job is over")
         is_placed = time.time() > self.start_time + float(self.proxy_config.get("place_after", 0))
         return State(Phase.STARTED, host="jobs", ip="127.0.0.1" if is_placed else "")
 
@@ -238,7 +238,9 @@ class JobsProxy(ClusterProcessProxy):
         Path(self.job_file).unlink(missing_ok=True)
 
     def describe(self) -> str:
-        """Return what the job has printed."""
+        """Return what the job has printed; fail when ``speechless`` is set."""
+        if self.proxy_config.get("speechless"):
+            raise KeyError("a defect of the back end")
         return last_lines(self.output_file)
 
 

@@ -43,7 +43,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
     """
 
     remembered: ClassVar[tuple[str, ...]] = ()
-    """Attributes with JSON values that are put on record, and set anew in the gateway that takes the kernel over."""
+    """Attributes with JSON values that are recorded, and set anew in the gateway that takes the kernel over."""
 
     def __init__(self, kernel_manager: LaunchedKernel, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
@@ -139,15 +139,18 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             code = state.exit_code
             ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         place = state.host or self.assigned_host
-        said = [f"The launcher of kernel {self.kernel_id} {ended}" + (f" on {place}." if place else ".")]
-        said += [part for part in (state.reason and f"{state.reason}.", await self._description()) if part]
-        return " ".join(said)
+        end = f"The launcher of kernel {self.kernel_id} {ended}" + (f" on {place}" if place else "")
+        end += f": {state.reason}." if state.reason else "."
+        return " ".join(part for part in (end, await self._description()) if part)
 
     async def _description(self) -> str:
         try:
             return str(await self._perform(self.describe))
         except GatewayError as error:
             return f"(More is not available: {error})"
+        except Exception as error:  # noqa: BLE001  # a defect of a back end must not hide why the launch has failed
+            self.log.warning("What is known of kernel %s cannot be told: %r", self.kernel_id, error)
+            return ""
 
     async def describe_timeout(self, seconds: float) -> str:
         """Add what the back end knows."""
