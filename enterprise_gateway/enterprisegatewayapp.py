@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import getpass
 import logging
 import os
@@ -517,6 +518,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def start(self) -> None:
         """Serve until a signal ends the gateway; called by ``launch_instance``."""
         super().start()
+        gc.freeze()  # the program itself: else a full collection holds the event loop for 20 ms
         try:
             asyncio.run(self._serve_and_leave())
         finally:

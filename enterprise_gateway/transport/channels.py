@@ -201,18 +201,29 @@ class KernelChannels:
         return self._connection.kernel_info
 
     @property
+    def connected_at(self) -> float:
+        """When the sockets to the present process were opened, in seconds since 1970; 0 before that."""
+        return self._connection.connected_at
+
+    @property
     def answered_at(self) -> float:
         """When the present process has answered for the first time, in seconds since 1970; 0 before that."""
         return self._connection.answered_at
 
-    def connect(self, info: ConnectionInfo, *, is_contested: bool = False) -> None:
+    def connect(self, info: ConnectionInfo, *, is_contested: bool = False, delay: float = 0.0) -> None:
         """Connect to the kernel, in place of an earlier connection; returns at once.
 
-        While it is contested whose it is, it gets nothing of its clients before it has proved that it has the key.
+        Parameters
+        ----------
+        is_contested
+            Whether it is in doubt whose kernel it is: then it gets nothing of its clients before it has proved that it
+            has the key.
+        delay
+            Seconds until the sockets are opened, unless somebody wants the kernel before that.
         """
         self.end_process()
         self._replay.begin_process()
-        self._connection.connect(info, is_contested=is_contested)
+        self._connection.connect(info, is_contested=is_contested, delay=delay)
         self._is_dead = self._is_held = False
         self._set_state("starting")
 

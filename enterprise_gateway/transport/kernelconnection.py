@@ -64,6 +64,7 @@ class KernelConnection:
         "_nudge_timer",
         "_on_batch",
         "_on_message",
+        "_opening",
         "_pending",
         "_pending_bytes",
         "_received",
@@ -71,10 +72,12 @@ class KernelConnection:
         "_slices",
         "_sockets",
         "_stdin_timer",
+        "_unopened",
         "_waiters",
         "_warnings",
         "answered_at",
         "awaits_proof",
+        "connected_at",
         "factory",
         "kernel_info",
     )
@@ -93,7 +96,8 @@ class KernelConnection:
     ) -> None:
         self.factory = MessageFactory()
         self.kernel_info: dict[str, Any] | None = None
-        self.answered_at = 0.0  # seconds since 1970; 0: not yet
+        self.connected_at = 0.0  # seconds since 1970; 0: not yet
+        self.answered_at = 0.0  # the same
         self._context = context
         self._identity = identity
         self._inherited: tuple[str, ...] = ()  # identities of earlier gateways
@@ -104,6 +108,8 @@ class KernelConnection:
         self._log = log
         self._warnings = warnings
         self._sockets: KernelSockets | None = None
+        self._unopened: ConnectionInfo | None = None  # where sockets are to be opened that were put off
+        self._opening: asyncio.TimerHandle | None = None
         self.awaits_proof = False  # whether it is our kernel is in doubt until a message of it has the right signature
         self._is_first = False  # connected for the first time to a kernel that was started just now
         self._is_up = False  # connected, and no restart under way
@@ -121,16 +127,39 @@ class KernelConnection:
 
     # -- life ----------------------------------------------------------------------------------------------------
 
-    def connect(self, info: ConnectionInfo, *, is_contested: bool = False) -> None:
+    def connect(self, info: ConnectionInfo, *, is_contested: bool = False, delay: float = 0.0) -> None:
         """Connect to the kernel, in place of an earlier connection; returns at once.
 
         A contested kernel gets nothing of its clients before it has proved that it has the key.
+
+        Parameters
+        ----------
+        delay
+            Seconds until the sockets are opened, unless somebody wants the kernel before that.
         """
         is_first = self._nudge_end == 0.0
         self.disconnect("the kernel was restarted")
         if not is_first:
             self._identity, self._inherited = new_identity(), ()
         self._is_first = is_first
+        self._unopened = info
+        self._is_up = True
+        self.awaits_proof = is_contested
+        self.kernel_info = None
+        self.connected_at = self.answered_at = 0.0
+        self._nudge_count = 0
+        self._nudge_end = time.monotonic() + self._limits.info_timeout
+        if delay:
+            self._opening = asyncio.get_running_loop().call_later(delay, self._opened)
+        else:
+            self._opened()
+
+    def _opened(self) -> KernelSockets | None:
+        """Return the sockets, opened now if that was put off; None without a connection."""
+        self._cancel_opening()
+        if self._unopened is None:
+            return self._sockets
+        info, self._unopened = self._unopened, None
         self._sockets = KernelSockets(
             info,
             context=self._context,
@@ -142,14 +171,16 @@ class KernelConnection:
             log=self._log,
             warnings=self._warnings,
         )
-        self._is_up = True
-        self.awaits_proof = is_contested
-        self.kernel_info = None
-        self.answered_at = 0.0
-        self._nudge_count = 0
-        self._nudge_end = time.monotonic() + self._limits.info_timeout
-        self._nudge()
-        self._pump()
+        self.connected_at = time.time()
+        if self._is_up:
+            self._nudge()
+            self._pump()
+        return self._sockets
+
+    def _cancel_opening(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
 
     def contest(self) -> None:
         """Let the kernel have nothing of its clients before it has proved that it has the key, if it has not yet."""
@@ -158,6 +189,7 @@ class KernelConnection:
     def disconnect(self, reason: str) -> None:
         """Close the sockets after taking in what has arrived; requests of the gateway fail with ``reason``."""
         self.suspend(reason)
+        self._unopened = None
         self._cancel_stdin_timer()
         self._is_holding_stdin = False
         if self._sockets is not None:
@@ -173,6 +205,7 @@ class KernelConnection:
         if self._sockets is not None:
             self._sockets.drain()
         self._is_up = self._is_live = self._is_first = False
+        self._cancel_opening()
         self._cancel_nudge()
         _fail(self._waiters, reason)
 
@@ -188,8 +221,8 @@ class KernelConnection:
 
     def inherit(self) -> None:
         """Receive what is due to earlier gateways, too; called when the kernel is, or may be, busy for one of them."""
-        if self._sockets is not None:
-            self._sockets.inherit(identity.encode() for identity in self._inherited)
+        if (sockets := self._opened()) is not None:
+            sockets.inherit(identity.encode() for identity in self._inherited)
 
     def end_inheritance(self) -> None:
         """Take in what is left for earlier gateways: nothing is due to them any more."""
@@ -222,6 +255,7 @@ class KernelConnection:
         """Wait until the kernel has answered and its output arrives; see :meth:`KernelChannels.ready`."""
         if self.kernel_info is not None and self._is_live:
             return self.kernel_info
+        self._opened()
         future = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
         try:
@@ -246,21 +280,22 @@ class KernelConnection:
 
     async def request(self, msg_type: str, content: dict[str, Any], channel: str, timeout: float) -> dict[str, Any]:
         """Send a request of the gateway and return the reply's content; see :meth:`KernelChannels.request`."""
-        if self._sockets is None:
+        sockets = self._opened()
+        if sockets is None:
             raise ConnectionError("the kernel is not connected")
         message = self.factory.make(channel, msg_type, content)
         future = asyncio.get_running_loop().create_future()
         self._requests[message.header["msg_id"]] = future
         try:
-            self._sockets.send(channel, message.parts)
+            sockets.send(channel, message.parts)
             return await _within(future, timeout, f"the kernel did not answer a {msg_type}")
         finally:
             del self._requests[message.header["msg_id"]]
 
     def post(self, msg_type: str, content: dict[str, Any], channel: str) -> None:
         """Send a request of the gateway whose reply nobody waits for, if there is a connection."""
-        if self._sockets is not None:
-            self._sockets.send(channel, self.factory.make(channel, msg_type, content).parts)
+        if (sockets := self._opened()) is not None:
+            sockets.send(channel, self.factory.make(channel, msg_type, content).parts)
 
     # -- requests of clients -------------------------------------------------------------------------------------
 
@@ -273,7 +308,7 @@ class KernelConnection:
         needs_stdin = msg_type == "execute_request" and (
             len(parts[3]) > _SEARCHED_BYTES or _ALLOWS_STDIN(parts[3]) is not None
         )
-        sockets = self._sockets
+        sockets = self._opened()
         if sockets is not None and not self._pending and self._may_send(sockets, channel, needs_stdin):
             sockets.send(channel, parts)
         else:

@@ -78,7 +78,14 @@ class Relay:
         return kernel
 
     async def add(
-        self, kernel: Any = None, *, ready: bool = True, memory: Memory | None = None, user: str = "", **limits: Any
+        self,
+        kernel: Any = None,
+        *,
+        ready: bool = True,
+        memory: Memory | None = None,
+        user: str = "",
+        delay: float = 0.0,
+        **limits: Any,
     ) -> tuple[str, KernelChannels]:
         """Connect to a kernel, which an earlier gateway has left with that memory, and serve it under a new id."""
         kernel_id = random_id()
@@ -86,7 +93,7 @@ class Relay:
         log = logging.getLogger("enterprise_gateway.test")
         channels = KernelChannels(kernel_id, context=self._context, limits=ChannelLimits(**limits), log=log, user=user)
         self.kernels[kernel_id] = Kernel(channels)
-        channels.connect(kernel.info)
+        channels.connect(kernel.info, delay=delay)
         if memory is not None:
             channels.resume(memory)
         if ready:

@@ -13,6 +13,7 @@ import zmq
 from enterprise_gateway.core.offload import offload
 from enterprise_gateway.transport.resumption import Memory
 from enterprise_gateway.transport.zmqsocket import ZmqSocket
+from tests.support.launchers import eventually
 from tests.support.loops import loop_may_be_held
 from tests.support.tinykernel import BUFFERS, TinyKernel
 from tests.support.wsclient import texts, types
@@ -112,6 +113,35 @@ async def test_messages_before_the_kernel_listens(relay):
             channels.close()
             kernel.stop()
     assert outputs == ["", "line 0\n", "line 0\nline 1\n", "line 0\nline 1\nline 2\n"]
+
+
+@pytest.mark.parametrize("want", ["websocket", "request", "interrupt", "shutdown"])
+async def test_a_delayed_connection_is_made_as_soon_as_somebody_wants_the_kernel(relay, want):
+    """A websocket and the gateway's own requests do not wait for the delay."""
+    kernel = relay.tiny_kernel()
+    kernel_id, channels = await relay.add(kernel, ready=False, delay=3600)
+    await asyncio.sleep(0.05)
+    assert channels.connected_at == 0.0
+    if want == "websocket":
+        async with await relay.open(kernel_id) as client:
+            assert "execute_result" in types(await client.run("hello"))
+    elif want == "request":
+        await channels.request("kernel_info_request", {}, channel="shell", timeout=5)
+    else:
+        if want == "shutdown":
+            channels.hold()
+        channels.post(f"{want}_request", {})
+        await eventually(lambda: bool(kernel.received))
+    assert channels.connected_at > 0.0
+
+
+async def test_a_delayed_connection_is_made_after_the_delay_unless_the_kernel_is_gone(relay):
+    """Nobody need ask for the kernel: what it says before that is kept for clients to come."""
+    _, channels = await relay.add(ready=False, delay=0.05)
+    _, gone = await relay.add(ready=False, delay=0.05)
+    gone.close()
+    await eventually(lambda: channels.kernel_info is not None)
+    assert gone.connected_at == 0.0
 
 
 async def test_curve(relay):

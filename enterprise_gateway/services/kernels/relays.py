@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ...transport.limits import ChannelLimits
     from .remotekernel import RemoteKernelManager
 
+# A process that was started just now binds its ports later than that. Sockets opened at once would only try in vain,
+# while other kernels are being started.
+BINDING_SECONDS = 0.1
+
 CLOSING_SECONDS = 5.0
 
 
@@ -66,7 +70,8 @@ class KernelRelays:
     def connect(self, kernel: RemoteKernelManager) -> None:
         """Connect to a kernel that runs."""
         channels = self._make_channels(kernel)
-        kernel.connect_channels(channels)
+        is_just_started = kernel.inherited is None and not kernel.is_remote
+        kernel.connect_channels(channels, BINDING_SECONDS if is_just_started else 0.0)
         if kernel.inherited is not None:
             channels.resume(kernel.inherited)
 

@@ -207,8 +207,9 @@ class RemoteKernelManager(AsyncKernelManager):
     def phases(self) -> list[dict[str, Any]]:
         """The phases of the present process's start, as the REST API shows them."""
         phases = self.progress.to_list()
-        if self.channels is not None and self.channels.answered_at:
-            phases.append(Step(Phase.ANSWERED, self.channels.answered_at).to_dict())
+        if self.channels is not None:
+            reached = {Phase.CONNECTED: self.channels.connected_at, Phase.ANSWERED: self.channels.answered_at}
+            phases += [Step(phase, at).to_dict() for phase, at in reached.items() if at]
         return phases
 
     # --- start
@@ -363,11 +364,10 @@ class RemoteKernelManager(AsyncKernelManager):
         if self.conflict is not None and self.conflict.is_forged:
             raise KernelLaunchError(f"{reported}, where only the second one had the secret of the launch")
 
-    def connect_channels(self, channels: KernelChannels) -> None:
-        """Use ``channels`` for the kernel, connected to its present process."""
+    def connect_channels(self, channels: KernelChannels, delay: float = 0.0) -> None:
+        """Use ``channels`` for the kernel, connected to its present process; see :meth:`KernelChannels.connect`."""
         self.channels = channels
-        channels.connect(self.connection(), is_contested=self.conflict is not None)
-        self.progress.reach(Phase.CONNECTED)
+        channels.connect(self.connection(), is_contested=self.conflict is not None, delay=delay)
 
     def connection(self) -> ConnectionInfo:
         """Return how the kernel is reached now."""
