@@ -53,8 +53,8 @@ class KernelChanges:
         self._restarter.unwatch(kernel)
         if is_used_elsewhere:
             await self._sharing.let_others_notice()
-        kernel.restarts = 0
-        await self._replace(kernel, now or bool(kernel.died_because), False, errand)
+        kernel.life.restarted_by_client()
+        await self._replace(kernel, now or kernel.life.is_dead, False, errand)
         self._restarter.watch(kernel)
 
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool) -> None:
@@ -70,12 +70,12 @@ class KernelChanges:
             await confirm()
             await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
-            kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
+            kernel.recorded.replaced()  # whatever the other replica does with it, it is to be attached to anew
             raise
         except Exception as error:
             self._mark_dead(kernel, f"it could not be restarted: {error}")
             raise
-        kernel.died_because = ""
+        kernel.life.revived()
         await self._record_replacement(kernel)
 
     async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
@@ -84,7 +84,7 @@ class KernelChanges:
             await self._records.running(kernel, required=False)
         except LeaseLostError:
             # We were away for so long that another replica has checked the kernel: this process is one too many.
-            kernel.reached_as = ""
+            kernel.recorded.replaced()
             await uninterrupted(kernel.end_process())
             raise
 
@@ -99,7 +99,7 @@ class KernelChanges:
             raise
         self._restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
         try:
-            await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
+            await kernel.shutdown_kernel(now=now or kernel.life.is_dead, restart=restart)
         finally:
             self._remove(str(kernel.kernel_id))
             await self._records.gone(str(kernel.kernel_id))

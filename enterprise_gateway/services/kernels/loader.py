@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.connection import ConnectionInfo
 from ...core.errors import NotFoundError, PayloadError, UnknownKernelSpecError
 from ...core.offload import uninterrupted
-from .fingerprint import reached_as
+from ...transport.resumption import Memory
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
@@ -61,10 +61,11 @@ class KernelLoader:
             info = kernel.process.connection or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
-        await kernel.take_over(info, record)
-        if self._may_be_used_elsewhere() and kernel.inherited is not None:
-            kernel.inherited.identities = ()  # the other gateway may live, and gets its replies itself
-        kernel.reached_as = reached_as(record)
+        memory = Memory.from_record(record.get("relay"))
+        if self._may_be_used_elsewhere():
+            memory.identities = ()  # the other gateway may live, and gets its replies itself
+        await kernel.take_over(info, record, memory)
+        kernel.recorded.loaded(record)
         return kernel
 
     async def load_and_ask(self, record: Mapping[str, Any]) -> tuple[RemoteKernelManager, bool]:

@@ -30,6 +30,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,6 +53,8 @@ from ...transport.resumption import Memory
 from ..processproxies.contract import BaseProcessProxyABC
 from ..processproxies.launchedkernel import LaunchAddress
 from ..processproxies.shared import SharedResources, gateway_environment
+from .life import KernelLife
+from .recordedprocess import RecordedProcess
 
 if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
@@ -90,12 +93,6 @@ class RemoteKernelManager(AsyncKernelManager):
     provisioner: KernelProcess | None = None
     channels: KernelChannels | None = None
     username = ""
-    started = datetime.now(timezone.utc)
-    died_because = ""
-    reached_as = ""
-    is_recorded = True  # False while the store may not know of the present process
-    closing_because = ""
-    restarts = 0
     inherited: Memory | None = None
     _handed_over: Memory | None = None
     _resources: SharedResources | None = None
@@ -106,6 +103,8 @@ class RemoteKernelManager(AsyncKernelManager):
         super().__init__(*args, **kwargs)
         self.relay_identity = uuid.uuid4().hex
         self.progress = Progress()
+        self.life = KernelLife()
+        self.recorded = RecordedProcess()
 
     def _find_my_config(self, cfg: Config) -> Config:
         """Leave out the options of :class:`LibraryOptions`, where they apply; called by traitlets."""
@@ -246,7 +245,7 @@ class RemoteKernelManager(AsyncKernelManager):
         """Launch the kernel; whatever goes wrong, nothing of the attempt is left behind."""
         self._attempted_start = True
         self._ready = asyncio.get_running_loop().create_future()
-        self.started = datetime.now(timezone.utc)
+        self.life.launching()
         self.progress = Progress()
         self.progress.reach(Phase.QUEUED)
         try:
@@ -385,8 +384,11 @@ class RemoteKernelManager(AsyncKernelManager):
         self.provisioner = await make_process(self, self)
         await self.provisioner.load_provisioner_info(process_info)
 
-    async def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
-        """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
+    async def take_over(self, info: ConnectionInfo, record: Mapping[str, Any], memory: Memory) -> None:
+        """Use the connection that a record describes, and what the kernel was launched with for its restarts.
+
+        ``memory`` is what the former gateway has recorded of the conversation with the kernel.
+        """
         self.load_connection_info(info.to_dict())  # type: ignore[arg-type]
         self._connection_file_written = True
         launched_with = record.get("launch_args") or {}
@@ -396,10 +398,8 @@ class RemoteKernelManager(AsyncKernelManager):
         self._launch_args = launch_args
         self._attempted_start = True
         saved_at = float(record.get("saved_at") or time.time())
-        self.started = datetime.fromtimestamp(float(record.get("started") or saved_at), timezone.utc)
-        self.restarts = int(record.get("restarts") or 0)
-        self.inherited = Memory.from_record(record.get("relay"))
-        self.inherited.last_activity = self.inherited.last_activity or saved_at
+        self.life.taken_over(float(record.get("started") or saved_at), int(record.get("restarts") or 0))
+        self.inherited = replace(memory, last_activity=memory.last_activity or saved_at)
         self.ready.set_result(None)
         self.process.connection = info
         self.process.claim_ports()
@@ -562,9 +562,9 @@ class RemoteKernelManager(AsyncKernelManager):
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""
         if self.channels is not None:
-            if self.closing_because and self.execution_state != "dead":
-                self.channels.announce_state("dead", self.closing_because, KERNEL_SHUT_DOWN)
-            self.channels.close(self.closing_because or "the kernel was shut down")
+            if self.life.ends_because and self.execution_state != "dead":
+                self.channels.announce_state("dead", self.life.ends_because, KERNEL_SHUT_DOWN)
+            self.channels.close(self.life.ends_because or "the kernel was shut down")
         if self._resources is not None:
             await self._resources.close()
             self._resources = None

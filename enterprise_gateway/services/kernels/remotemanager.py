@@ -455,8 +455,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             "execution_state": kernel.execution_state,
             "connections": self.connections(kernel),
         }
-        if kernel.died_because:
-            model["reason"] = kernel.died_because
+        if kernel.life.is_dead:
+            model["reason"] = kernel.life.died_because
         return model
 
     def kernel_details(self, kernel_id: str) -> dict[str, Any]:
@@ -517,8 +517,8 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         """
         kernel = await self.find_kernel(kernel_id)
         state = self.transitions.under_way(kernel_id)
-        if kernel.died_because and not state:
-            state = f"is dead ({kernel.died_because})"
+        if kernel.life.is_dead and not state:
+            state = f"is dead ({kernel.life.died_because})"
         if state or not kernel.has_kernel:
             raise ConflictError(f"Kernel {kernel_id} cannot be interrupted: it {state or 'has no process'}.")
         await kernel.interrupt_kernel()
@@ -553,7 +553,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
 
     def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Keep a kernel that is gone in the table as dead, with the reason, until it is deleted or culled."""
-        kernel.died_because = reason
+        kernel.life.died(reason)
         if kernel.channels is not None:
             kernel.channels.tell(f"The kernel is dead: {reason}. Restart it to go on; its variables are lost.\n")
             kernel.channels.announce_state("dead", reason)

@@ -173,7 +173,7 @@ class Replicas(KernelSharing):
         False: another replica has restarted it, which it is attached to anew by now, or removed it, or given it up.
         """
         kernel_id = str(kernel.kernel_id)
-        while self._own.table.has(kernel) and not kernel.died_because:
+        while self._own.table.has(kernel) and not kernel.life.is_dead:
             with contextlib.suppress(StoreUnavailableError):
                 if self.holds(kernel_id) and await self._leases.renew(kernel_id):
                     return True

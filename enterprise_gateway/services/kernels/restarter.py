@@ -116,7 +116,7 @@ class KernelRestarter(LoggingConfigurable):
         self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
         if await kernel.end_remnants() and kernel.channels is not None:
             # Launched, but not recorded: nobody but the former gateway could reach it. Its clients may have used it.
-            kernel.restarts = max(1, kernel.restarts)  # for the other replicas' clients: it is as if it had died
+            kernel.life.restart_was_cut_short()
             kernel.channels.tell(f"The kernel is restarted once more: {CUT_SHORT}. Its variables are lost.\n")
             kernel.channels.announce_state("restarting", CUT_SHORT)
         if await self._relaunch(kernel, newports=True):
@@ -125,13 +125,13 @@ class KernelRestarter(LoggingConfigurable):
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
         # By the wall clock: another gateway may have started the process.
-        alive_since = self.clock() - max(0.0, time.time() - kernel.started.timestamp())
+        alive_since = self.clock() - max(0.0, time.time() - kernel.life.started.timestamp())
         while True:
             exit_code = await self._end_of(kernel)
             if not await self._keeper.in_charge_of_dead(kernel):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time
-            kernel.restarts = 1 if stable else kernel.restarts + 1
+            kernel.life.restarting_itself(stable)
             reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
             said = kernel.process.said_of_end
             reason += f" ({said})" if said else ""
@@ -143,8 +143,8 @@ class KernelRestarter(LoggingConfigurable):
                 self._keeper.mark_dead(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
                 return
             self._announce(kernel, reason)
-            if kernel.restarts > 1 and self.restart_backoff > 0:
-                await self.sleep(min(self.restart_backoff * 2 ** (kernel.restarts - 2), LONGEST_PAUSE_SECONDS))
+            if kernel.life.restarts > 1 and self.restart_backoff > 0:
+                await self.sleep(min(self.restart_backoff * 2 ** (kernel.life.restarts - 2), LONGEST_PAUSE_SECONDS))
             if not await self._relaunch(kernel, newports=self.random_ports_until_alive and not stable):
                 return
             alive_since = self.clock()
@@ -180,8 +180,9 @@ class KernelRestarter(LoggingConfigurable):
 
     def _announce(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Say in the log and to the kernel's clients that it has died and will be restarted."""
+        count = kernel.life.restarts
         self.log.warning(
-            "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, kernel.restarts, self.restart_limit
+            "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, count, self.restart_limit
         )
         if kernel.channels is not None:
             kernel.channels.tell(f"The kernel has died: {reason}. It is being restarted; its variables are lost.\n")
@@ -191,7 +192,7 @@ class KernelRestarter(LoggingConfigurable):
         """Return why the kernel is not restarted; empty when it is."""
         if not kernel.autorestart:
             return NOT_WANTED
-        if kernel.restarts > self.restart_limit:
+        if kernel.life.restarts > self.restart_limit:
             return f"it was restarted {self.restart_limit} times in a row, which is the limit"
         is_awaited = kernel.channels is not None and kernel.channels.has_clients
         has_clients = is_awaited or self._keeper.connections(kernel)
