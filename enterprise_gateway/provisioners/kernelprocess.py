@@ -15,6 +15,8 @@ from ..services.processproxies.launchedkernel import LaunchAddress
 if TYPE_CHECKING:
     from ..transport.response import Conflict
 
+UNDO_SECONDS = 5.0  # that a process may take to end when it was killed because its launch has failed
+
 
 class KernelProcess(KernelProvisionerBase):
     """What ``RemoteKernelManager`` has of every kernel; made for it by :mod:`.choice`.
@@ -60,6 +62,23 @@ class KernelProcess(KernelProvisionerBase):
     async def remove_leftovers(self) -> bool:
         """Remove whatever carries the kernel's id, and return whether a process did."""
         return False
+
+    async def undo_launch(self) -> None:
+        """Remove what a launch that has failed has left, as far as the back end can; called by whoever has launched.
+
+        Nothing is raised: the reason why the launch has failed is to be told.
+        """
+        for step in (*([self.kill, self._wait_a_moment] if self.has_process else []), self.cleanup):
+            try:
+                await step()
+            except Exception as error:  # noqa: BLE001 -- of a third party, which may be unable to undo what it did not do
+                self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
+
+    async def _wait_a_moment(self) -> None:
+        try:
+            await asyncio.wait_for(self.wait(), UNDO_SECONDS)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"it was killed and has not ended within {UNDO_SECONDS:g} seconds") from None
 
     async def detach(self) -> None:
         """Close what leads to a process that lives on, because the gateway ends; a child of it is still reaped."""

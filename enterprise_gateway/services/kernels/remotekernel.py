@@ -294,12 +294,14 @@ class RemoteKernelManager(AsyncKernelManager):
     post_start_kernel = _async_post_start_kernel
 
     async def abandon(self) -> None:
-        """Remove what a failed launch may have created."""
+        """End a kernel whose start has failed, or was found unfinished, and close its channels.
+
+        A launch that has failed itself was undone by the kernel's process already.
+        """
         self.shutting_down = True
-        steps: list[Callable[[], Awaitable[None]]] = [self._async_kill_kernel, self._async_cleanup_resources]
+        await self.end_process()
         if not self.restarting:  # else its clients are still to hear what became of it
-            steps.append(self.close)
-        await self._take_steps(steps)
+            await self._take_steps([self.close])
 
     async def _async_cleanup_resources(self, restart: bool = False) -> None:
         """Release what the kernel holds; its connection file is removed in a thread, not on the loop."""
