@@ -36,8 +36,8 @@ class Attachments:
         Makes managers for recorded kernels.
     restarter
         Watches the ends of kernels.
-    enter, mark_dead
-        Enter a kernel in the table, and keep it there as dead.
+    enter
+        Connects to a kernel and enters it in the table.
     forget
         Forgets what else is known of a kernel that is gone.
     """
@@ -52,7 +52,6 @@ class Attachments:
         loader: KernelLoader,
         restarter: KernelRestarter,
         enter: Callable[[RemoteKernelManager], None],
-        mark_dead: Callable[[RemoteKernelManager, str], None],
         forget: Callable[[str], None],
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
@@ -65,7 +64,6 @@ class Attachments:
         self._loader = loader
         self._restarter = restarter
         self._enter = enter
-        self._mark_dead = mark_dead
         self._forget = forget
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
         self._locks = KeyedLocks()
@@ -104,7 +102,7 @@ class Attachments:
             await self._end_unrecorded(kernel)
         if stored.execution_state == "dead":
             if not kernel.life.is_dead:
-                self._mark_dead(kernel, "its process has ended")
+                kernel.mark_dead("its process has ended")
         elif stored.version == self._seen.get(stored.kernel_id):
             return
         elif stored.state == "restarting":
@@ -159,7 +157,7 @@ class Attachments:
                 return True
             self._enter(kernel)
             if not is_alive:
-                self._mark_dead(kernel, "its process has ended")
+                kernel.mark_dead("its process has ended")
             return True
 
     # -- both ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from traitlets import Bool
 from traitlets.config import Config
 
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
-from ...core.errors import KernelLaunchError, LaunchTimeoutError
+from ...core.errors import KernelLaunchError
 from ...core.offload import offload, uninterrupted
 from ...core.states import Phase, Progress, Step
 from ...provisioners.choice import make_process
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
 
     from ...transport.channels import KernelChannels
-    from ...transport.response import Conflict
 
 _OF_CONNECTION_FILES = ("transport", "ip", "kernel_name", "curve_publickey", "curve_secretkey")  # besides ports and key
 
@@ -174,14 +173,14 @@ class RemoteKernelManager(AsyncKernelManager):
         return self.provisioner is not None and self.provisioner.is_remote
 
     @property
-    def conflict(self) -> Conflict | None:
-        """What makes it doubtful whether the kernel of the present launch is ours; None where nothing does."""
-        return self.provisioner.conflict if self.provisioner is not None else None
-
-    @property
     def outlives_gateway(self) -> bool:
         """Whether the kernel is to live on when the gateway ends."""
         return bool(getattr(self.parent, "keeps_kernels", False))
+
+    @property
+    def launch_args(self) -> dict[str, Any] | None:
+        """What the kernel was launched with, and is launched with when it is restarted."""
+        return self._launch_args
 
     @property
     def execution_state(self) -> str:
@@ -345,29 +344,18 @@ class RemoteKernelManager(AsyncKernelManager):
                 # A back end may be unable to undo what it did not do; the reason of a failure is told already.
                 self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
 
-    async def prove(self, conflict: Conflict) -> None:
-        """Wait until a kernel that two launchers have reported for has proved that it has the key that it is used with.
-
-        Raises
-        ------
-        KernelLaunchError
-            It has not within the launch time-out, or is known to be another's.
-        """
-        channels = self.channels
-        assert channels is not None
-        both = f"from {conflict.accepted_from} and then from {conflict.refused_from}"
-        reported = f"KernelID: '{self.kernel_id}' was reported twice, {both}"
-        try:
-            await channels.ready(self.process.launch_seconds_left)
-        except (TimeoutError, ConnectionError) as error:
-            raise LaunchTimeoutError(f"{reported}, and has not proved that it has the key: {error}") from error
-        if self.conflict is not None and self.conflict.is_forged:
-            raise KernelLaunchError(f"{reported}, where only the second one had the secret of the launch")
+    def mark_dead(self, reason: str) -> None:
+        """Tell everybody that the kernel is dead; it stays in the table until it is restarted, deleted or culled."""
+        self.life.died(reason)
+        if self.channels is not None:
+            self.channels.tell(f"The kernel is dead: {reason}. Restart it to go on; its variables are lost.\n")
+            self.channels.announce_state("dead", reason)
+        self.log.warning("Kernel %s is dead: %s", self.kernel_id, reason)
 
     def connect_channels(self, channels: KernelChannels) -> None:
         """Use ``channels`` for the kernel, connected to its present process."""
         self.channels = channels
-        channels.connect(self.connection(), is_contested=self.conflict is not None)
+        channels.connect(self.connection(), is_contested=self.process.conflict is not None)
         self.progress.reach(Phase.CONNECTED)
 
     def connection(self) -> ConnectionInfo:
