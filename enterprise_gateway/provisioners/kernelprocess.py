@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
@@ -68,11 +70,9 @@ class KernelProcess(KernelProvisionerBase):
 
         Nothing is raised: the reason why the launch has failed is to be told.
         """
-        for step in (*([self.kill, self._wait_a_moment] if self.has_process else []), self.cleanup):
-            try:
-                await step()
-            except Exception as error:  # noqa: BLE001 -- of a third party, which may be unable to undo what it did not do
-                self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
+        await clean_up(
+            [*([self.kill, self._wait_a_moment] if self.has_process else []), self.cleanup], self.kernel_id, self.log
+        )
 
     async def _wait_a_moment(self) -> None:
         try:
@@ -91,3 +91,19 @@ class KernelProcess(KernelProvisionerBase):
 
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""
+
+
+async def clean_up(
+    steps: Iterable[Callable[[], Awaitable[None]]],
+    kernel_id: str | None,
+    log: logging.Logger | logging.LoggerAdapter[Any],
+) -> None:
+    """End what there is of a kernel: one step that fails does not keep the others.
+
+    A back end may be unable to undo what it did not do, and the reason of a failure is told already.
+    """
+    for step in steps:
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001  # of a third party
+            log.warning("Kernel %s could not be cleaned up completely: %r", kernel_id, error)

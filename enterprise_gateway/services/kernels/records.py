@@ -69,7 +69,7 @@ class KernelRecords:
             "running",
             required=required,
             connection_info=kernel.get_connection_info(),
-            process_info=await kernel.process_info(),
+            process_info=await kernel.process.get_provisioner_info(),
             extra={
                 "started": kernel.life.started.timestamp(),
                 "restarts": kernel.life.restarts,

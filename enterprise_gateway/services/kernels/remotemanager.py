@@ -106,7 +106,7 @@ class RemoteMappingKernelManager(CullingOptions, ChannelOptions, AsyncMultiKerne
                 new_manager=self._new_manager,
                 directory=lambda: Path(self.connection_dir),
             ),
-            KernelLoader(self.make_kernel_manager, lambda: self.revives_on_request),
+            KernelLoader(self.make_kernel_manager, self.cwd_for_path, lambda: self.revives_on_request),
             self.restarter,
             Admission(self._relays, self.table, self.restarter, self.culler, self._keep_activity),
             self.resources,

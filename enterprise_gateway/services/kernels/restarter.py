@@ -115,13 +115,21 @@ class KernelRestarter(LoggingConfigurable):
         if not await self._sharing().in_charge_of_dead(kernel):
             return
         self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
-        if await kernel.end_remnants() and kernel.channels is not None:
+        if await self._end_remnants(kernel) and kernel.channels is not None:
             # Launched, but not recorded: nobody but the former gateway could reach it. Its clients may have used it.
             kernel.life.restart_was_cut_short()
             kernel.channels.tell(f"The kernel is restarted once more: {CUT_SHORT}. Its variables are lost.\n")
             kernel.channels.announce_state("restarting", CUT_SHORT)
         if await self._relaunch(kernel, newports=True):
             await self._watch(kernel)
+
+    async def _end_remnants(self, kernel: RemoteKernelManager) -> bool:
+        """End every process that carries the kernel's id, also an unrecorded one; return whether there was any."""
+        try:
+            return await kernel.process.remove_leftovers()
+        except Exception as error:  # noqa: BLE001
+            self.log.warning("What is left of kernel %s could not be removed: %r", kernel.kernel_id, error)
+            return False
 
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
