@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..transport.response import Conflict
 
 WITH_FILES = ("cleanup", "remove_leftovers")  # on whatever file system, or all of /proc
-ABANDON_SECONDS = 5.0
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
@@ -98,8 +97,7 @@ class ProcessProxyProvisioner(KernelProcess):
         try:
             return await self._prepare(**kwargs)
         except BaseException:
-            if self._is_standalone:
-                await uninterrupted(self.cleanup())
+            await uninterrupted(self.undo_launch())
             raise
 
     async def _prepare(self, **kwargs: Any) -> dict[str, Any]:
@@ -173,31 +171,28 @@ class ProcessProxyProvisioner(KernelProcess):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Have the proxy launch the kernel; return the connection information."""
+        self._launched = True  # from here on something may exist that has to be removed, whatever happens
+        try:
+            return await self._launch(cmd, **kwargs)
+        except BaseException:
+            await uninterrupted(self.undo_launch())
+            raise
+
+    async def _launch(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         assert self.process_proxy is not None
-        # From here on something may exist that has to be cleaned up, whatever happens.
-        self._launched = True
         await self.kernel.resources.turns.come()
         self._keep_output_small()
-        try:
-            await self.process_proxy.launch_process(cmd, **kwargs)
-        except BaseException:
-            if self._is_standalone:  # jupyter_client's own managers leave what a failed launch has begun
-                await uninterrupted(self._abandon())
-            raise
+        await self.process_proxy.launch_process(cmd, **kwargs)
         self._keep_output_small()  # it may be in another directory than was expected
         reported = getattr(self.process_proxy, "connection", None)
         self.is_remote = reported is not None
         self.connection = reported or ConnectionInfo.from_dict(self.parent.get_connection_info())
         return {**self.connection.to_dict(), "key": self.connection.key}  # bytes, as the manager compares it
 
-    async def _abandon(self) -> None:
-        """Remove what a launch that failed has left."""
-        try:
-            await self.kill()
-            await asyncio.wait_for(self.wait_for_exit(), ABANDON_SECONDS)
-        except Exception as error:  # noqa: BLE001  # of a third party; the reason of the failure is told already
-            self.log.warning("Kernel %s could not be ended: %r", self.kernel_id, error)
-        await self.cleanup()
+    async def undo_launch(self) -> None:
+        """Remove what a failed launch has left, the connection file among it."""
+        await super().undo_launch()
+        await offload(self.parent.cleanup_connection_file)
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives, or while its proxy cannot tell: then it is not known to be gone."""
@@ -212,7 +207,7 @@ class ProcessProxyProvisioner(KernelProcess):
     async def ask(self) -> int | None:
         """Return None while the kernel lives; raises what the proxy raises when it cannot tell.
 
-        For those who judge a kernel on record: one that cannot be asked is neither taken over nor removed.
+        For recovering recorded kernels: one that cannot be asked is neither taken over nor removed.
         """
         if not self._launched:
             return 0

@@ -8,6 +8,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from ..core import kernelenv
 from ..core.authorization import UserRules
+from ..core.offload import uninterrupted
 from ..services.processproxies.contract import gateway_user
 from ..services.processproxies.launchedkernel import LaunchedKernel
 from ..services.processproxies.shared import gateway_environment
@@ -43,6 +44,13 @@ class ForeignProcess(KernelProcess):
         LaunchRefusedError
             The user may not start this kernel.
         """
+        try:
+            return await self._prepare(**kwargs)
+        except BaseException:
+            await uninterrupted(self.undo_launch())
+            raise
+
+    async def _prepare(self, **kwargs: Any) -> dict[str, Any]:
         options, spec = self._kernel.options, self._kernel.spec
         client = kwargs.pop("env", None) or {}
         kwargs.pop("kernel_headers", None)
@@ -69,7 +77,11 @@ class ForeignProcess(KernelProcess):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Launch the kernel."""
-        return await self._provisioner.launch_kernel(cmd, **kwargs)
+        try:
+            return await self._provisioner.launch_kernel(cmd, **kwargs)
+        except BaseException:
+            await uninterrupted(self.undo_launch())
+            raise
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Do what is left to do after the launch."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
@@ -14,6 +16,8 @@ from ..services.processproxies.launchedkernel import LaunchAddress
 
 if TYPE_CHECKING:
     from ..transport.response import Conflict
+
+UNDO_SECONDS = 5.0  # that a process may take to end when it was killed because its launch has failed
 
 
 class KernelProcess(KernelProvisionerBase):
@@ -61,6 +65,21 @@ class KernelProcess(KernelProvisionerBase):
         """Remove whatever carries the kernel's id, and return whether a process did."""
         return False
 
+    async def undo_launch(self) -> None:
+        """Remove what a launch that has failed has left, as far as the back end can; called by whoever has launched.
+
+        Nothing is raised: the reason why the launch has failed is to be told.
+        """
+        await clean_up(
+            [*([self.kill, self._wait_a_moment] if self.has_process else []), self.cleanup], self.kernel_id, self.log
+        )
+
+    async def _wait_a_moment(self) -> None:
+        try:
+            await asyncio.wait_for(self.wait(), UNDO_SECONDS)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"it was killed and has not ended within {UNDO_SECONDS:g} seconds") from None
+
     async def detach(self) -> None:
         """Close what leads to a process that lives on, because the gateway ends; a child of it is still reaped."""
 
@@ -72,3 +91,19 @@ class KernelProcess(KernelProvisionerBase):
 
     def release_ports(self) -> None:
         """Give the ports of a local kernel back; a relaunch then chooses new ones."""
+
+
+async def clean_up(
+    steps: Iterable[Callable[[], Awaitable[None]]],
+    kernel_id: str | None,
+    log: logging.Logger | logging.LoggerAdapter[Any],
+) -> None:
+    """End what there is of a kernel: one step that fails does not keep the others.
+
+    A back end may be unable to undo what it did not do, and the reason of a failure is told already.
+    """
+    for step in steps:
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001  # of a third party
+            log.warning("Kernel %s could not be cleaned up completely: %r", kernel_id, error)

@@ -333,7 +333,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
     with expect_log("does could not be recorded|counts as one that runs") as logged:
         async with running_gateway(config=config) as gateway:
             kernels = gateway.app.kernel_manager
-            kernels.records.note_seconds = 0.2
+            kernels.parts.records.note_seconds = 0.2
             failing, plain = [await kernels.start_kernel(kernel_name=each) for each in (name, "python3")]
             socket = await gateway.websocket(plain)
             for _ in range(2):

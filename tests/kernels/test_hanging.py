@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from enterprise_gateway.core.offload import offload
-from enterprise_gateway.services.kernels import remotemanager
+from enterprise_gateway.services.kernels import changes
 from tests.conftest import ExpectLog
 from tests.continuity.rolling import rolling_gateway
 from tests.support.gateway import Client, running_gateway
@@ -118,7 +118,7 @@ async def test_a_restart_that_hangs_is_answered(
     pipe: Path, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And done when the thread goes on."""
-    monkeypatch.setattr(remotemanager, "ENDING_SECONDS", 3.0)
+    monkeypatch.setattr(changes, "ENDING_SECONDS", 3.0)
     monkeypatch.setenv("EG_KERNEL_LAUNCH_TIMEOUT", "1")
     async with running_gateway(config=CONFIG) as gateway:
         with at_the_other_end(pipe):

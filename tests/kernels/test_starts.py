@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
 
 from enterprise_gateway.core.connection import ConnectionInfo
+from enterprise_gateway.core.errors import LauncherFailedError
+from enterprise_gateway.provisioners.adapter import ProcessProxyProvisioner
+from enterprise_gateway.provisioners.foreign import ForeignProcess
+from enterprise_gateway.provisioners.standalone import StandaloneKernel
 from enterprise_gateway.services.kernels.remotemanager import RemoteKernelManager, new_kernel_id
 from tests.conftest import ExpectLog
 from tests.contract.test_contract import nothing_left
@@ -193,6 +200,49 @@ async def test_a_kernelspec_whose_provisioner_is_not_installed_cannot_be_started
         with expect_log("kernel provisioner \\('no-such-provisioner'\\) that is not available"):
             answer = await gateway.call("/api/kernels", "POST", {"name": "provisioned"}, status=404)
         assert "No kernelspec named 'provisioned'" in answer["message"]
+
+
+class FailingProvisioner(LocalProvisioner):
+    """Starts a process, and then says that it failed."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        """Launch, then raise."""
+        await super().launch_kernel(cmd, **kwargs)
+        raise LauncherFailedError("The cluster is on holiday.")
+
+
+@pytest.mark.parametrize("manager_class", [RemoteKernelManager, AsyncKernelManager])
+@pytest.mark.parametrize("process", ["proxy", "provisioner"])
+async def test_the_reason_of_a_failed_launch_is_told_whatever_fails_at_cleaning_up(
+    process: str, manager_class: type[AsyncKernelManager], expect_log: ExpectLog
+) -> None:
+    """Nothing of the launch is left, whoever's manager and provisioner it is: who has launched cleans up."""
+    stanza = {"class_name": "tests.support.proxies.HelplessProxy"}
+    write_kernelspec("failing", metadata={"process_proxy": stanza})
+    manager = manager_class(kernel_name="failing")
+    manager.kernel_id = kernel_id = str(uuid.uuid4())
+    spec = manager.kernel_spec
+    assert spec is not None
+    names: dict[str, Any] = {"kernel_id": kernel_id, "kernel_spec": spec, "parent": manager}
+    kernel = manager if isinstance(manager, RemoteKernelManager) else StandaloneKernel(manager, kernel_id, spec)
+    if process == "proxy":
+        own = kernel if manager_class is RemoteKernelManager else None
+        manager.provisioner = ProcessProxyProvisioner(kernel=own, **names)
+    else:
+        spec.metadata["kernel_provisioner"] = {}
+        manager.provisioner = ForeignProcess(FailingProvisioner(**names), kernel, **names)
+    with (
+        expect_log("wants no (kill|cleanup)|on holiday", required=process == "proxy"),
+        pytest.raises(Exception, match="The cluster is on holiday"),
+    ):
+        await manager.start_kernel()
+    assert not manager.has_kernel
+    assert not kernel.resources.ports._taken
+    if process == "proxy":
+        assert not Path(manager.connection_file).exists()
+    await nothing_left(kernel_id)
+    if isinstance(kernel, StandaloneKernel):
+        await kernel.release()
 
 
 class KernelWhoseClientLeaves(RemoteKernelManager):

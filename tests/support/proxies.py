@@ -46,6 +46,20 @@ class FailingProxy(LocalProcessProxy):
         self.log_and_raise(http_status_code=503, reason="The cluster is on holiday.")
 
 
+class HelplessProxy(FailingProxy):
+    """Fails to launch, and again when it has ended and cleaned up what it had begun."""
+
+    def kill(self) -> bool | None:
+        """End the process, then raise."""
+        super().kill()
+        raise TypeError("The cluster wants no kill.")
+
+    def cleanup(self) -> None:
+        """Clean up, then raise."""
+        super().cleanup()
+        raise TypeError("The cluster wants no cleanup.")
+
+
 class ThirdPartyProxy(BaseProcessProxyABC):
     """Written against version 3: synchronous verbs, a Popen of its own, async launch_process only."""
 

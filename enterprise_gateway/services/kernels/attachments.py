@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import NotFoundError
 from ...core.keyedlocks import KeyedLocks
 from ...core.offload import uninterrupted
-from .fingerprint import reached_as
 
 if TYPE_CHECKING:
     from ...core.sessionrecords import StoredKernel
@@ -37,8 +36,8 @@ class Attachments:
         Makes managers for recorded kernels.
     restarter
         Watches the ends of kernels.
-    enter, mark_dead
-        Enter a kernel in the table, and keep it there as dead.
+    enter
+        Connects to a kernel and enters it in the table.
     forget
         Forgets what else is known of a kernel that is gone.
     """
@@ -53,7 +52,6 @@ class Attachments:
         loader: KernelLoader,
         restarter: KernelRestarter,
         enter: Callable[[RemoteKernelManager], None],
-        mark_dead: Callable[[RemoteKernelManager, str], None],
         forget: Callable[[str], None],
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
@@ -66,7 +64,6 @@ class Attachments:
         self._loader = loader
         self._restarter = restarter
         self._enter = enter
-        self._mark_dead = mark_dead
         self._forget = forget
         self._seen: dict[str, float] = {}  # versions of records that our attachments agree with
         self._locks = KeyedLocks()
@@ -76,7 +73,7 @@ class Attachments:
     def is_outdated(self, kernel: RemoteKernelManager) -> bool:
         """Whether the store has said something of a kernel that was not done here yet."""
         stored = self._overview.get(str(kernel.kernel_id))
-        if stored is None or (stored.execution_state == "dead") != bool(kernel.died_because):
+        if stored is None or (stored.execution_state == "dead") != kernel.life.is_dead:
             return True
         return stored.version != self._seen.get(stored.kernel_id)
 
@@ -101,11 +98,11 @@ class Attachments:
     async def _follow(self, kernel: RemoteKernelManager, stored: StoredKernel) -> None:
         """Do here what another replica has done with a kernel."""
         self._leases.yield_lease(stored.kernel_id)
-        if not kernel.is_recorded:
+        if not kernel.recorded.is_certain:
             await self._end_unrecorded(kernel)
         if stored.execution_state == "dead":
-            if not kernel.died_because:
-                self._mark_dead(kernel, "its process has ended")
+            if not kernel.life.is_dead:
+                kernel.mark_dead("its process has ended")
         elif stored.version == self._seen.get(stored.kernel_id):
             return
         elif stored.state == "restarting":
@@ -115,7 +112,7 @@ class Attachments:
             record = await self._store.fetch_session(stored.kernel_id)
             if record is None:
                 return
-            if reached_as(record) != kernel.reached_as or kernel.execution_state == "restarting":
+            if not kernel.recorded.is_in(record) or kernel.execution_state == "restarting":
                 await uninterrupted(self._reattach(kernel, await self._loader.load(record)))
         self._seen[stored.kernel_id] = stored.version
 
@@ -131,8 +128,8 @@ class Attachments:
         async with self._locks.of(kernel_id):
             record = await self._store.fetch_session(kernel_id)
             kernel = self._table.get(kernel_id)
-            if record is not None and kernel is not None and reached_as(record) != kernel.reached_as:
-                if not kernel.is_recorded:
+            if record is not None and kernel is not None and not kernel.recorded.is_in(record):
+                if not kernel.recorded.is_certain:
                     await self._end_unrecorded(kernel)
                 await uninterrupted(self._reattach(kernel, await self._loader.load(record)))
 
@@ -147,7 +144,7 @@ class Attachments:
         kernel_id = record["kernel_id"]
         async with self._locks.of(kernel_id):  # requests and the heartbeat may want it at the same time
             attached = self._table.get(kernel_id)
-            if attached is not None and attached.reached_as == reached_as(record) and not _waits(attached):
+            if attached is not None and attached.recorded.is_in(record) and not _waits(attached):
                 if await attached.is_alive():
                     return True
                 raise NotFoundError("its process is gone")
@@ -160,7 +157,7 @@ class Attachments:
                 return True
             self._enter(kernel)
             if not is_alive:
-                self._mark_dead(kernel, "its process has ended")
+                kernel.mark_dead("its process has ended")
             return True
 
     # -- both ---------------------------------------------------------------------------------------------------------
@@ -169,16 +166,16 @@ class Attachments:
         """End the process of a kernel if the store never came to know it, and another replica has one for it."""
         await self.pay(str(kernel.kernel_id))
         record = await self._store.fetch_session(str(kernel.kernel_id))
-        if record is None or reached_as(record) != kernel.reached_as:
+        if record is None or not kernel.recorded.is_in(record):
             await uninterrupted(kernel.end_process())
-        kernel.is_recorded = True
+        kernel.recorded.settled()
 
     async def _reattach(self, former: RemoteKernelManager, kernel: RemoteKernelManager) -> None:
         """Connect the websockets of a kernel to the process that another replica has started for it."""
         self._restarter.unwatch(former)
         channels = former.channels
         assert channels is not None  # it is in the table
-        former.stop_relaying(has_died=kernel.restarts > 0)
+        former.stop_relaying(has_died=kernel.life.restarts > 0)
         await former.disconnect()
         kernel.process.claim_ports()  # they may be the same ones
         self._table.replace(former, kernel)
@@ -193,7 +190,7 @@ class Attachments:
         self._table.remove(kernel_id)
         self._forget(kernel_id)
         self._store.disown(kernel_id)
-        if not kernel.is_recorded:
+        if not kernel.recorded.is_certain:
             await kernel.end_process()
         await kernel.discard()
         self.log.info("Kernel %s was removed by another replica", kernel_id)

@@ -2,63 +2,109 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...core.errors import LeaseLostError, StoreUnavailableError
+from ...core.errors import ConflictError, LaunchTimeoutError, LeaseLostError, StoreUnavailableError
 from ...core.offload import Errand, uninterrupted
+from ..processproxies.choice import launch_timeout
 
 if TYPE_CHECKING:
     from .records import KernelRecords
     from .remotekernel import RemoteKernelManager
     from .restarter import KernelRestarter
     from .sharing import KernelSharing
+    from .transitions import Transitions
+
+ENDING_SECONDS = 30.0  # that kernels may take to end
 
 
 class KernelChanges:
-    """Restarts and stops kernels, each recorded before it begins; :class:`Transitions` lets one at a time happen.
+    """Interrupts, restarts and stops kernels, restarts and stops recorded before they begin.
 
     Parameters
     ----------
+    transitions
+        Lets one change of a kernel happen at a time.
     records
         Where changes are recorded.
     sharing
         Says whether a kernel is ours to change.
     restarter
         Watches kernels that are not being changed.
-    mark_dead, remove
-        Keep a kernel in the table as dead, and take one of an id out of it.
+    remove
+        Takes the kernel of an id out of the table.
     """
 
     def __init__(
         self,
+        transitions: Transitions,
         records: KernelRecords,
         sharing: KernelSharing,
         restarter: KernelRestarter,
-        *,
-        mark_dead: Callable[[RemoteKernelManager, str], None],
         remove: Callable[[str], RemoteKernelManager | None],
     ) -> None:
+        self._transitions = transitions
         self._records = records
         self._sharing = sharing
         self._restarter = restarter
-        self._mark_dead = mark_dead
         self._remove = remove
 
-    async def restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
-        """Restart a kernel because somebody has asked for it."""
+    async def interrupt(self, kernel: RemoteKernelManager) -> None:
+        """Interrupt what a kernel executes.
+
+        Raises
+        ------
+        ConflictError
+            The kernel is dead, or is being restarted or stopped: it executes nothing.
+        """
+        kernel_id = str(kernel.kernel_id)
+        state = self._transitions.under_way(kernel_id)
+        if kernel.life.is_dead and not state:
+            state = f"is dead ({kernel.life.died_because})"
+        if state or not kernel.has_kernel:
+            raise ConflictError(f"Kernel {kernel_id} cannot be interrupted: it {state or 'has no process'}.")
+        await kernel.interrupt_kernel()
+
+    async def restart(self, kernel: RemoteKernelManager, now: bool) -> None:
+        """Restart a kernel because somebody has asked for it; done when its new process is launched.
+
+        Raises
+        ------
+        LaunchTimeoutError
+            It takes too long; it goes on, and is done when what it waits for has ended.
+        """
+        kernel_id = str(kernel.kernel_id)
+        errand = Errand(kernel_id)
+        env: Any = (kernel.launch_args or {}).get("env") or {}
+        seconds = ENDING_SECONDS + launch_timeout(kernel.spec, env)
+        restart = functools.partial(self._restart, kernel, now, errand)
+        try:
+            await asyncio.wait_for(self._transitions.restart(kernel_id, restart), seconds)
+        except asyncio.TimeoutError:
+            waits_for = errand.waits_for or "its process"
+            raise LaunchTimeoutError(
+                f"Kernel {kernel_id} is still being restarted after {seconds:g}s: it waits for {waits_for}."
+            ) from None
+
+    async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
         is_used_elsewhere = self._sharing.is_used_elsewhere(str(kernel.kernel_id))
         kernel = await self._sharing.begin(kernel, self._records.restarting)
         self._restarter.unwatch(kernel)
         if is_used_elsewhere:
             await self._sharing.let_others_notice()
-        kernel.restarts = 0
-        await self._replace(kernel, now or bool(kernel.died_because), False, errand)
+        kernel.life.restarted_by_client()
+        await self._replace(kernel, now or kernel.life.is_dead, False, errand)
         self._restarter.watch(kernel)
 
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool) -> None:
-        """Restart a kernel that has died; one that cannot be launched again is dead."""
+        """Restart a kernel that has died; one that cannot be launched again is dead. Called by the restarter."""
+        relaunch = functools.partial(self._relaunch, kernel, now, newports)
+        await self._transitions.restart(str(kernel.kernel_id), relaunch)
+
+    async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool) -> None:
         await self._records.restarting_after_death(kernel)
         await self._replace(kernel, now, newports, Errand(str(kernel.kernel_id)))
 
@@ -70,12 +116,12 @@ class KernelChanges:
             await confirm()
             await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
-            kernel.reached_as = ""  # whatever the other replica does with it, it is to be attached to anew
+            kernel.recorded.replaced()  # whatever the other replica does with it, it is to be attached to anew
             raise
         except Exception as error:
-            self._mark_dead(kernel, f"it could not be restarted: {error}")
+            kernel.mark_dead(f"it could not be restarted: {error}")
             raise
-        kernel.died_because = ""
+        kernel.life.revived()
         await self._record_replacement(kernel)
 
     async def _record_replacement(self, kernel: RemoteKernelManager) -> None:
@@ -84,12 +130,16 @@ class KernelChanges:
             await self._records.running(kernel, required=False)
         except LeaseLostError:
             # We were away for so long that another replica has checked the kernel: this process is one too many.
-            kernel.reached_as = ""
+            kernel.recorded.replaced()
             await uninterrupted(kernel.end_process())
             raise
 
     async def shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
         """Stop a kernel and remove all that belongs to it."""
+        shut_down = functools.partial(self._shut_down, kernel, now, restart)
+        await self._transitions.stop(str(kernel.kernel_id), shut_down)
+
+    async def _shut_down(self, kernel: RemoteKernelManager, now: bool, restart: bool) -> None:
         try:
             kernel = await self._sharing.begin(kernel, self._records.stopping)
         except StoreUnavailableError:
@@ -99,7 +149,7 @@ class KernelChanges:
             raise
         self._restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
         try:
-            await kernel.shutdown_kernel(now=now or bool(kernel.died_because), restart=restart)
+            await kernel.shutdown_kernel(now=now or kernel.life.is_dead, restart=restart)
         finally:
             self._remove(str(kernel.kernel_id))
             await self._records.gone(str(kernel.kernel_id))

@@ -165,7 +165,7 @@ class KernelCuller:
     async def _cull(self, kernel: RemoteKernelManager, reason: str) -> None:
         self.log.warning("Culling kernel %s (%s): %s", kernel.kernel_id, kernel.kernel_name, reason)
         self._warned.discard(kernel.kernel_id)
-        kernel.closing_because = f"the kernel was culled: {reason}"
+        kernel.life.ending(f"the kernel was culled: {reason}")
         if kernel.channels is not None and kernel.execution_state != "dead":
             kernel.channels.tell(f"The kernel was culled: {reason}. Its variables are lost.\n")
         await self._shut_down(kernel.kernel_id)
@@ -182,7 +182,7 @@ class KernelCuller:
         return KernelUse(
             state=kernel.execution_state,
             connections=self._connections(kernel),
-            started=kernel.started,
+            started=kernel.life.started,
             last_activity=kernel.last_activity,
             busy_since=channels.busy_since if channels is not None else None,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.connection import ConnectionInfo
 from ...core.errors import NotFoundError, PayloadError, UnknownKernelSpecError
-from ...core.offload import uninterrupted
-from .fingerprint import reached_as
+from ...core.offload import offload, uninterrupted
+from ...transport.resumption import Memory
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
@@ -21,13 +22,19 @@ class KernelLoader:
     ----------
     make
         Returns a manager for a kernel's id and the name of its kernelspec.
+    cwd_for_path
+        Returns the directory for an API path; blocks.
     may_be_used_elsewhere
         Whether another gateway may use the same kernels.
     """
 
     def __init__(
-        self, make: Callable[[str, str], Awaitable[RemoteKernelManager]], may_be_used_elsewhere: Callable[[], bool]
+        self,
+        make: Callable[[str, str], Awaitable[RemoteKernelManager]],
+        cwd_for_path: Callable[[str], str],
+        may_be_used_elsewhere: Callable[[], bool],
     ) -> None:
+        self._cwd_for_path = cwd_for_path
         self._make = make
         self._may_be_used_elsewhere = may_be_used_elsewhere
 
@@ -61,11 +68,22 @@ class KernelLoader:
             info = kernel.process.connection or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
             raise NotFoundError(f"its record is not complete: {error}") from error
-        await kernel.take_over(info, record)
-        if self._may_be_used_elsewhere() and kernel.inherited is not None:
-            kernel.inherited.identities = ()  # the other gateway may live, and gets its replies itself
-        kernel.reached_as = reached_as(record)
+        saved_at = float(record.get("saved_at") or time.time())
+        kernel.life.taken_over(float(record.get("started") or saved_at), int(record.get("restarts") or 0))
+        memory = Memory.from_record(record.get("relay"))
+        memory.last_activity = memory.last_activity or saved_at
+        if self._may_be_used_elsewhere():
+            memory.identities = ()  # the other gateway may live, and gets its replies itself
+        kernel.take_over(info, await self._launch_args(record.get("launch_args") or {}), memory)
+        kernel.recorded.loaded(record)
         return kernel
+
+    async def _launch_args(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a kernel's restarts launch it with."""
+        launch_args: dict[str, Any] = {name: recorded.get(name) or {} for name in ("env", "kernel_headers")}
+        if recorded.get("path") is not None:
+            launch_args["cwd"] = await offload(self._cwd_for_path, recorded["path"])
+        return launch_args
 
     async def load_and_ask(self, record: Mapping[str, Any]) -> tuple[RemoteKernelManager, bool]:
         """Return a manager for the kernel of a record, and whether the kernel lives.
@@ -74,7 +92,7 @@ class KernelLoader:
         """
         kernel = await self.load(record)
         try:
-            return kernel, await kernel.ask_whether_alive()
+            return kernel, await kernel.process.ask() is None
         except BaseException:
             await uninterrupted(kernel.disconnect())
             raise

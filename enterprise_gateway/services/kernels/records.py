@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import LeaseLostError, StoreUnavailableError
-from .fingerprint import reached_as
 
 if TYPE_CHECKING:
     from ..sessions.kernelsessionmanager import KernelSessionManager
@@ -70,16 +69,15 @@ class KernelRecords:
             "running",
             required=required,
             connection_info=kernel.get_connection_info(),
-            process_info=await kernel.process_info(),
+            process_info=await kernel.process.get_provisioner_info(),
             extra={
-                "started": kernel.started.timestamp(),
-                "restarts": kernel.restarts,
+                "started": kernel.life.started.timestamp(),
+                "restarts": kernel.life.restarts,
                 "relay": kernel.memory.to_record(),
             },
         )
         record = self._store.recorded(kernel.kernel_id)
-        kernel.reached_as = reached_as(record) if record is not None else ""
-        kernel.is_recorded = not self._store.owes(kernel.kernel_id)
+        kernel.recorded.recorded(record, certain=not self._store.owes(kernel.kernel_id))
 
     async def restarting(self, kernel: RemoteKernelManager, restarts: int = 0) -> None:
         """Record that the kernel's process is about to be replaced; raises when the store cannot be told: it stays.
@@ -95,7 +93,7 @@ class KernelRecords:
         may replace the process.
         """
         try:
-            await self.restarting(kernel, kernel.restarts)
+            await self.restarting(kernel, kernel.life.restarts)
         except StoreUnavailableError:
             if self._sharing.is_shared:
                 raise
@@ -122,7 +120,7 @@ class KernelRecords:
         """Record what only the gateway knows of a kernel that it leaves running."""
         if not self._sharing.holds(str(kernel.kernel_id)):
             return  # the replica that looks after it tells what is to be told
-        if not kernel.has_kernel and not kernel.died_because:
+        if not kernel.has_kernel and not kernel.life.is_dead:
             return  # its restart was given up; as long as the record says so, it is finished by whoever comes next
         with contextlib.suppress(LeaseLostError):
             await self._store.record_phase(
@@ -132,7 +130,7 @@ class KernelRecords:
                 extra={
                     "last_activity": kernel.last_activity.timestamp(),
                     "execution_state": kernel.execution_state,
-                    "restarts": kernel.restarts,
+                    "restarts": kernel.life.restarts,
                     "relay": kernel.memory.to_record(),
                 },
             )

@@ -1,4 +1,4 @@
-"""Recovers kernels from their records: at start, on request, and when the replica that looked after them is gone."""
+"""Recovers kernels from their records: at start, on request, and when the replica in charge of them is gone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...core.deadline import Deadline
+from ...core.errors import StoreUnavailableError
 from ...core.sessionrecords import phase_of
 from ..sessions.revival import Revival, RevivalReport
+from ..sessions.sharingstore import SharingStore
 
 if TYPE_CHECKING:
     from ..sessions.kernelsessionmanager import KernelSessionManager
@@ -49,6 +52,7 @@ class KernelRecovery:
         enter: Callable[[RemoteKernelManager], None],
         restarter: KernelRestarter,
     ) -> None:
+        self._store = store
         self._table = table
         self._loader = loader
         self._enter = enter
@@ -65,9 +69,22 @@ class KernelRecovery:
 
     async def revive_all(self) -> None:
         """Recover every recorded kernel; called at start in standalone mode."""
+        if isinstance(self._store, SharingStore):
+            await self._clear_leases(self._store)
         await self._revival.run(store_patience_seconds=STORE_PATIENCE_SECONDS)
         if self._revival.unsettled:
             self._settling = asyncio.create_task(self._revival.settle(), name="check recorded kernels again")
+
+    async def _clear_leases(self, store: SharingStore) -> None:
+        """Write records without leases: what replicas may have left there is of no meaning for a single gateway."""
+        deadline = Deadline(STORE_PATIENCE_SECONDS)
+        while True:
+            try:
+                return await store.clear_leases()
+            except StoreUnavailableError:
+                if deadline.expired:
+                    raise
+                await asyncio.sleep(1)
 
     async def revive(self, kernel_id: str) -> bool:
         """Recover one kernel on request; False when there is none of this id.

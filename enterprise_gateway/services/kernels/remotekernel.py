@@ -16,201 +16,49 @@ discard            another gateway has removed it               has ended   clos
 close              part of most of these: its channels          untouched   closed     untouched
 ================== ============================================ =========== ========== =========================
 
-A lease is yielded (``KernelSharing.yield_lease``) when another gateway looks after the kernel from now on: that ends
-nothing. The restarter stops watching a kernel (``unwatch``) before one is ended on purpose.
+A lease is yielded (``KernelSharing.yield_lease``) when another gateway is in charge of the kernel: that ends nothing.
+The restarter stops watching a kernel (``unwatch``) before one is ended on purpose.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import secrets
 import signal
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime, timezone
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import Bool
-from traitlets.config import Config
 
 from ...core.connection import CHANNEL_PORTS, ConnectionInfo
-from ...core.errors import KernelLaunchError, LaunchTimeoutError
 from ...core.offload import offload, uninterrupted
-from ...core.states import Phase, Progress, Step
+from ...core.states import Phase, Progress
 from ...provisioners.choice import make_process
-from ...provisioners.kernelprocess import KernelProcess
-from ...provisioners.standalone import OPTIONS, LibraryOptions
+from ...provisioners.kernelprocess import clean_up
 from ...transport.openrequests import KERNEL_SHUT_DOWN
 from ...transport.resumption import Memory
-from ..processproxies.contract import BaseProcessProxyABC
-from ..processproxies.launchedkernel import LaunchAddress
 from ..processproxies.shared import SharedResources, gateway_environment
+from .connectionfile import OF_CONNECTION_FILES, write_into_place
+from .kernelview import KernelView
 
 if TYPE_CHECKING:
     from jupyter_client.connect import KernelConnectionInfo
 
     from ...transport.channels import KernelChannels
-    from ...transport.response import Conflict
-
-_OF_CONNECTION_FILES = ("transport", "ip", "kernel_name", "curve_publickey", "curve_secretkey")  # besides ports and key
 
 
-class KernelParent(Protocol):
-    """What a kernel uses of the manager of all kernels; without a gateway there is none."""
-
-    resources: SharedResources
-    """What the launches of all kernels share."""
-
-    @property
-    def keeps_kernels(self) -> bool:
-        """Whether kernels live on when the gateway ends."""
-
-    def cwd_for_path(self, path: str) -> str:
-        """Return the directory for an API path."""
-
-
-class RemoteKernelManager(AsyncKernelManager):
-    """Starts, restarts and stops one kernel through its process proxy.
-
-    Every option of the gateway can be read from it by name (``port_range``, ``authorized_users`` …): process proxies
-    do so. In a gateway these are the application's; without one (``NotebookClient(kernel_manager_class=…)``) they come
-    from the environment and from configuration.
-    """
+class RemoteKernelManager(KernelView, AsyncKernelManager):
+    """Starts, restarts and stops one kernel through its process proxy."""
 
     restarting = Bool(False, help="Whether the kernel is being restarted now.")
 
-    parent: KernelParent
-    provisioner: KernelProcess | None = None
-    channels: KernelChannels | None = None
-    username = ""
-    started = datetime.now(timezone.utc)
-    died_because = ""
-    reached_as = ""
-    is_recorded = True  # False while the store may not know of the present process
-    closing_because = ""
-    restarts = 0
-    inherited: Memory | None = None
-    _handed_over: Memory | None = None
-    _resources: SharedResources | None = None
     _sigint: int | None = None
     _busy: asyncio.Lock | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.relay_identity = uuid.uuid4().hex
-        self.progress = Progress()
-
-    def _find_my_config(self, cfg: Config) -> Config:
-        """Leave out the options of :class:`LibraryOptions`, where they apply; called by traitlets."""
-        config: Config = super()._find_my_config(cfg)
-        if isinstance(getattr(self.parent, "resources", None), SharedResources):
-            return config
-        return Config({name: value for name, value in config.items() if name not in OPTIONS})
-
-    if not TYPE_CHECKING:  # else mypy would take any attribute for an option
-
-        def __getattr__(self, name: str) -> Any:
-            """Return an option of the gateway, for process proxies of third parties, which look for it here."""
-            if name in OPTIONS:
-                return getattr(self.options, name)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    @property
-    def options(self) -> Any:
-        """The options in force, one attribute each."""
-        return self.resources.options
-
-    @property
-    def spec(self) -> KernelSpec:
-        """The kernel's kernelspec."""
-        spec = self.kernel_spec
-        assert spec is not None  # it was found before the manager was made
-        return spec
-
-    @property
-    def resources(self) -> SharedResources:
-        """What this kernel's launch shares with others': the mapping manager's, or its own in library mode."""
-        shared = getattr(self.parent, "resources", None)
-        if isinstance(shared, SharedResources):
-            return shared
-        if self._resources is None:
-            self._resources = SharedResources(LibraryOptions(config=self.config))
-        return self._resources
-
-    @property
-    def process_proxy(self) -> BaseProcessProxyABC | None:
-        """The process proxy of the present launch."""
-        return self.provisioner.process_proxy if self.provisioner is not None else None
-
-    @property
-    def response_address(self) -> str:
-        """Where the launcher reports, ``ip:port``; empty for local kernels. For process proxies of third parties."""
-        return self._launch_address.response_address
-
-    @property
-    def public_key(self) -> str:
-        """The key that the launcher encrypts its response with."""
-        return self._launch_address.public_key
-
-    @property
-    def _launch_address(self) -> LaunchAddress:
-        return self.provisioner.launch_address if self.provisioner is not None else LaunchAddress()
-
-    @property
-    def process(self) -> KernelProcess:
-        """The kernel's process, as far as it was launched; made by the first launch."""
-        assert self.provisioner is not None
-        return self.provisioner
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the kernel has a launcher beside it."""
-        return self.provisioner is not None and self.provisioner.is_remote
-
-    @property
-    def conflict(self) -> Conflict | None:
-        """What makes it doubtful whether the kernel of the present launch is ours; None where nothing does."""
-        return self.provisioner.conflict if self.provisioner is not None else None
-
-    @property
-    def outlives_gateway(self) -> bool:
-        """Whether the kernel is to live on when the gateway ends."""
-        return bool(getattr(self.parent, "keeps_kernels", False))
-
-    @property
-    def execution_state(self) -> str:
-        """The kernel's state by its last status message: ``starting``, ``idle``, ``busy``, ``restarting``, ``dead``."""
-        return self.channels.execution_state if self.channels is not None else "starting"
-
-    @property
-    def memory(self) -> Memory:
-        """What the next gateway has to know of the conversation with the kernel."""
-        if self._handed_over is not None:
-            return self._handed_over
-        if self.channels is not None:
-            return self.channels.memory()
-        return Memory(identities=(self.relay_identity,))
-
-    @property
-    def last_activity(self) -> datetime:
-        """When the kernel last did something for a client (UTC)."""
-        return self.channels.last_activity if self.channels is not None else datetime.now(timezone.utc)
-
-    @property
-    def phases(self) -> list[dict[str, Any]]:
-        """The phases of the present process's start, as the REST API shows them."""
-        phases = self.progress.to_list()
-        if self.channels is not None:
-            reached = {Phase.CONNECTED: self.channels.connected_at, Phase.ANSWERED: self.channels.answered_at}
-            phases += [Step(phase, at).to_dict() for phase, at in reached.items() if at]
-        return phases
 
     # --- start
 
@@ -218,36 +66,24 @@ class RemoteKernelManager(AsyncKernelManager):
         """Write the connection file beside its place and move it there; called by provisioners of local kernels.
 
         So nothing is ever written to, or waited for at, what somebody else has put there.
-
-        Raises
-        ------
-        KernelLaunchError
-            The place is taken by what cannot be removed, or nothing can be written there.
         """
         path = self.connection_file
         if not path or (self._connection_file_written and os.path.exists(path)):
             super().write_connection_file(**kwargs)
             return
-        draft = f"{path}.{secrets.token_hex(8)}"
-        content: dict[str, Any] = {name: getattr(self, name) for name in (*CHANNEL_PORTS, *_OF_CONNECTION_FILES)}
+        content: dict[str, Any] = {name: getattr(self, name) for name in (*CHANNEL_PORTS, *OF_CONNECTION_FILES)}
         content.update(key=self.session.key, signature_scheme=self.session.signature_scheme, **kwargs)
-        try:
-            _, info = write_connection_file(draft, **content)
-            os.replace(draft, path)
-        except OSError as error:
-            with suppress(OSError):
-                os.unlink(draft)
-            raise KernelLaunchError(f"The connection file {path} cannot be written: {error.strerror}.") from error
+        info = write_into_place(path, content)
         self._record_random_port_names()
         for name in CHANNEL_PORTS:
-            setattr(self, name, info[name])  # type: ignore[literal-required]
+            setattr(self, name, info[name])
         self._connection_file_written = True
 
     async def _async_start_kernel(self, **kwargs: Any) -> None:
         """Launch the kernel; whatever goes wrong, nothing of the attempt is left behind."""
         self._attempted_start = True
         self._ready = asyncio.get_running_loop().create_future()
-        self.started = datetime.now(timezone.utc)
+        self.life.launching()
         self.progress = Progress()
         self.progress.reach(Phase.QUEUED)
         try:
@@ -296,12 +132,14 @@ class RemoteKernelManager(AsyncKernelManager):
     post_start_kernel = _async_post_start_kernel
 
     async def abandon(self) -> None:
-        """Remove what a failed launch may have created."""
+        """End a kernel whose start has failed, or was found unfinished, and close its channels.
+
+        A launch that has failed itself was undone by the kernel's process already.
+        """
         self.shutting_down = True
-        steps: list[Callable[[], Awaitable[None]]] = [self._async_kill_kernel, self._async_cleanup_resources]
+        await self.end_process()
         if not self.restarting:  # else its clients are still to hear what became of it
-            steps.append(self.close)
-        await self._take_steps(steps)
+            await clean_up([self.close], self.kernel_id, self.log)
 
     async def _async_cleanup_resources(self, restart: bool = False) -> None:
         """Release what the kernel holds; its connection file is removed in a thread, not on the loop."""
@@ -326,87 +164,42 @@ class RemoteKernelManager(AsyncKernelManager):
         Called for a kernel that is dead for good, and for a process that the kernel must not have. The kernel's clients
         stay, and it can still be restarted, with other ports.
         """
-        await self._take_steps([self._async_kill_kernel, self._async_cleanup_resources])
+        await clean_up([self._async_kill_kernel, self._async_cleanup_resources], self.kernel_id, self.log)
 
-    async def end_remnants(self) -> bool:
-        """End every process that carries the kernel's id, also one that no record describes; whether there was any."""
-        try:
-            return await self.process.remove_leftovers()
-        except Exception as error:  # noqa: BLE001
-            self.log.warning("What is left of kernel %s could not be removed: %r", self.kernel_id, error)
-            return False
-
-    async def _take_steps(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
-        """End what there is of a kernel: one step that fails does not keep the others."""
-        for step in steps:
-            try:
-                await step()
-            except Exception as error:  # noqa: BLE001
-                # A back end may be unable to undo what it did not do; the reason of a failure is told already.
-                self.log.warning("Kernel %s could not be cleaned up completely: %r", self.kernel_id, error)
-
-    async def prove(self, conflict: Conflict) -> None:
-        """Wait until a kernel that two launchers have reported for has proved that it has the key that it is used with.
-
-        Raises
-        ------
-        KernelLaunchError
-            It has not within the launch time-out, or is known to be another's.
-        """
-        channels = self.channels
-        assert channels is not None
-        both = f"from {conflict.accepted_from} and then from {conflict.refused_from}"
-        reported = f"KernelID: '{self.kernel_id}' was reported twice, {both}"
-        try:
-            await channels.ready(self.process.launch_seconds_left)
-        except (TimeoutError, ConnectionError) as error:
-            raise LaunchTimeoutError(f"{reported}, and has not proved that it has the key: {error}") from error
-        if self.conflict is not None and self.conflict.is_forged:
-            raise KernelLaunchError(f"{reported}, where only the second one had the secret of the launch")
+    def mark_dead(self, reason: str) -> None:
+        """Tell everybody that the kernel is dead; it stays in the table until it is restarted, deleted or culled."""
+        self.life.died(reason)
+        if self.channels is not None:
+            self.channels.tell(f"The kernel is dead: {reason}. Restart it to go on; its variables are lost.\n")
+            self.channels.announce_state("dead", reason)
+        self.log.warning("Kernel %s is dead: %s", self.kernel_id, reason)
 
     def connect_channels(self, channels: KernelChannels, delay: float = 0.0) -> None:
         """Use ``channels`` for the kernel, connected to its present process; see :meth:`KernelChannels.connect`."""
         self.channels = channels
-        channels.connect(self.connection(), is_contested=self.conflict is not None, delay=delay)
-
-    def connection(self) -> ConnectionInfo:
-        """Return how the kernel is reached now."""
-        known = self.provisioner.connection if self.provisioner is not None else None
-        return known or ConnectionInfo.from_dict(self.get_connection_info())
+        channels.connect(self.connection(), is_contested=self.process.conflict is not None)
+        self.progress.reach(Phase.CONNECTED)
 
     # --- taking over a kernel of an earlier gateway
-
-    async def process_info(self) -> dict[str, Any]:
-        """Return what is recorded of the kernel's process."""
-        return await self.process.get_provisioner_info()
 
     async def load_process(self, process_info: dict[str, Any]) -> None:
         """Attach to the process that a record describes; it may turn out to be gone."""
         self.provisioner = await make_process(self, self)
         await self.provisioner.load_provisioner_info(process_info)
 
-    async def take_over(self, info: ConnectionInfo, record: Mapping[str, Any]) -> None:
-        """Use the connection that a record describes, and what the kernel was launched with for its restarts."""
+    def take_over(self, info: ConnectionInfo, launch_args: dict[str, Any], memory: Memory) -> None:
+        """Use a connection to a kernel that another gateway has started; restarts launch it with ``launch_args``.
+
+        ``memory`` is what that gateway knew of the conversation with the kernel.
+        """
         self.load_connection_info(info.to_dict())  # type: ignore[arg-type]
         self._connection_file_written = True
-        launched_with = record.get("launch_args") or {}
-        launch_args: dict[str, Any] = {name: launched_with.get(name) or {} for name in ("env", "kernel_headers")}
-        if launched_with.get("path") is not None:
-            launch_args["cwd"] = await offload(self.parent.cwd_for_path, launched_with["path"])
         self._launch_args = launch_args
         self._attempted_start = True
-        saved_at = float(record.get("saved_at") or time.time())
-        self.started = datetime.fromtimestamp(float(record.get("started") or saved_at), timezone.utc)
-        self.restarts = int(record.get("restarts") or 0)
-        self.inherited = Memory.from_record(record.get("relay"))
-        self.inherited.last_activity = self.inherited.last_activity or saved_at
+        self.inherited = memory
         self.ready.set_result(None)
         self.process.connection = info
         self.process.claim_ports()
-
-    async def ask_whether_alive(self) -> bool:
-        """Return whether the kernel lives; raises when that is not known, where polling takes it for alive."""
-        return await self.process.ask() is None
 
     async def remove_leftovers(self) -> None:
         """Remove what an interrupted start, restart or stop has left of the kernel."""
@@ -419,20 +212,11 @@ class RemoteKernelManager(AsyncKernelManager):
     async def _async_signal_kernel(self, signum: int) -> None:
         """Send a signal; an interrupt is sent as the signal that the kernelspec's EG_ALTERNATE_SIGINT names."""
         if signum == signal.SIGINT:
-            if self._sigint is None:
-                self._sigint = self._interrupt_signal()
+            self._sigint = self._sigint or interrupt_signal(self.spec, self.log)
             signum = self._sigint
         await super()._async_signal_kernel(signum)
 
     signal_kernel = _async_signal_kernel
-
-    def _interrupt_signal(self) -> int:
-        name = self.spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
-        try:
-            return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
-        except KeyError:
-            self.log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is no signal", name, self.kernel_name)
-            return signal.SIGINT.value
 
     async def _async_interrupt_kernel(self) -> None:
         """Interrupt what the kernel executes, by signal or by message as its kernelspec says."""
@@ -473,7 +257,7 @@ class RemoteKernelManager(AsyncKernelManager):
             steps.append(partial(self._async_finish_shutdown, restart=restart))
         steps.append(partial(self._async_cleanup_resources, restart=restart))
         try:
-            await self._take_steps(steps)
+            await clean_up(steps, self.kernel_id, self.log)
         finally:
             if not restart:
                 await self.close()
@@ -518,21 +302,17 @@ class RemoteKernelManager(AsyncKernelManager):
                     await confirm()
                 await self._async_start_kernel(**{**(self._launch_args or {}), **kwargs})
                 if confirm is not None:
-                    await self._keep_process_if(confirm)
+                    try:
+                        await confirm()  # the launch has taken its time
+                    except BaseException:
+                        await uninterrupted(self.end_process())
+                        raise
                 if self.channels is not None:
                     self.connect_channels(self.channels)
             finally:
                 self.restarting = False
 
     restart_kernel = _async_restart_kernel
-
-    async def _keep_process_if(self, confirm: Callable[[], Awaitable[None]]) -> None:
-        """End the process that was just launched unless there may be one: the launch has taken its time."""
-        try:
-            await confirm()
-        except BaseException:
-            await uninterrupted(self.end_process())
-            raise
 
     async def detach(self) -> None:
         """Forget the kernel without touching its process; called when the gateway ends and the kernel lives on."""
@@ -550,7 +330,9 @@ class RemoteKernelManager(AsyncKernelManager):
     async def discard(self) -> None:
         """Release what this gateway has of a kernel that another one has removed."""
         self._close_control_socket()
-        await self._take_steps([self.close, self.process.cleanup, partial(offload, self.cleanup_connection_file)])
+        await clean_up(
+            [self.close, self.process.cleanup, partial(offload, self.cleanup_connection_file)], self.kernel_id, self.log
+        )
 
     async def disconnect(self) -> None:
         """Let another object of this gateway stand for the kernel, whose process lives on or was replaced."""
@@ -562,9 +344,19 @@ class RemoteKernelManager(AsyncKernelManager):
     async def close(self) -> None:
         """Close the kernel's channels, and in library mode what was started for it."""
         if self.channels is not None:
-            if self.closing_because and self.execution_state != "dead":
-                self.channels.announce_state("dead", self.closing_because, KERNEL_SHUT_DOWN)
-            self.channels.close(self.closing_because or "the kernel was shut down")
+            if self.life.ends_because and self.execution_state != "dead":
+                self.channels.announce_state("dead", self.life.ends_because, KERNEL_SHUT_DOWN)
+            self.channels.close(self.life.ends_because or "the kernel was shut down")
         if self._resources is not None:
             await self._resources.close()
             self._resources = None
+
+
+def interrupt_signal(spec: KernelSpec, log: logging.Logger | logging.LoggerAdapter[Any]) -> int:
+    """Return the signal that interrupts kernels of a kernelspec, which may name it as ``EG_ALTERNATE_SIGINT``."""
+    name = spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
+    except KeyError:
+        log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is no signal", name, spec.display_name)
+        return signal.SIGINT.value

@@ -48,8 +48,6 @@ class OwnKernels:
     restarter: KernelRestarter
     enter: Callable[[RemoteKernelManager], None]
     """Connects to a kernel and enters it in the table."""
-    mark_dead: Callable[[RemoteKernelManager, str], None]
-    """Keeps a kernel in the table as dead, with the reason."""
     is_changing: Callable[[str], bool]
     """Whether a kernel is being started, restarted or stopped here."""
     recover: Callable[[Iterable[str]], Awaitable[RevivalReport]]
@@ -94,7 +92,6 @@ class Replicas(KernelSharing):
             loader=own.loader,
             restarter=own.restarter,
             enter=own.enter,
-            mark_dead=own.mark_dead,
             forget=self.forget,
             log=log,
         )
@@ -173,7 +170,7 @@ class Replicas(KernelSharing):
         False: another replica has restarted it, which it is attached to anew by now, or removed it, or given it up.
         """
         kernel_id = str(kernel.kernel_id)
-        while self._own.table.has(kernel) and not kernel.died_because:
+        while self._own.table.has(kernel) and not kernel.life.is_dead:
             with contextlib.suppress(StoreUnavailableError):
                 if self.holds(kernel_id) and await self._leases.renew(kernel_id):
                     return True

@@ -17,6 +17,7 @@ from ...transport.memorykills import MemoryKills
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
+    from .sharing import KernelSharing
 
 CHECK_SECONDS = 10.0
 STORE_PAUSE_SECONDS = 0.5
@@ -25,23 +26,11 @@ CUT_SHORT = "the gateway that restarted it has failed before this was recorded"
 NOT_WANTED = "it is not restarted, since autorestart is off"
 
 
-class KernelKeeper(Protocol):
-    """What a restarter asks of the kernel manager."""
+class Relaunch(Protocol):
+    """Replaces the process of a kernel that has died."""
 
-    async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool = False) -> None:
-        """Replace the process of a kernel that has died."""
-
-    def mark_dead(self, kernel: RemoteKernelManager, reason: str) -> None:
-        """Keep a kernel that is gone as dead, with the reason."""
-
-    def connections(self, kernel: RemoteKernelManager) -> int:
-        """Return how many websockets all gateways have for a kernel."""
-
-    async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
-        """Return whether it is up to this gateway to restart a kernel whose process has ended."""
-
-    def yield_lease(self, kernel: RemoteKernelManager) -> None:
-        """Note that another gateway looks after the kernel."""
+    async def __call__(self, kernel: RemoteKernelManager, now: bool, newports: bool) -> None:
+        """Replace it; raises what keeps it from being replaced."""
 
 
 class KernelRestarter(LoggingConfigurable):
@@ -49,8 +38,12 @@ class KernelRestarter(LoggingConfigurable):
 
     Parameters
     ----------
-    keeper
-        Restarts a kernel, and says whether that is up to this gateway.
+    relaunch
+        Replaces the process of a kernel.
+    sharing
+        Returns what says whether that is up to this gateway.
+    connections
+        Returns how many websockets all gateways have for a kernel.
     """
 
     restart_limit = Integer(5, config=True, help="How often a kernel that keeps dying is restarted in a row.")
@@ -62,9 +55,17 @@ class KernelRestarter(LoggingConfigurable):
         0.0, config=True, help="Seconds to wait before the second restart in a row; doubled for each further one."
     )
 
-    def __init__(self, keeper: KernelKeeper, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        relaunch: Relaunch,
+        sharing: Callable[[], KernelSharing],
+        connections: Callable[[RemoteKernelManager], int],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self._keeper = keeper
+        self._launch_anew = relaunch
+        self._sharing = sharing
+        self._connections = connections
         self.clock: Callable[[], float] = time.monotonic
         self.sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
         self.memory_kills = MemoryKills()
@@ -99,7 +100,7 @@ class KernelRestarter(LoggingConfigurable):
     def end(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Have a kernel that must not live on dead at once, and end what there is of it."""
         self.unwatch(kernel)
-        self._keeper.mark_dead(kernel, reason)
+        kernel.mark_dead(reason)
         self._watches[kernel.kernel_id] = asyncio.create_task(
             kernel.end_process(), name=f"kernel {kernel.kernel_id} is being ended"
         )
@@ -111,27 +112,35 @@ class KernelRestarter(LoggingConfigurable):
         )
 
     async def _finish_restart(self, kernel: RemoteKernelManager) -> None:
-        if not await self._keeper.in_charge_of_dead(kernel):
+        if not await self._sharing().in_charge_of_dead(kernel):
             return
         self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
-        if await kernel.end_remnants() and kernel.channels is not None:
+        if await self._end_remnants(kernel) and kernel.channels is not None:
             # Launched, but not recorded: nobody but the former gateway could reach it. Its clients may have used it.
-            kernel.restarts = max(1, kernel.restarts)  # for the other replicas' clients: it is as if it had died
+            kernel.life.restart_was_cut_short()
             kernel.channels.tell(f"The kernel is restarted once more: {CUT_SHORT}. Its variables are lost.\n")
             kernel.channels.announce_state("restarting", CUT_SHORT)
         if await self._relaunch(kernel, newports=True):
             await self._watch(kernel)
 
+    async def _end_remnants(self, kernel: RemoteKernelManager) -> bool:
+        """End every process that carries the kernel's id, also an unrecorded one; return whether there was any."""
+        try:
+            return await kernel.process.remove_leftovers()
+        except Exception as error:  # noqa: BLE001
+            self.log.warning("What is left of kernel %s could not be removed: %r", kernel.kernel_id, error)
+            return False
+
     async def _watch(self, kernel: RemoteKernelManager) -> None:
         """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
         # By the wall clock: another gateway may have started the process.
-        alive_since = self.clock() - max(0.0, time.time() - kernel.started.timestamp())
+        alive_since = self.clock() - max(0.0, time.time() - kernel.life.started.timestamp())
         while True:
             exit_code = await self._end_of(kernel)
-            if not await self._keeper.in_charge_of_dead(kernel):
+            if not await self._sharing().in_charge_of_dead(kernel):
                 return
             stable = self.clock() - alive_since >= self.stable_start_time
-            kernel.restarts = 1 if stable else kernel.restarts + 1
+            kernel.life.restarting_itself(stable)
             reason = describe_exit(exit_code, memory_kill=self.memory_kills.was_recent())
             said = kernel.process.said_of_end
             reason += f" ({said})" if said else ""
@@ -140,11 +149,11 @@ class KernelRestarter(LoggingConfigurable):
             refusal = self._refusal(kernel)
             if refusal:
                 await kernel.end_process()
-                self._keeper.mark_dead(kernel, f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
+                kernel.mark_dead(f"{reason}; {refusal}" if refusal != NOT_WANTED else reason)
                 return
             self._announce(kernel, reason)
-            if kernel.restarts > 1 and self.restart_backoff > 0:
-                await self.sleep(min(self.restart_backoff * 2 ** (kernel.restarts - 2), LONGEST_PAUSE_SECONDS))
+            if kernel.life.restarts > 1 and self.restart_backoff > 0:
+                await self.sleep(min(self.restart_backoff * 2 ** (kernel.life.restarts - 2), LONGEST_PAUSE_SECONDS))
             if not await self._relaunch(kernel, newports=self.random_ports_until_alive and not stable):
                 return
             alive_since = self.clock()
@@ -153,10 +162,11 @@ class KernelRestarter(LoggingConfigurable):
         """Restart a kernel that has died, as soon as the store can be told; return whether it is ours and lives."""
         while True:
             try:
-                await self._keeper.relaunch(kernel, now=True, newports=newports)
+                await self._launch_anew(kernel, now=True, newports=newports)
                 return True
             except LeaseLostError:
-                self._keeper.yield_lease(kernel)  # another replica was faster; whose turn it is is asked anew
+                # Another replica was faster; whose turn it is is asked anew.
+                self._sharing().yield_lease(str(kernel.kernel_id))
             except StoreUnavailableError:
                 await self.sleep(STORE_PAUSE_SECONDS)
             except ConflictError:
@@ -166,7 +176,7 @@ class KernelRestarter(LoggingConfigurable):
             except Exception:
                 self.log.exception("Kernel %s could not be restarted", kernel.kernel_id)
                 return False
-            if not await self._keeper.in_charge_of_dead(kernel):
+            if not await self._sharing().in_charge_of_dead(kernel):
                 return False
 
     async def _end_of(self, kernel: RemoteKernelManager) -> int | None:
@@ -180,8 +190,9 @@ class KernelRestarter(LoggingConfigurable):
 
     def _announce(self, kernel: RemoteKernelManager, reason: str) -> None:
         """Say in the log and to the kernel's clients that it has died and will be restarted."""
+        count = kernel.life.restarts
         self.log.warning(
-            "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, kernel.restarts, self.restart_limit
+            "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, count, self.restart_limit
         )
         if kernel.channels is not None:
             kernel.channels.tell(f"The kernel has died: {reason}. It is being restarted; its variables are lost.\n")
@@ -191,10 +202,10 @@ class KernelRestarter(LoggingConfigurable):
         """Return why the kernel is not restarted; empty when it is."""
         if not kernel.autorestart:
             return NOT_WANTED
-        if kernel.restarts > self.restart_limit:
+        if kernel.life.restarts > self.restart_limit:
             return f"it was restarted {self.restart_limit} times in a row, which is the limit"
         is_awaited = kernel.channels is not None and kernel.channels.has_clients
-        has_clients = is_awaited or self._keeper.connections(kernel)
+        has_clients = is_awaited or self._connections(kernel)
         if kernel.is_remote and not has_clients:
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id
