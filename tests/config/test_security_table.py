@@ -11,7 +11,7 @@ PAGE = TESTS.parent / "docs" / "operators" / "config-security.md"
 
 def test_every_test_that_the_security_page_names_exists() -> None:
     """Files, and the functions in them."""
-    table = PAGE.read_text().partition("## Who can do what to whom")[2]
+    table = PAGE.read_text().partition("## Attacks and defences")[2]
     rows = [line.split("|")[4] for line in table.splitlines() if line.startswith("|") and "`" in line.split("|")[4]][1:]
     assert len(rows) > 30
     for row in rows:
