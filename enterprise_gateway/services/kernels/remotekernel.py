@@ -177,8 +177,7 @@ class RemoteKernelManager(KernelView, AsyncKernelManager):
     def connect_channels(self, channels: KernelChannels, delay: float = 0.0) -> None:
         """Use ``channels`` for the kernel, connected to its present process; see :meth:`KernelChannels.connect`."""
         self.channels = channels
-        channels.connect(self.connection(), is_contested=self.process.conflict is not None)
-        self.progress.reach(Phase.CONNECTED)
+        channels.connect(self.connection(), is_contested=self.process.conflict is not None, delay=delay)
 
     # --- taking over a kernel of an earlier gateway
 
