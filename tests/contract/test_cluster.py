@@ -81,6 +81,14 @@ async def test_a_back_end_that_fails_to_describe_hides_no_reason(expect_log: Any
         assert reason.endswith("ended on jobs: its job is over.")
 
 
+async def test_a_back_end_that_fails_to_probe_is_told_of(expect_log: Any) -> None:
+    """A defect of a back end fails the start at once, with a sentence that says which, and nothing of it is left."""
+    name = JOBS.kernelspec(blind=True)
+    async with running_gateway(config=CONFIG) as gateway:
+        reason = await refused(gateway, expect_log, name, 500)
+        assert "its back end JobsProxy fails with ValueError: no state has the name PENDING" in reason
+
+
 async def test_a_kernel_is_taken_over_by_the_next_gateway(tmp_path: Path) -> None:
     """What the back end wants remembered is enough to find it again, and to end it."""
     store = {

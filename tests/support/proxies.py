@@ -225,13 +225,15 @@ class JobsProxy(ClusterProcessProxy):
         self.local_proc = self.launch_kernel(["/bin/sh", "-c", script, self.job_file, *kernel_cmd], **kwargs)
 
     def probe(self) -> State | None:
-        """Look for the process."""
+        """Look for the process; fail when it is there and ``blind`` is set."""
         if Path(self.job_file).with_name("away").exists():
             raise HostUnreachableError("The cluster cannot be asked.")
         try:
             pid = int(Path(self.job_file).read_text())
         except FileNotFoundError:
             return None
+        if self.proxy_config.get("blind"):
+            raise ValueError("no state has the name PENDING")
         process = LocalProcess.find(pid)
         if process is None or process.poll() is not None:
             return State(Phase.ENDED, host="jobs", reason="its job is over")

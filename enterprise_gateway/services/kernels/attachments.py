@@ -116,7 +116,7 @@ class Attachments:
                 await uninterrupted(self._reattach(kernel, await self._loader.load(record)))
         self._seen[stored.kernel_id] = stored.version
 
-    # -- kernels that we look after -----------------------------------------------------------------------------------
+    # -- kernels that we manage -----------------------------------------------------------------------------------
 
     async def pay(self, kernel_id: str) -> None:
         """Write what the store is owed of a kernel, by the lease that it was done under; before another is taken."""
@@ -124,7 +124,7 @@ class Attachments:
             await self._store.flush()
 
     async def catch_up(self, kernel_id: str) -> None:
-        """Attach anew to a kernel that this replica looks after from now on, if others have restarted it."""
+        """Attach anew to a kernel that this replica manages from now on, if others have restarted it."""
         async with self._locks.of(kernel_id):
             record = await self._store.fetch_session(kernel_id)
             kernel = self._table.get(kernel_id)

@@ -69,7 +69,7 @@ class KernelCuller:
         The rules; they are read at each check.
     table
         The kernels.
-    looks_after
+    manages
         Whether it is up to this gateway to cull a kernel.
     connections
         Returns how many websockets all gateways have for a kernel.
@@ -82,7 +82,7 @@ class KernelCuller:
         options: CullingOptions,
         table: KernelTable,
         *,
-        looks_after: Callable[[RemoteKernelManager], bool],
+        manages: Callable[[RemoteKernelManager], bool],
         connections: Callable[[RemoteKernelManager], int],
         shut_down: Callable[[str], Awaitable[None]],
         log: logging.Logger | logging.LoggerAdapter[Any],
@@ -90,7 +90,7 @@ class KernelCuller:
         self.log = log
         self._options = options
         self._table = table
-        self._looks_after = looks_after
+        self._manages = manages
         self._connections = connections
         self._shut_down = shut_down
         self.clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
@@ -139,7 +139,7 @@ class KernelCuller:
     async def _check(self, kernel: RemoteKernelManager) -> None:
         """Check one kernel; whatever goes wrong with it is logged and does not keep the others."""
         try:
-            if not self._looks_after(kernel):
+            if not self._manages(kernel):
                 return  # another replica does
             policy = self._policy_of(kernel)
             use = self._use_of(kernel)

@@ -170,7 +170,7 @@ class Heartbeat:
         return is_known or self._is_changing(name) or self._store.owes(name)
 
     def _is_orphan(self, stored: StoredKernel, held: Collection[str]) -> bool:
-        """Whether nobody looks after a kernel, or we should and do not know: the answer to a claim was lost."""
+        """Whether nobody manages a kernel, or we should and do not know: the answer to a claim was lost."""
         kernel_id = stored.kernel_id
         if stored.owner is None:
             return not self._leases.is_patient

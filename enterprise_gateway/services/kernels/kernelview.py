@@ -35,9 +35,6 @@ class KernelParent(Protocol):
     def keeps_kernels(self) -> bool:
         """Whether kernels live on when the gateway ends."""
 
-    def cwd_for_path(self, path: str) -> str:
-        """Return the directory for an API path."""
-
 
 class KernelView(AsyncKernelManager):
     """The lower rung of :class:`RemoteKernelManager`: nothing here changes the kernel.

@@ -1,4 +1,4 @@
-"""Which kernels a replica looks after: their leases, and whether they count at the moment."""
+"""Which kernels a replica manages: their leases, and whether they count at the moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 30.0  # for another replica to finish what it does with a ker
 
 @dataclass
 class Lease:
-    """The lease of a kernel that this replica looks after."""
+    """The lease of a kernel that this replica manages."""
 
     asked_at: float
     """When the store was asked for it last: from then on it counts."""
@@ -109,7 +109,7 @@ class Leases:
     # -- what is held -------------------------------------------------------------------------------------------------
 
     def holds(self, kernel_id: str) -> bool:
-        """Whether this replica looks after the kernel, and has told so in time."""
+        """Whether this replica manages the kernel, and has told so in time."""
         lease = self._held.get(kernel_id)
         return lease is not None and time.monotonic() < lease.asked_at + self._store.lease_seconds
 
@@ -137,7 +137,7 @@ class Leases:
 
     @property
     def is_patient(self) -> bool:
-        """Whether a kernel that nobody seems to look after may have a replica that could not say so."""
+        """Whether a kernel that nobody seems to manage may have a replica that could not say so."""
         return time.monotonic() < self._patient_until
 
     @property
@@ -156,7 +156,7 @@ class Leases:
     # -- taking and keeping -------------------------------------------------------------------------------------------
 
     async def claim(self, kernel_id: str) -> bool:
-        """Take the lease of a kernel that nobody else looks after; called before one that may be dead is touched."""
+        """Take the lease of a kernel that nobody else manages; called before one that may be dead is touched."""
         if self.is_patient and not self.holds(kernel_id):
             return False
         if not await self._acquire(kernel_id):
@@ -202,7 +202,7 @@ class Leases:
         return renewed
 
     async def confirm(self, kernel_id: str) -> None:
-        """Make sure that we still look after a kernel before its process is touched, or used by clients.
+        """Make sure that we still manage a kernel before its process is touched, or used by clients.
 
         While the store is away nobody can take the kernel over, so that what was begun with it is done. Who has stood
         still cannot know that the store was away all the time, and waits until it answers.

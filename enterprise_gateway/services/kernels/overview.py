@@ -25,7 +25,7 @@ class Overview:
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._stored: dict[str, StoredKernel] = {}
-        self._looked_after: dict[str, float] = {}  # when another replica was last seen to hold each kernel's lease
+        self._managed: dict[str, float] = {}  # when another replica was last seen to hold each kernel's lease
 
     def get(self, kernel_id: str) -> StoredKernel | None:
         """Return what the store knows of a kernel."""
@@ -39,8 +39,8 @@ class Overview:
         """Learn what the store has said of all kernels; ``moment`` is when it was asked."""
         self._stored = dict(kernels)
         held = {each.kernel_id for each in kernels.values() if each.owner not in {None, self._owner}}
-        known = {each: at for each, at in self._looked_after.items() if each in kernels}
-        self._looked_after = known | dict.fromkeys(held, moment)
+        known = {each: at for each, at in self._managed.items() if each in kernels}
+        self._managed = known | dict.fromkeys(held, moment)
 
     def forget(self, kernel_id: str) -> None:
         """Forget a kernel that is gone."""
@@ -52,12 +52,12 @@ class Overview:
         return stored.connections if stored is not None else 0
 
     def is_used_elsewhere(self, kernel_id: str) -> bool:
-        """Whether another replica looks after a kernel, or has websockets for it."""
+        """Whether another replica manages a kernel, or has websockets for it."""
         stored = self._stored.get(kernel_id)
         return stored is not None and (stored.connections > 0 or stored.owner not in {None, self._owner})
 
     def is_dead_elsewhere(self, kernel_id: str) -> bool:
-        """Whether the replica that looks after a kernel has given it up, but keeps it as dead."""
+        """Whether the replica that manages a kernel has given it up, but keeps it as dead."""
         stored = self._stored.get(kernel_id)
         return stored is not None and stored.execution_state == "dead" and stored.owner is not None
 
@@ -66,5 +66,5 @@ class Overview:
 
         Not what is found dead when the gateway comes back after a night: nobody waits for that.
         """
-        is_recent = time.monotonic() < self._looked_after.get(kernel_id, -math.inf) + RECENTLY_SECONDS
+        is_recent = time.monotonic() < self._managed.get(kernel_id, -math.inf) + RECENTLY_SECONDS
         return is_recent or self.connections_elsewhere(kernel_id) > 0

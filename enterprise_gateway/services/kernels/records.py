@@ -119,7 +119,7 @@ class KernelRecords:
     async def left(self, kernel: RemoteKernelManager) -> None:
         """Record what only the gateway knows of a kernel that it leaves running."""
         if not self._sharing.holds(str(kernel.kernel_id)):
-            return  # the replica that looks after it tells what is to be told
+            return  # the replica that manages it tells what is to be told
         if not kernel.has_kernel and not kernel.life.is_dead:
             return  # its restart was given up; as long as the record says so, it is finished by whoever comes next
         with contextlib.suppress(LeaseLostError):

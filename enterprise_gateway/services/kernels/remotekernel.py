@@ -211,7 +211,7 @@ class RemoteKernelManager(KernelView, AsyncKernelManager):
     async def _async_signal_kernel(self, signum: int) -> None:
         """Send a signal; an interrupt is sent as the signal that the kernelspec's EG_ALTERNATE_SIGINT names."""
         if signum == signal.SIGINT:
-            self._sigint = self._sigint or interrupt_signal(self.spec, self.log)
+            self._sigint = self._sigint or interrupt_signal(self.spec, self.kernel_name, self.log)
             signum = self._sigint
         await super()._async_signal_kernel(signum)
 
@@ -351,11 +351,11 @@ class RemoteKernelManager(KernelView, AsyncKernelManager):
             self._resources = None
 
 
-def interrupt_signal(spec: KernelSpec, log: logging.Logger | logging.LoggerAdapter[Any]) -> int:
+def interrupt_signal(spec: KernelSpec, name_of_spec: str, log: logging.Logger | logging.LoggerAdapter[Any]) -> int:
     """Return the signal that interrupts kernels of a kernelspec, which may name it as ``EG_ALTERNATE_SIGINT``."""
     name = spec.env.get("EG_ALTERNATE_SIGINT", "SIGINT")
     try:
         return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
     except KeyError:
-        log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is no signal", name, spec.display_name)
+        log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is no signal", name, name_of_spec)
         return signal.SIGINT.value

@@ -89,7 +89,7 @@ class RemoteMappingKernelManager(CullingOptions, ChannelOptions, AsyncMultiKerne
         self.culler = KernelCuller(
             self,
             self.table,
-            looks_after=lambda kernel: self.replicas.holds(str(kernel.kernel_id)),
+            manages=lambda kernel: self.replicas.holds(str(kernel.kernel_id)),
             connections=self.listing.connections,
             shut_down=self.shutdown_kernel,
             log=self.log,

@@ -1,4 +1,4 @@
-"""How several gateways on one store share kernels: each is served by all of them and looked after by one."""
+"""How several gateways on one store share kernels: each is served by all of them and managed by one."""
 
 from __future__ import annotations
 
@@ -142,10 +142,10 @@ class Replicas(KernelSharing):
         with contextlib.suppress(StoreUnavailableError):  # the leases expire
             await self._store.leave(self.owner)
 
-    # -- who looks after a kernel -------------------------------------------------------------------------------------
+    # -- who manages a kernel -------------------------------------------------------------------------------------
 
     def holds(self, kernel_id: str) -> bool:
-        """Whether this replica looks after the kernel, and has told so in time."""
+        """Whether this replica manages the kernel, and has told so in time."""
         return self._leases.holds(kernel_id)
 
     def yield_lease(self, kernel_id: str) -> None:
@@ -153,7 +153,7 @@ class Replicas(KernelSharing):
         self._leases.yield_lease(kernel_id)
 
     async def claim(self, kernel_id: str) -> bool:
-        """Take the lease of a recorded kernel that nobody else looks after, before it is touched."""
+        """Take the lease of a recorded kernel that nobody else manages, before it is touched."""
         return await self._leases.claim(kernel_id)
 
     async def claim_new(self, kernel_id: str) -> None:
@@ -161,7 +161,7 @@ class Replicas(KernelSharing):
         await self._leases.claim_new(kernel_id)
 
     async def confirm(self, kernel_id: str) -> None:
-        """Make sure that we still look after a kernel before its process is touched, or used by clients."""
+        """Make sure that we still manage a kernel before its process is touched, or used by clients."""
         await self._leases.confirm(kernel_id)
 
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
@@ -179,7 +179,7 @@ class Replicas(KernelSharing):
         return False
 
     async def begin(self, kernel: RemoteKernelManager, record: Step) -> RemoteKernelManager:
-        """Look after a kernel from now on, because a client wants it restarted or deleted here, and record that.
+        """Manage a kernel from now on, because a client wants it restarted or deleted here, and record that.
 
         What another replica does with it at the moment is waited for. Returns the kernel as it is then.
 
@@ -247,7 +247,7 @@ class Replicas(KernelSharing):
         return self._overview.connections_elsewhere(kernel_id)
 
     def is_used_elsewhere(self, kernel_id: str) -> bool:
-        """Whether another replica looks after a kernel, or has websockets for it, as far as we know."""
+        """Whether another replica manages a kernel, or has websockets for it, as far as we know."""
         return self._overview.is_used_elsewhere(kernel_id)
 
     async def let_others_notice(self) -> None:

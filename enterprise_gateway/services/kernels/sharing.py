@@ -31,11 +31,11 @@ class KernelSharing(ABC):
     sessions: SessionTable
     """The notebooks' sessions."""
 
-    # -- who looks after a kernel: culls it, restarts it when it dies, writes its record
+    # -- who manages a kernel: culls it, restarts it when it dies, writes its record
 
     @abstractmethod
     def holds(self, kernel_id: str) -> bool:
-        """Whether this gateway looks after the kernel, and no other one does."""
+        """Whether this gateway manages the kernel, and no other one does."""
 
     @abstractmethod
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
@@ -43,7 +43,7 @@ class KernelSharing(ABC):
 
     @abstractmethod
     def yield_lease(self, kernel_id: str) -> None:
-        """Note that another gateway looks after the kernel."""
+        """Note that another gateway manages the kernel."""
 
     @abstractmethod
     async def claim_new(self, kernel_id: str) -> None:
@@ -102,7 +102,7 @@ class KernelSharing(ABC):
 
     @abstractmethod
     def is_used_elsewhere(self, kernel_id: str) -> bool:
-        """Whether another gateway looks after a kernel, or has websockets for it, as far as we know."""
+        """Whether another gateway manages a kernel, or has websockets for it, as far as we know."""
 
     @abstractmethod
     def revival_rules(self) -> RevivalRules:
@@ -174,7 +174,7 @@ class LoneGateway(KernelSharing):
         self._enter = enter
 
     def holds(self, kernel_id: str) -> bool:
-        """Whether this gateway looks after the kernel: always."""
+        """Whether this gateway manages the kernel: always."""
         return True
 
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:

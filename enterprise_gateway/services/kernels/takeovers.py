@@ -63,7 +63,7 @@ class Takeovers:
         self._forget = forget
 
     async def take_over(self, orphans: Iterable[StoredKernel]) -> None:
-        """Look after the kernels of a replica that is gone."""
+        """Manage the kernels of a replica that is gone."""
         with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
             taken = [kernel_id for kernel_id in await asyncio.gather(*map(self._seize, orphans)) if kernel_id]
             if taken:

@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 from typing import Any, ClassVar
 
 from ...core import envvars
-from ...core.errors import GatewayError, LauncherFailedError, LaunchTimeoutError
+from ...core.errors import GatewayError, KernelLaunchError, LauncherFailedError, LaunchTimeoutError
 from ...core.states import Phase, State
 from ...transport.commport import CommPortError, connection_ended
 from .contract import ENDING_SIGNALS
@@ -129,7 +129,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         await first_result(super().watch_for_failure(), self._fail_when_ended())
 
     async def _fail_when_ended(self) -> None:
-        state = await self._first_state(lambda state: state.has_ended, eager=True)
+        state = await self._state_at_start(lambda state: state.has_ended)
         await asyncio.sleep(REPORT_SECONDS)
         raise LauncherFailedError(await self._describe_end(state))
 
@@ -164,7 +164,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         patience = max(self.deadline.remaining, PLACE_SECONDS)
         try:
             state = await asyncio.wait_for(
-                self._first_state(lambda state: bool(state.ip) or state.has_ended, eager=True), patience
+                self._state_at_start(lambda state: bool(state.ip) or state.has_ended), patience
             )
         except (asyncio.TimeoutError, TimeoutError):
             raise LaunchTimeoutError(
@@ -183,6 +183,18 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
                 if is_wanted(state):
                     return state
         raise AssertionError("states do not end")
+
+    async def _state_at_start(self, is_wanted: Callable[[State], bool]) -> State:
+        """Return the first state of this kind; a back end that fails to tell of states fails the start."""
+        try:
+            return await self._first_state(is_wanted, eager=True)
+        except GatewayError:
+            raise
+        except Exception as error:
+            raise KernelLaunchError(
+                f"What became of kernel {self.kernel_id} cannot be found out: "
+                f"its back end {type(self).__name__} fails with {type(error).__name__}: {error}"
+            ) from error
 
     def _take(self, state: State) -> None:
         self.state = state

@@ -141,6 +141,8 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             self.kernel_launch_timeout = kernelargs.check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
         spec = self.kernel_manager.spec
         username = env.get("KERNEL_USERNAME") or gateway_user()
+        # The contract of 3.x: back ends go on with the very dictionary that they were given. It is changed here only.
+        env.update(self.launcher_variables(env))
         kernelenv.finish(
             env,
             kernel_id=self.kernel_id,
@@ -155,6 +157,10 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
             self.kernel_id,
             kernelenv.redact(env, envvars.EG_SENSITIVE_ENV_KEYS(), envvars.EG_REDACTION_MASK()),
         )
+
+    def launcher_variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return what the launcher is to find besides ``env``; called by :meth:`launch_process`."""
+        return {}
 
     def launch_kernel(self, cmd: list[str], **kwargs: Any) -> LocalProcess:
         """Start ``cmd`` as a child of the gateway; back ends use it for kernels and for launch scripts.

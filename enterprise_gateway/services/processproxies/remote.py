@@ -121,13 +121,18 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         """
         self.expectation.restrict(Origins(addresses, self.proxy_config.get("payload_v1_from") or ()), place)
 
+    def launcher_variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return the launcher's secret, port rules and log level."""
+        return {
+            **super().launcher_variables(env),
+            "EG_LAUNCH_SECRET": self.launch_secret,
+            "EG_MIN_PORT_RANGE_SIZE": str(envvars.EG_MIN_PORT_RANGE_SIZE()),
+            "EG_MAX_PORT_RANGE_RETRIES": str(envvars.EG_MAX_PORT_RANGE_RETRIES()),
+            "EG_LOG_LEVEL": env.get("EG_LOG_LEVEL", str(envvars.EG_LOG_LEVEL())),
+        }
+
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-        """Give the launcher its secret and port rules, and start counting the launch time-out."""
-        env = kwargs["env"]
-        env["EG_LAUNCH_SECRET"] = self.launch_secret
-        env["EG_MIN_PORT_RANGE_SIZE"] = str(envvars.EG_MIN_PORT_RANGE_SIZE())
-        env["EG_MAX_PORT_RANGE_RETRIES"] = str(envvars.EG_MAX_PORT_RANGE_RETRIES())
-        env.setdefault("EG_LOG_LEVEL", str(envvars.EG_LOG_LEVEL()))
+        """Complete the environment, and start counting the launch time-out."""
         await super().launch_process(kernel_cmd, **kwargs)
         self._start_counting()
 
