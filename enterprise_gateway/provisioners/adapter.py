@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 from jupyter_client.manager import AsyncKernelManager
 
-from ..core import envvars, kernelargs, kernelenv
+from ..core import kernelargs, kernelenv
 from ..core.connection import ConnectionInfo
 from ..core.offload import offload, uninterrupted
 from ..services.processproxies.choice import check_argv, make_process_proxy
@@ -23,12 +22,12 @@ from ..services.processproxies.remote import RemoteProcessProxy
 from ..services.processproxies.shared import gateway_environment
 from ..transport.localproc import LocalProcess
 from .kernelprocess import KernelProcess
+from .proxyverbs import ProxyVerbs
 from .standalone import StandaloneKernel
 
 if TYPE_CHECKING:
     from ..transport.response import Conflict
 
-WITH_FILES = ("cleanup", "remove_leftovers")  # on whatever file system, or all of /proc
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
@@ -49,7 +48,7 @@ class ProcessProxyProvisioner(KernelProcess):
     _ports: list[int] | None = None
     _launched = False
     _is_clean = True
-    _told_error = ""
+    _verbs: ProxyVerbs
     _output: Path | None = None
 
     def __init__(self, kernel: LaunchedKernel | None = None, **kwargs: Any) -> None:
@@ -137,6 +136,7 @@ class ProcessProxyProvisioner(KernelProcess):
             self.kernel = self._standalone = StandaloneKernel(self.parent, self.kernel_id, self.kernel_spec)
         await self.kernel.resources.deployment.known()
         self.process_proxy = await make_process_proxy(self.kernel)
+        self._verbs = ProxyVerbs(self.process_proxy, self.kernel_id or "", self.log)
         self._is_clean = False
         return self.kernel
 
@@ -196,67 +196,39 @@ class ProcessProxyProvisioner(KernelProcess):
 
     async def poll(self) -> int | None:
         """Return None while the kernel lives, or while its proxy cannot tell: then it is not known to be gone."""
-        try:
-            result = await self.ask()
-        except Exception as error:  # noqa: BLE001  # of a third party
-            self._tell_unknown(error)
-            return None
-        self._told_error = ""
-        return result
+        return await self._verbs.poll() if self._launched else 0
 
     async def ask(self) -> int | None:
         """Return None while the kernel lives; raises what the proxy raises when it cannot tell.
 
         For recovering recorded kernels: one that cannot be asked is neither taken over nor removed.
         """
-        if not self._launched:
-            return 0
-        result = await self._call("poll")
-        return None if result is None else int(result) if isinstance(result, int) else 0
+        return await self._verbs.ask() if self._launched else 0
 
     async def wait(self) -> int | None:
         """Wait until the kernel has ended; jupyter_client limits the time."""
         return await self.wait_for_exit()
 
     async def wait_for_exit(self) -> int | None:
-        """Wait until the kernel has ended: for the proxy's own event where it has one, else by polling."""
-        proxy = self.process_proxy
-        if proxy is None or not self._launched:
-            return 0
-        while hasattr(proxy, "wait_for_exit"):
-            try:
-                exit_code: int | None = await proxy.wait_for_exit()
-            except Exception as error:  # noqa: BLE001  # of a third party
-                self._tell_unknown(error)
-                await asyncio.sleep(envvars.EG_POLL_INTERVAL())
-            else:
-                return exit_code
-        while (result := await self.poll()) is None:
-            await asyncio.sleep(envvars.EG_POLL_INTERVAL())
-        return result
-
-    def _tell_unknown(self, error: Exception) -> None:
-        """Log that it is not known whether the kernel lives, once as long as the reason is the same."""
-        if self._told_error != (reason := repr(error)):
-            self._told_error = reason
-            self.log.warning("Whether kernel %s lives is not known: %s", self.kernel_id, reason)
+        """Wait until the kernel has ended."""
+        return await self._verbs.wait_for_exit() if self._launched else 0
 
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel."""
-        await self._call("send_signal", signum)
+        await self._verbs.call("send_signal", signum)
 
     async def kill(self, restart: bool = False) -> None:
         """End the kernel for certain."""
-        await self._call("kill")
+        await self._verbs.call("kill")
 
     async def terminate(self, restart: bool = False) -> None:
         """Ask the kernel's process to end."""
-        await self._call("terminate")
+        await self._verbs.call("terminate")
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """Tell the launcher's listener that the kernel has been asked to shut down."""
         if isinstance(self.process_proxy, RemoteProcessProxy):
-            await self._call("shutdown_listener")
+            await self._verbs.call("shutdown_listener")
 
     async def cleanup(self, restart: bool = False) -> None:
         """Have the proxy release everything, once; give the ports back unless the kernel is relaunched."""
@@ -265,7 +237,7 @@ class ProcessProxyProvisioner(KernelProcess):
                 if not self._is_clean:
                     self._is_clean = True
                     self._forget_output()
-                    await self._call("cleanup")
+                    await self._verbs.call("cleanup")
             finally:
                 self._launched = False
                 self.connection = None
@@ -310,21 +282,9 @@ class ProcessProxyProvisioner(KernelProcess):
             self.kernel.resources.ports.release(self._ports)
             self._ports = None
 
-    async def _call(self, verb: str, *args: Any, place: str = "") -> Any:
-        """Call a verb of the proxy: awaited, called at once, or in a thread when it may block."""
-        method = getattr(self.process_proxy, verb)
-        if inspect.iscoroutinefunction(method):
-            return await method(*args)
-        if verb in WITH_FILES or getattr(self.process_proxy, "calls_block", True):
-            assert self.process_proxy is not None
-            if verb == "poll":
-                return await self.process_proxy.poll_in_thread()
-            return await self.process_proxy.in_thread(method, *args, place=place)
-        return method(*args)
-
     async def get_provisioner_info(self) -> dict[str, Any]:
         """Return what a later gateway needs to take the kernel over."""
-        info: dict[str, Any] = await self._call("get_process_info")
+        info: dict[str, Any] = await self._verbs.call("get_process_info")
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
@@ -333,7 +293,7 @@ class ProcessProxyProvisioner(KernelProcess):
         assert self.process_proxy is not None
         # The proxy itself does not know yet where the kernel is.
         place = str(provisioner_info.get("assigned_host") or provisioner_info.get("assigned_ip") or "")
-        await self._call("load_process_info", provisioner_info, place=place)
+        await self._verbs.call("load_process_info", provisioner_info, place=place)
         if isinstance(self.process_proxy.local_proc, LocalProcess):
             self._keep_output_small()
         self.is_remote = isinstance(self.process_proxy, RemoteProcessProxy)
@@ -348,7 +308,7 @@ class ProcessProxyProvisioner(KernelProcess):
 
     async def remove_leftovers(self) -> bool:
         """Have the proxy remove whatever carries the kernel's id, and return whether a process did."""
-        return bool(await self._call("remove_leftovers"))
+        return bool(await self._verbs.call("remove_leftovers"))
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """Let a proxy raise the time that its kernels have for shutting down."""
