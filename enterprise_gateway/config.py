@@ -532,7 +532,7 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         default_value=f"{_SERVICES}.sessions.kernelsessionmanager.FileKernelSessionManager",
         klass=f"{_SERVICES}.sessions.kernelsessionmanager.KernelSessionManager",
         config=True,
-        help="Class that stores the sessions of kernels that outlive the gateway: in files, a database or a web service.",
+        help="Class that stores the sessions of kernels that outlive the gateway: in files, a database or a webhook.",
     )
 
     @observe("env_whitelist", "env_process_whitelist")

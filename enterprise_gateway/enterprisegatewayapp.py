@@ -247,7 +247,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         return self.dynamic_config_poller
 
     def init_dynamic_configs(self) -> None:
-        """Register what follows the config files, and look at them as often as ``dynamic_config_interval`` says."""
+        """Register what follows the config files, and check them every ``dynamic_config_interval`` seconds."""
         self.add_dynamic_configurable("EnterpriseGatewayApp", self)
         self.add_dynamic_configurable("MappingKernelManager", self.kernel_manager)
         self.add_dynamic_configurable("KernelSpecManager", self.kernel_spec_manager)
@@ -329,7 +329,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.init_dynamic_configs()
 
     def init_event_logger(self) -> None:
-        """Have events recorded if the configuration says where (``c.EventLogger``): importing that takes a second."""
+        """Set up event logging only if it is configured (``c.EventLogger``), because importing it takes a second."""
         if "EventLogger" not in self.config:
             return
         from jupyter_events import EventLogger
@@ -347,18 +347,20 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         store = self.kernel_session_manager
         if store.enable_persistence and self.availability_mode is None:
             self.availability_mode = self.AVAILABILITY_REPLICATION
-            self.log.info("Kernel sessions are stored, so the availability mode is '%s'.", self.availability_mode)
+            self.log.info(
+                "Kernel sessions are stored, so the availability mode is set to '%s'.", self.availability_mode
+            )
         elif self.availability_mode is not None and not store.enable_persistence:
             store.enable_persistence = True
             self.log.info("The availability mode is '%s', so kernel sessions are stored.", self.availability_mode)
         if self.keep_kernels_on_stop and not store.enable_persistence:
             raise TraitError(
-                "keep_kernels_on_stop needs stored kernel sessions: set availability_mode, or nobody would find the "
-                "kernels again."
+                "keep_kernels_on_stop needs stored kernel sessions: set availability_mode, or no gateway would find "
+                "the kernels again."
             )
 
     def _make_deployment(self) -> Deployment:
-        """Return what labels the things that kernels of this gateway are made of."""
+        """Return the label put on the processes, containers and files of this gateway's kernels."""
         store = self.kernel_session_manager
         if not store.enable_persistence:
             return RunDeployment(Path(self.runtime_dir))
@@ -367,7 +369,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     @property
     def leaves_kernels(self) -> bool:
-        """Whether kernels live on when the gateway is stopped in order."""
+        """Whether kernels live on when the gateway stops gracefully."""
         keep = self.keep_kernels_on_stop
         return bool(self.kernel_session_manager.enable_persistence) if keep is None else bool(keep)
 
@@ -526,7 +528,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
                 self._leaving.cancel()
 
     async def _serve_and_leave(self) -> None:
-        """Serve; threads that hang keep the program from ending for a moment only, whereas Python waits for them."""
+        """Serve; a thread that hangs delays the exit only briefly, whereas Python would wait for it."""
         exit_code = 1
         try:
             await self.serve()
@@ -538,12 +540,12 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
 
     def _leave(self, exit_code: int) -> None:
         busy = ", ".join(sorted(set(under_way()))) or "those of a third party"
-        self.log.warning("The gateway ends, although threads have not ended: %s", busy)
+        self.log.warning("The gateway exits although these threads have not ended: %s", busy)
         logging.shutdown()
         os._exit(exit_code)
 
     async def serve(self) -> None:
-        """Take stored kernels over, accept requests, and stop in order when told to."""
+        """Recover stored kernels, accept requests, and stop gracefully when told to."""
         assert self.http_server is not None
         self._stop_requested = asyncio.Event()
         self._handle_signals(asyncio.get_running_loop())
@@ -569,28 +571,28 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
             await self.stop()
 
     async def _sweep_at_start(self) -> None:
-        """Remove what earlier gateways have left; replicas leave that to an operator, who knows which of them run."""
+        """Remove leftovers of earlier gateways; replicas leave that to the operator, who knows which ones run."""
         if self.availability_mode == self.AVAILABILITY_REPLICATION:
             return
         try:
             report = await self.sweeper.sweep()
         except StoreUnavailableError as error:
-            self.log.warning("What earlier gateways have left behind was not looked for: %s", error)
+            self.log.warning("Leftovers of earlier gateways were not searched for: %s", error)
         except Exception:
-            self.log.exception("What earlier gateways have left behind could not be removed")
+            self.log.exception("Leftovers of earlier gateways could not be removed")
         else:
             for back_end, reason in report.not_asked.items():
-                self.log.warning("What kernels of %s have left behind is not known: %s", back_end, reason)
+                self.log.warning("%s could not be searched for leftovers of earlier gateways: %s", back_end, reason)
 
     def request_stop(self) -> None:
-        """Let ``serve`` stop in order; called by signal handlers."""
+        """Make ``serve`` stop gracefully; called by signal handlers."""
         if self._stop_requested is not None:
             self._stop_requested.set()
 
     async def stop(self) -> None:
-        """Stop accepting requests, end or let go of the kernels, and release everything.
+        """Stop accepting requests, end the kernels or detach from them, and release everything.
 
-        Kernels that live on are let go of when the requests under way are answered. Their websockets are closed last:
+        Kernels that live on are detached once requests in progress are answered. Their websockets are closed last:
         what a kernel says while no gateway listens is lost.
         """
         self._dynamic_config.stop_polling()
@@ -607,7 +609,7 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         await take_all(steps, "The gateway", self.log)
 
     async def stop_managers(self) -> None:
-        """Close what the managers have open besides kernels."""
+        """Close everything that the managers have open, except kernels."""
         steps: list[Callable[[], Any]] = [
             self.kernel_manager.close,
             self.kernel_session_manager.close,
@@ -616,13 +618,13 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         await take_all(steps, "The gateway", self.log, patience=PATIENCE_SECONDS)
 
     async def _drain(self) -> None:
-        """Wait until the requests under way are answered, ``drain_timeout`` seconds at most."""
+        """Wait until the requests in progress are answered, at most ``drain_timeout`` seconds."""
         count = len(self.traffic.requests)
         if count:
-            self.log.info("Waiting up to %g s for %d requests that are under way.", self.drain_timeout, count)
+            self.log.info("Waiting up to %g s for %d requests in progress.", self.drain_timeout, count)
         if not await self.traffic.requests_answered(Deadline(self.drain_timeout)):
             self.log.warning(
-                "%d requests were not answered within %g s and are given up.",
+                "%d requests were not answered within %g s and are abandoned.",
                 len(self.traffic.requests),
                 self.drain_timeout,
             )
@@ -657,18 +659,18 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
         self.request_stop()
 
     async def _warm_up(self) -> None:
-        """Read the kernelspecs before the first request, and name those that the gateway has to take on trust."""
+        """Read the kernelspecs before the first request, and log those whose launchers cannot prove who they are."""
         snapshot = await self.kernel_spec_cache.snapshot()
         names = await offload(unproven_kernelspecs, snapshot.items) if self.allow_payload_v1 else []
         if names:
             self.log.info(
-                "Reports of payload version 1 are taken for kernels of these kernelspecs, so that another account of a "
-                "kernel's host can report in its place; see allow_payload_v1: %s",
+                "Reports of payload version 1 are accepted for kernels of these kernelspecs, so another account on "
+                "the kernel's host can report in its place; see allow_payload_v1: %s",
                 ", ".join(names),
             )
 
     def _emit_conflict(self, conflict: Conflict) -> None:
-        """Record an event that two launchers have reported for one kernel; called by the response server."""
+        """Emit an event when two launchers have reported for one kernel; called by the response server."""
         if self.event_logger is not None:
             self.event_logger.emit(schema_id=LAUNCH_CONFLICT, data=asdict(conflict))
 
@@ -679,8 +681,8 @@ class EnterpriseGatewayApp(EnterpriseGatewayConfigMixin, JupyterApp):
     def _warn_of_risks(self) -> None:
         if not self.auth_token and not self.client_ca and not is_loopback(self.ip):
             self.log.warning(
-                "The gateway serves %s without auth_token: whoever reaches it can run code here, unless a proxy in "
-                "front keeps others out. Clients that come by a name other than %s are refused unless it is in "
+                "The gateway serves %s without auth_token: anyone who reaches it can run code here, unless a proxy in "
+                "front of it restricts access. Requests for a host name other than %s are refused unless it is in "
                 "allowed_hosts.",
                 self.ip or "all addresses",
                 " or ".join(sorted(own_names() | {"localhost"})),

@@ -341,7 +341,7 @@ class SqlStore:
         # The row stays locked until our commit: whoever takes the lease over reads what we wrote.
         query = sa.select(_leases.c.fencing_token).where(_leases.c.kernel_id == kernel_id).with_for_update()
         if connection.execute(query).scalar() != token:
-            raise LeaseLostError(f"Kernel {kernel_id} is looked after by another replica of the gateway.")
+            raise LeaseLostError(f"Kernel {kernel_id} is managed by another replica of the gateway.")
 
     def _now(self) -> sa.ColumnElement[float]:
         if self._is_sqlite:  # one machine, one clock

@@ -32,7 +32,7 @@ CHANNELS = ("shell_port", "iopub_port", "stdin_port", "hb_port", "control_port")
 
 
 class ProcessProxyProvisioner(KernelProcess):
-    """Lets a process proxy launch and stand for a kernel; made by the kernel's manager.
+    """Lets a process proxy launch and represent a kernel; made by the kernel's manager.
 
     The methods below are jupyter_client's contract and are called by the kernel's manager, the gateway's or any other;
     each says what it asks of the proxy.
@@ -231,7 +231,7 @@ class ProcessProxyProvisioner(KernelProcess):
             await self._verbs.call("shutdown_listener")
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Have the proxy release everything, once; give the ports back unless the kernel is relaunched."""
+        """Have the proxy release everything, once; release the ports unless the kernel is relaunched."""
         async with self._cleaning:  # a relaunch must not begin before this one has ended
             try:
                 if not self._is_clean:
@@ -246,7 +246,7 @@ class ProcessProxyProvisioner(KernelProcess):
                     await self._release_kernel()
 
     async def detach(self) -> None:
-        """Close what leads to a kernel elsewhere that lives on."""
+        """Close connections to a remote kernel that lives on."""
         if isinstance(self.process_proxy, RemoteProcessProxy):
             await offload(self.process_proxy.disconnect)
 
@@ -277,7 +277,7 @@ class ProcessProxyProvisioner(KernelProcess):
             self._output = None
 
     def release_ports(self) -> None:
-        """Give the ports of a local kernel back; a relaunch then chooses new ones."""
+        """Release the ports of a local kernel; a relaunch then chooses new ones."""
         if self._ports is not None:
             self.kernel.resources.ports.release(self._ports)
             self._ports = None
@@ -307,7 +307,7 @@ class ProcessProxyProvisioner(KernelProcess):
             self.kernel.resources.ports.claim(self._ports)
 
     async def remove_leftovers(self) -> bool:
-        """Have the proxy remove whatever carries the kernel's id, and return whether a process did."""
+        """Have the proxy remove everything that carries the kernel's id, and return whether a process did."""
         return bool(await self._verbs.call("remove_leftovers"))
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:

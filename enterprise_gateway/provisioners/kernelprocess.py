@@ -62,11 +62,11 @@ class KernelProcess(KernelProvisionerBase):
         return exit_code
 
     async def remove_leftovers(self) -> bool:
-        """Remove whatever carries the kernel's id, and return whether a process did."""
+        """Remove everything that carries the kernel's id, and return whether a process did."""
         return False
 
     async def undo_launch(self) -> None:
-        """Remove what a launch that has failed has left, as far as the back end can; called by whoever has launched.
+        """Remove what a failed launch has left, as far as the back end can; called by whatever launched it.
 
         Nothing is raised: the reason why the launch has failed is to be told.
         """
@@ -78,19 +78,19 @@ class KernelProcess(KernelProvisionerBase):
         try:
             await asyncio.wait_for(self.wait(), UNDO_SECONDS)
         except asyncio.TimeoutError:
-            raise TimeoutError(f"it was killed and has not ended within {UNDO_SECONDS:g} seconds") from None
+            raise TimeoutError(f"it was killed but did not end within {UNDO_SECONDS:g} seconds") from None
 
     async def detach(self) -> None:
-        """Close what leads to a process that lives on, because the gateway ends; a child of it is still reaped."""
+        """Close connections to a process that lives on when the gateway ends; a child process is still reaped."""
 
     async def disconnect(self) -> None:
-        """Close what leads to a process that lives on, for another object; give its ports back."""
+        """Close connections to a process that lives on and that another object uses from now on; release its ports."""
 
     def claim_ports(self) -> None:
         """Reserve the ports of a kernel that was taken over, so that no other kernel is given them."""
 
     def release_ports(self) -> None:
-        """Give the ports of a local kernel back; a relaunch then chooses new ones."""
+        """Release the ports of a local kernel; a relaunch then chooses new ones."""
 
 
 async def clean_up(
@@ -98,9 +98,9 @@ async def clean_up(
     kernel_id: str | None,
     log: logging.Logger | logging.LoggerAdapter[Any],
 ) -> None:
-    """End what there is of a kernel: one step that fails does not keep the others.
+    """Take steps to end a kernel; a step that fails does not stop the others.
 
-    A back end may be unable to undo what it did not do, and the reason of a failure is told already.
+    A back end may be unable to undo what it did not do, and the reason of the failure was reported already.
     """
     for step in steps:
         try:

@@ -82,4 +82,4 @@ class ProxyVerbs:
         """Log that it is not known whether the kernel lives, once as long as the reason is the same."""
         if self._logged_error != (reason := repr(error)):
             self._logged_error = reason
-            self.log.warning("Whether kernel %s lives is not known: %s", self._kernel_id, reason)
+            self.log.warning("It is not known whether kernel %s is alive: %s", self._kernel_id, reason)

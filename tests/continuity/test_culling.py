@@ -374,5 +374,5 @@ async def test_a_kernel_that_fails_does_not_end_the_heartbeat_of_a_replica(
             assert [model["id"] for model in await kernels.models()] == [ids[1]]
             await socket.receive_until("execute_reply")
     told, listed = [record.getMessage() for record in logged]
-    assert told.startswith(f"What kernel {ids[0]} does cannot be told")
+    assert told.startswith(f"The activity of kernel {ids[0]} cannot be published")
     assert listed == f"Kernel {ids[0]} cannot be listed"

@@ -106,7 +106,7 @@ async def test_a_back_end_that_fails_keeps_nothing_else_from_being_removed(tmp_p
         assert "LitteringProxy could not be asked: RuntimeError('The cluster does not answer.')" in report
         await eventually(lambda: traces_of(lost) == [])
         await gateway.start()
-        await eventually(lambda: "What kernels of LitteringProxy have left behind is not known" in gateway.output)
+        await eventually(lambda: "LitteringProxy could not be searched for leftovers" in gateway.output)
 
 
 async def test_a_gateway_sweeps_when_it_starts(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ async def test_a_gateway_sweeps_when_it_starts(tmp_path: Path) -> None:
         Path(os.environ["JUPYTER_DATA_DIR"], "kernel_sessions", f"{lost}.json").unlink()
         await gateway.start()
         await eventually(lambda: traces_of(lost) == [])
-        assert f"Left behind by kernel {lost} and removed: process " in gateway.output
+        assert f"Leftover of kernel {lost} removed: process " in gateway.output
 
 
 async def test_nobody_elses_things_are_touched(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
 
 @pytest.mark.parametrize("load_balancer", ["haproxy", pytest.param("nginx", marks=pytest.mark.needs("nginx"))])
 async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
-    """Clients of a replica that was killed go on through the other one within 5 s, and it looks after the kernels."""
+    """Clients of a replica that was killed go on through the other one within 5 s, and it manages the kernels."""
     replicas.load_balancer = load_balancer
     await replicas.start()
     client = replicas.through_proxy
@@ -283,7 +283,7 @@ async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
     assert [text for text, _ in answers] == ["0", "1", "2", "3"]
     assert time.monotonic() - killed < 5
     pid = int((await (await client.websocket(kernels[0])).execute("import os; os.getpid()"))[0])
-    while "looks after" not in replicas.output:
+    while "This replica took over" not in replicas.output:
         await asyncio.sleep(0.1)
         assert time.monotonic() - killed < 5
     os.kill(pid, signal.SIGKILL)
@@ -307,7 +307,7 @@ async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_ov
     await asyncio.to_thread(replicas.kill, 0)
 
     async def all_are_taken_over():
-        return sum(map(int, re.findall(r"This replica looks after (\d+) more kernels", replicas.output))) == 4
+        return sum(map(int, re.findall(r"This replica took over (\d+) kernels", replicas.output))) == 4
 
     await eventually(all_are_taken_over, 20)
     for kernel_id in plain:

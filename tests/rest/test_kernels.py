@@ -62,7 +62,7 @@ async def test_listing_kernels_is_forbidden_unless_switched_on() -> None:
     """Without list_kernels, GET /api/kernels is 403; the option takes effect on the next request."""
     async with running_gateway(config=options(list_kernels=False)) as gateway:
         refused = await gateway.call("/api/kernels", status=403)
-        sentence = "This is not listed unless the gateway's option list_kernels (EG_LIST_KERNELS) is on."
+        sentence = "Listing is disabled; the gateway's option list_kernels (EG_LIST_KERNELS) enables it."
         assert refused == {"reason": "Forbidden", "message": sentence}
         assert await gateway.call("/api/sessions", status=403) == refused
         gateway.app.list_kernels = True

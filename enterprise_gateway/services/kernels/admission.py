@@ -1,4 +1,4 @@
-"""Connects to kernels that run and has them managed from now on."""
+"""Connects to running kernels and has them managed from then on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Admission:
     table
         The kernels that are managed.
     restarter, culler
-        Notice that a kernel has died, or is not used any more.
+        Detect that a kernel has died, or is no longer used.
     on_admission
         Called when a kernel is managed.
     """
@@ -70,5 +70,5 @@ class Admission:
         self._on_admission()
 
     def close(self) -> None:
-        """Connect to no kernel any more; called when the gateway begins to stop."""
+        """Refuse to connect to further kernels; called when the gateway begins to stop."""
         self._is_closed = True

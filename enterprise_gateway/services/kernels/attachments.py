@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Attachments:
-    """Does here what other replicas have done with kernels, by what the store says of them.
+    """Applies here what other replicas have done with kernels, as recorded in the store.
 
     Parameters
     ----------
@@ -71,14 +71,14 @@ class Attachments:
     # -- following others ---------------------------------------------------------------------------------------------
 
     def is_outdated(self, kernel: RemoteKernelManager) -> bool:
-        """Whether the store has said something of a kernel that was not done here yet."""
+        """Whether the store has a change of a kernel that was not applied here yet."""
         stored = self._overview.get(str(kernel.kernel_id))
         if stored is None or (stored.execution_state == "dead") != kernel.life.is_dead:
             return True
         return stored.version != self._seen.get(stored.kernel_id)
 
     async def refresh(self, kernel_id: str) -> StoredKernel | None:
-        """Ask the store about one kernel and bring our attachment in line with the answer, which is returned."""
+        """Ask the store about one kernel, update our connection accordingly, and return the answer."""
         async with self._locks.of(kernel_id):
             kernels = await self._store.fetch_kernels(self._leases.owner, kernel_id)
             stored = kernels.get(kernel_id)
@@ -96,7 +96,7 @@ class Attachments:
             return stored
 
     async def _follow(self, kernel: RemoteKernelManager, stored: StoredKernel) -> None:
-        """Do here what another replica has done with a kernel."""
+        """Apply what another replica has done with a kernel."""
         self._leases.yield_lease(stored.kernel_id)
         if not kernel.recorded.is_certain:
             await self._end_unrecorded(kernel)
@@ -119,12 +119,12 @@ class Attachments:
     # -- kernels that we manage -----------------------------------------------------------------------------------
 
     async def pay(self, kernel_id: str) -> None:
-        """Write what the store is owed of a kernel, by the lease that it was done under; before another is taken."""
+        """Write what could not be recorded of a kernel, under its lease of that time, before taking another."""
         if self._store.owes(kernel_id):
             await self._store.flush()
 
     async def catch_up(self, kernel_id: str) -> None:
-        """Attach anew to a kernel that this replica manages from now on, if others have restarted it."""
+        """Reconnect to a kernel that this replica manages from now on, if others have restarted it."""
         async with self._locks.of(kernel_id):
             record = await self._store.fetch_session(kernel_id)
             kernel = self._table.get(kernel_id)
@@ -163,7 +163,7 @@ class Attachments:
     # -- both ---------------------------------------------------------------------------------------------------------
 
     async def _end_unrecorded(self, kernel: RemoteKernelManager) -> None:
-        """End the process of a kernel if the store never came to know it, and another replica has one for it."""
+        """End the process of a kernel if it was never recorded and another replica has started one."""
         await self.pay(str(kernel.kernel_id))
         record = await self._store.fetch_session(str(kernel.kernel_id))
         if record is None or not kernel.recorded.is_in(record):

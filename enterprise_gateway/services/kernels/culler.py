@@ -1,4 +1,4 @@
-"""Culls kernels that nobody uses any more."""
+"""Culls kernels that are no longer used."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ class KernelCuller:
         )
 
     def start(self) -> None:
-        """Begin to check; called when a kernel was started, without effect when it has begun already."""
+        """Start the checks, unless they are running; called when a kernel was started."""
         if self._timer is None:
             interval = self._options.cull_interval
             if interval <= 0:
                 interval = int(envvars.EG_CULL_INTERVAL.default)
-                self.log.warning("cull_interval must be positive; %d seconds are used", interval)
+                self.log.warning("cull_interval must be positive; using %d seconds", interval)
             self._timer = PeriodicCallback(self.cull_kernels, 1000 * interval)
             self._timer.start()
 
@@ -133,11 +133,11 @@ class KernelCuller:
             self.start()
 
     async def cull_kernels(self) -> None:
-        """Cull every kernel that its policy says so of, and warn the clients of those that are next."""
+        """Cull every kernel that its policy selects, and warn the clients of those that will be next."""
         await asyncio.gather(*map(self._check, self._table))
 
     async def _check(self, kernel: RemoteKernelManager) -> None:
-        """Check one kernel; whatever goes wrong with it is logged and does not keep the others."""
+        """Check one kernel; any error is logged and does not stop the check of the others."""
         try:
             if not self._manages(kernel):
                 return  # another replica does
@@ -159,7 +159,7 @@ class KernelCuller:
         for reason in unusable_entries(metadata):
             if (kernel.kernel_name, reason) not in self._refused_entries:
                 self._refused_entries.add((kernel.kernel_name, reason))
-                self.log.warning("The metadata of kernelspec %s is ignored here: %s", kernel.kernel_name, reason)
+                self.log.warning("An entry in the metadata of kernelspec %s is ignored: %s", kernel.kernel_name, reason)
         return self.policy.for_spec(metadata)
 
     async def _cull(self, kernel: RemoteKernelManager, reason: str) -> None:

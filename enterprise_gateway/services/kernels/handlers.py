@@ -26,7 +26,7 @@ class StartsKernels(GatewayHandler):
         """Refuse with 403 to list what runs unless the option ``list_kernels`` allows it."""
         if not self.settings.get("eg_list_kernels"):
             raise web.HTTPError(
-                403, "This is not listed unless the gateway's option list_kernels (EG_LIST_KERNELS) is on."
+                403, "Listing is disabled; the gateway's option list_kernels (EG_LIST_KERNELS) enables it."
             )
 
     async def start_kernel(self, **arguments: Any) -> str:
@@ -92,7 +92,7 @@ class MainKernelHandler(StartsKernels):
             if name in self.request.headers:
                 captured[name] = self.request.headers[name]
             else:
-                self.kernel_manager.log.warning("The request has no header %s, which kernel_headers names", name)
+                self.kernel_manager.log.warning("The request lacks the header %s, which kernel_headers names", name)
         return captured
 
 

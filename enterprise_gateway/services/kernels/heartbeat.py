@@ -27,7 +27,7 @@ ACTIVITY_SECONDS = 5.0  # how much newer a kernel's activity must be before it a
 
 
 class Heartbeat:
-    """One task, which prolongs leases, tells and learns, for all kernels in one transaction; what follows are jobs.
+    """One task that renews leases and exchanges news for all kernels in one transaction; the rest runs as jobs.
 
     Parameters
     ----------
@@ -120,7 +120,9 @@ class Heartbeat:
             except Exception as error:  # noqa: BLE001 -- of one kernel: the others' leases are to be prolonged
                 if kernel_id not in self._untellable:
                     self._untellable.add(kernel_id)
-                    self.log.warning("What kernel %s does cannot be told to other replicas: %r", kernel_id, error)
+                    self.log.warning(
+                        "The activity of kernel %s cannot be published to other replicas: %r", kernel_id, error
+                    )
                 continue
             if (
                 lease.told is None
@@ -188,7 +190,7 @@ class Heartbeat:
         await self._store.flush()
 
     async def _release(self, strays: Mapping[str, int]) -> None:
-        """Give up leases of starts that were given up before they were recorded, and of names nobody needs."""
+        """Release leases of starts that were abandoned before they were recorded, and of names no longer needed."""
         with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
             for name, token in strays.items():
                 await self._store.release_stray_lease(name, self._leases.owner, token)

@@ -1,4 +1,4 @@
-"""What a replica does while its heart beats on."""
+"""What a replica does in the background of its heartbeat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Jobs:
         self._is_closed = False
 
     def do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Begin to do something, unless the same is being done already."""
+        """Start a job, unless the same one is running."""
         if name in self._tasks or self._is_closed:
             work.close()
             return
@@ -29,10 +29,10 @@ class Jobs:
     def _done(self, name: str, task: asyncio.Task[None]) -> None:
         del self._tasks[name]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.log.error("What other replicas did could not be followed: %r", error)
+            self.log.error("Changes made by other replicas could not be applied: %r", error)
 
     async def close(self) -> None:
-        """Cancel what is being done, and begin nothing any more."""
+        """Cancel the running jobs, and start no more."""
         self._is_closed = True
         await cancelled(self._tasks.values())
 

@@ -44,7 +44,7 @@ class Keepalive:
         self._timer: asyncio.TimerHandle | None = None
 
     def change_interval(self, interval: float) -> None:
-        """Ping in another rhythm from now on; called for each websocket that opens, so mostly nothing changes."""
+        """Set the interval of pings; called for each websocket that opens, so it rarely changes anything."""
         if interval == self.interval:
             return
         self.interval = interval
@@ -63,7 +63,7 @@ class Keepalive:
             self._schedule()
 
     def remove(self, websocket: Pinged) -> None:
-        """Ping a websocket no more."""
+        """Stop pinging a websocket."""
         self._due.pop(websocket, None)
         if not self._due and self._timer is not None:
             self._timer.cancel()

@@ -1,4 +1,4 @@
-"""Launches of kernels that are under way."""
+"""Launches of kernels in progress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Launches:
         return kernel_id in self.under_way
 
     async def run(self, kernel: RemoteKernelManager, launch: Callable[[], Awaitable[None]], seconds: float) -> None:
-        """Launch a kernel; the launch is given up when it takes longer, or when the caller is cancelled.
+        """Launch a kernel; the launch is cancelled after ``seconds``, or when the caller is cancelled.
 
         A thread that hangs cannot be ended: then what the launch has left is removed when it ends by itself, and until
         then the kernel's id is in use.
@@ -56,7 +56,7 @@ class Launches:
         except (asyncio.CancelledError, LaunchTimeoutError):
             await _given_up([task])
             if not task.done():
-                self.log.warning("Kernel %s is removed when %s has ended", kernel_id, errand.waits_for)
+                self.log.warning("Kernel %s will be removed when %s has ended", kernel_id, errand.waits_for)
             raise
         task.result()
 
@@ -66,7 +66,7 @@ class Launches:
             task.exception()  # seen, also when nobody waits any more
 
     async def give_up(self, *kernel_ids: str) -> None:
-        """Give up launches, if they are under way."""
+        """Cancel launches, if they are in progress."""
         await _given_up([self.under_way[kernel_id] for kernel_id in kernel_ids if kernel_id in self.under_way])
 
 

@@ -54,7 +54,7 @@ class StateCheck:
 
 
 class StandstillClock:
-    """Notices that this process, or its machine, has stood still for too long to know what others did meanwhile.
+    """Detects that this process, or its machine, was suspended so long that others may have taken its leases.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class StandstillClock:
 
 
 class Leases:
-    """Takes, prolongs and gives up leases in the store, and knows until when they count.
+    """Takes, renews and releases leases in the store, and knows when they expire.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ class Leases:
         while not self.holds(kernel_id):
             with contextlib.suppress(StoreUnavailableError):
                 if not await self.renew(kernel_id):
-                    raise LeaseLostError(f"Kernel {kernel_id} is looked after by another replica of the gateway.")
+                    raise LeaseLostError(f"Kernel {kernel_id} is managed by another replica of the gateway.")
             lease = self._held.get(kernel_id)
             if not self.clock.has_stood_still_since(lease.asked_at if lease is not None else -math.inf):
                 return
@@ -223,7 +223,7 @@ class Leases:
 
     @contextlib.asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[None]:
-        """Let no other replica run a block of this name until ours ends; a replica that dies in it is passed over.
+        """Let no other replica run a block of this name until ours ends; a dead replica's lock expires.
 
         Parameters
         ----------
@@ -242,7 +242,9 @@ class Leases:
                 # Else a caller who is gone could leave a lease until the next heartbeat.
                 while await uninterrupted(self._ask_for(name)) is None:
                     if deadline.expired:
-                        raise ConflictError("Another replica of the gateway is doing the same; please try again.")
+                        raise ConflictError(
+                            "Another replica of the gateway is making the same change; please try again."
+                        )
                     await self._pulse.next_beat()
                 yield
             finally:

@@ -1,4 +1,4 @@
-"""What becomes of all kernels when the gateway ends."""
+"""Detaches from all kernels, or stops them, when the gateway ends."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Leaving:
                 self.log.error("Kernel %s could not be shut down: %s", kernel_id, error)
 
     async def _detach(self, kernel: RemoteKernelManager) -> None:
-        """Leave a kernel running; whatever goes wrong with it is logged and does not keep the others."""
+        """Leave a kernel running; any error is logged and does not stop the others from being detached."""
         steps: list[Callable[[], Any]] = [
             functools.partial(self._restarter.unwatch, kernel),
             kernel.detach,

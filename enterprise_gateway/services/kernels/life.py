@@ -1,4 +1,4 @@
-"""What has become of a kernel: since when its process runs, how often it has died, whether it is dead, why it ends."""
+"""The state of a kernel's life: when its process was started, how often it has died, whether and why it is dead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 
 class KernelLife:
-    """The life of one kernel, which may have had many processes; told by whoever starts, watches and stops it.
+    """The life of one kernel, which may have had many processes; updated by whatever starts, watches and stops it.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ class KernelLife:
         self._restarts = 0
 
     def restarting_itself(self, was_stable: bool) -> None:
-        """Count the death of a process that is to be replaced; one that had run long enough begins a new row."""
+        """Count the death of a process that will be replaced; after a stable run the count starts again at 1."""
         self._restarts = 1 if was_stable else self._restarts + 1
 
     def restart_was_cut_short(self) -> None:
-        """Note that the process of an unrecorded restart was ended: to clients it is as if the kernel had died."""
+        """Note that the process of an unrecorded restart was ended; clients see it as a death of the kernel."""
         self._restarts = max(1, self._restarts)
 
     def died(self, reason: str) -> None:

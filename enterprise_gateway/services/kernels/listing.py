@@ -20,7 +20,7 @@ class OthersConnections(Protocol):
 
 
 class KernelListing:
-    """Describes, lists and counts kernels, also when one of them cannot tell of itself.
+    """Describes, lists and counts kernels, even when one of them cannot be described.
 
     Parameters
     ----------
@@ -89,5 +89,7 @@ class KernelListing:
         try:
             return kernel.execution_state != "dead"
         except Exception as error:  # noqa: BLE001 -- of one kernel: others are to be started
-            self.log.warning("Kernel %s counts as one that runs: %r", kernel.kernel_id, error)
+            self.log.warning(
+                "Kernel %s is counted as running, because its state cannot be read: %r", kernel.kernel_id, error
+            )
             return True

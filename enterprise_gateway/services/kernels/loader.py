@@ -1,4 +1,4 @@
-"""Makes managers for kernels that run already, from their records."""
+"""Makes managers for running kernels from their records."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class KernelLoader:
         try:
             kernel = await self._make(record["kernel_id"], record["kernel_name"])
         except UnknownKernelSpecError as error:
-            raise LookupError(f"its kernelspec {record['kernel_name']!r} is not installed any more") from error
+            raise LookupError(f"its kernelspec {record['kernel_name']!r} is no longer installed") from error
         kernel.username = record.get("username") or ""
         await kernel.load_process(record.get("process_info") or {})
         return kernel
@@ -67,7 +67,7 @@ class KernelLoader:
             # A proxy that made new tunnels knows better than the record.
             info = kernel.process.connection or ConnectionInfo.from_dict(record["connection_info"])
         except PayloadError as error:
-            raise NotFoundError(f"its record is not complete: {error}") from error
+            raise NotFoundError(f"its record is incomplete: {error}") from error
         saved_at = float(record.get("saved_at") or time.time())
         kernel.life.taken_over(float(record.get("started") or saved_at), int(record.get("restarts") or 0))
         memory = Memory.from_record(record.get("relay"))

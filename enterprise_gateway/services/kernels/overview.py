@@ -14,7 +14,7 @@ RECENTLY_SECONDS = 60.0  # a kernel that is found dead is restarted if its repli
 
 
 class Overview:
-    """What the store said last, without asking it anew.
+    """What the store said last, without asking it again.
 
     Parameters
     ----------

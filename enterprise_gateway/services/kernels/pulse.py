@@ -1,4 +1,4 @@
-"""When the heartbeat of a replica comes, and who waits for it."""
+"""Schedules a replica's heartbeat, and wakes the tasks that wait for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HURRIED_SECONDS = 0.2
 
 
 class Pulse:
-    """The rhythm of the heartbeat: faster while somebody waits for it.
+    """The interval of the heartbeat: shorter while a task waits for it.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Pulse:
 
     @property
     def interval(self) -> float:
-        """Seconds between two heartbeats that nobody waits for."""
+        """Seconds between heartbeats that no task waits for."""
         return self._store.lease_seconds / BEATS_PER_LEASE
 
     async def pause(self) -> None:
@@ -43,12 +43,12 @@ class Pulse:
                 await asyncio.wait_for(self._hurry.wait(), self.interval)
 
     def beat(self) -> None:
-        """Wake who waits for a heartbeat; called when it has come."""
+        """Wake the tasks that wait for a heartbeat; called after each one."""
         self._beaten.set()
         self._beaten.clear()
 
     async def next_beat(self) -> None:
-        """Wait for the next heartbeat, which comes soon because somebody waits for it."""
+        """Wait for the next heartbeat, which comes sooner for that reason."""
         self._hurry.set()
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
             await asyncio.wait_for(self._beaten.wait(), self._store.lease_seconds)

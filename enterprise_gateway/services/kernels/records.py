@@ -20,7 +20,7 @@ NOTE_SECONDS = 60.0
 
 
 class KernelRecords:
-    """Writes each phase of a kernel's life before it begins, so that a killed gateway leaves nothing unknown.
+    """Writes each phase of a kernel's life before it begins, so that a killed gateway leaves nothing unrecorded.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class KernelRecords:
         kernel.recorded.recorded(record, certain=not self._store.owes(kernel.kernel_id))
 
     async def restarting(self, kernel: RemoteKernelManager, restarts: int = 0) -> None:
-        """Record that the kernel's process is about to be replaced; raises when the store cannot be told: it stays.
+        """Record that the kernel's process is about to be replaced; raises when the store is away: then it is not.
 
         ``restarts`` says how often in a row because it has died; 0: somebody asked for it.
         """
@@ -99,7 +99,7 @@ class KernelRecords:
                 raise
 
     async def stopping(self, kernel: RemoteKernelManager) -> None:
-        """Record that the kernel is to go.
+        """Record that the kernel is about to be stopped.
 
         A store that fails does not keep it from a gateway that is alone. Among several it does, as from a restart: if
         this one died before the store is back, another one would find a kernel that has died, and restart it.
@@ -117,11 +117,11 @@ class KernelRecords:
             raise
 
     async def left(self, kernel: RemoteKernelManager) -> None:
-        """Record what only the gateway knows of a kernel that it leaves running."""
+        """Record what only this gateway knows about a kernel that it leaves running."""
         if not self._sharing.holds(str(kernel.kernel_id)):
             return  # the replica that manages it tells what is to be told
         if not kernel.has_kernel and not kernel.life.is_dead:
-            return  # its restart was given up; as long as the record says so, it is finished by whoever comes next
+            return  # its restart was abandoned; while the record says so, the next gateway completes it
         with contextlib.suppress(LeaseLostError):
             await self._store.record_phase(
                 kernel.kernel_id,
@@ -136,7 +136,7 @@ class KernelRecords:
             )
 
     async def gone(self, kernel_id: str) -> None:
-        """Forget a kernel of which nothing is left."""
+        """Delete the record of a kernel of which nothing is left."""
         try:
             await self._store.forget_session(kernel_id, required=False)
         except LeaseLostError as error:  # its successor removes the record
@@ -157,7 +157,7 @@ class KernelRecords:
         return {*sessions, *self._store.unusable}
 
     def keep_activity(self) -> None:
-        """Record from now on what kernels do, once a minute, in case that the gateway is killed.
+        """Record the activity of kernels once a minute from now on, in case the gateway is killed.
 
         Called by a gateway that has the store for itself when it manages its first kernel.
         """
@@ -176,11 +176,11 @@ class KernelRecords:
                     if noted.get(kernel_id) != states[kernel_id]:
                         await self._store.note(kernel_id, {"relay": kernel.memory.to_record()})
                 except Exception:
-                    self.log.exception("What kernel %s does could not be recorded", kernel_id)
+                    self.log.exception("The activity of kernel %s could not be recorded", kernel_id)
             noted = states
 
     async def close(self) -> None:
-        """Stop what goes on in the background."""
+        """Stop the background task."""
         if self._noting is not None:
             self._noting.cancel()
             await asyncio.wait([self._noting])

@@ -25,7 +25,7 @@ CHECK_SECONDS = 20.0  # for one kernel; a gateway that starts is not kept longer
 
 
 class KernelRecovery:
-    """Connects to recorded kernels that live, finishes restarts that were cut short, and removes the rest.
+    """Connects to recorded kernels that are alive, completes interrupted restarts, and removes the rest.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class KernelRecovery:
             self._settling = asyncio.create_task(self._revival.settle(), name="check recorded kernels again")
 
     async def _clear_leases(self, store: SharingStore) -> None:
-        """Write records without leases: what replicas may have left there is of no meaning for a single gateway."""
+        """Remove leases that replicas left in the records: a single gateway does not use them."""
         deadline = Deadline(STORE_PATIENCE_SECONDS)
         while True:
             try:
@@ -87,7 +87,7 @@ class KernelRecovery:
                 await asyncio.sleep(1)
 
     async def revive(self, kernel_id: str) -> bool:
-        """Recover one kernel on request; False when there is none of this id.
+        """Recover one kernel on request; False when there is no such kernel.
 
         Raises
         ------
@@ -101,17 +101,17 @@ class KernelRecovery:
         return await self._revival.run(kernel_ids)
 
     def is_unsettled(self, kernel_id: str) -> bool:
-        """Whether the kernel is recorded and could not be checked at start: nobody may call it unknown."""
+        """Whether the kernel is recorded but could not be checked at start: it must not be reported as unknown."""
         return kernel_id in self._revival.unsettled
 
     async def close(self) -> None:
-        """Stop what goes on in the background; kernels that could not be checked stay recorded."""
+        """Stop the background tasks; kernels that could not be checked stay recorded."""
         if self._settling is not None:
             self._settling.cancel()
             await asyncio.wait([self._settling])
 
     async def _relaunch_one(self, record: Mapping[str, Any]) -> None:
-        """Finish a restart that was cut short, or begin that of a kernel that has died, in the background."""
+        """Complete an interrupted restart, or restart a kernel that has died, in the background."""
         kernel = self._table.get(record["kernel_id"])
         if kernel is None:
             kernel = await self._loader.load(record)
@@ -123,6 +123,6 @@ class KernelRecovery:
         self._restarter.finish_restart(kernel)
 
     async def _remove_one(self, record: Mapping[str, Any]) -> None:
-        """Remove what may be left of a kernel: by its record, and by what carries its id."""
+        """Remove all leftovers of a kernel: those that its record describes, and those that carry its id."""
         kernel = await self._loader.load_process(record)
         await kernel.remove_leftovers()

@@ -268,7 +268,7 @@ class RemoteKernelManager(KernelView, AsyncKernelManager):
         try:
             await super()._async_send_kernel_sigterm(restart=restart)
         except Exception as error:  # noqa: BLE001  # of a third party
-            self.log.warning("Kernel %s could not be asked to end: %r", self.kernel_id, error)
+            self.log.warning("Kernel %s could not be asked to terminate: %r", self.kernel_id, error)
 
     async def _async_restart_kernel(
         self,
@@ -357,5 +357,5 @@ def interrupt_signal(spec: KernelSpec, name_of_spec: str, log: logging.Logger | 
     try:
         return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
     except KeyError:
-        log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is no signal", name, name_of_spec)
+        log.warning("EG_ALTERNATE_SIGINT=%s of kernelspec %s is not a signal", name, name_of_spec)
         return signal.SIGINT.value

@@ -59,7 +59,7 @@ class OwnKernels:
 
 
 class Replicas(KernelSharing):
-    """What this gateway tells the other ones, and what it learns from them.
+    """What this gateway publishes to the others, and what it learns from them.
 
     One task, the heartbeat, prolongs the leases of this replica's kernels, tells what has changed here and learns what
     has changed elsewhere, for all kernels in one transaction. Requests need not wait for it: they ask the store about
@@ -132,12 +132,12 @@ class Replicas(KernelSharing):
         ]
 
     async def retire(self) -> None:
-        """Take over no more kernels, and follow others no longer; called when the gateway begins to stop."""
+        """Stop taking over kernels and following other replicas; called when the gateway begins to stop."""
         self._attachments.is_retiring = True
         await self._jobs.close()
 
     async def leave(self) -> None:
-        """End the heartbeat and give everything up, for others to take at once; called when the gateway has stopped."""
+        """End the heartbeat and release all leases for others; called when the gateway has stopped."""
         await cancelled(self._tasks)
         with contextlib.suppress(StoreUnavailableError):  # the leases expire
             await self._store.leave(self.owner)
@@ -165,7 +165,7 @@ class Replicas(KernelSharing):
         await self._leases.confirm(kernel_id)
 
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
-        """Wait until it is clear who deals with a kernel whose process has ended, and return whether we do.
+        """Wait until it is clear which replica handles a kernel that has ended; return whether it is this one.
 
         False: another replica has restarted it, which it is attached to anew by now, or removed it, or given it up.
         """
@@ -214,7 +214,7 @@ class Replicas(KernelSharing):
         return self._own.table.find(kernel_id)
 
     def revival_rules(self) -> RevivalRules:
-        """Return that only what is ours is changed, and that what died a moment ago is restarted."""
+        """Return the rules: change only kernels whose lease is ours, and restart those that died a moment ago."""
         return {"is_wanted": self._overview.is_wanted, "claim": self.claim}
 
     def forget(self, kernel_id: str) -> None:
@@ -239,7 +239,7 @@ class Replicas(KernelSharing):
                 await uninterrupted(self._store.commit(place) if succeeded else self._store.cancel(place))
 
     def alone(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Let no other replica run a block of this name until ours ends; a replica that dies in it is passed over."""
+        """Let no other replica run a block of this name until ours ends; a dead replica's lock expires."""
         return self._leases.alone(name)
 
     def connections_elsewhere(self, kernel_id: str) -> int:
@@ -280,7 +280,7 @@ class Replicas(KernelSharing):
         return await self._attachments.attach(record)
 
     async def consult(self, kernel_id: str) -> None:
-        """Bring this gateway's attachment to a kernel in line with the store; called for every request about it.
+        """Update this gateway's connection to a kernel from the store; called for every request about it.
 
         Without the store, what is attached is used as it is. A kernel that another replica is restarting, or may be, is
         waited for unless this one is attached to it.

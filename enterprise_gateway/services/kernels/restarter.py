@@ -73,7 +73,7 @@ class KernelRestarter(LoggingConfigurable):
         self._memory_check: asyncio.Task[None] | None = None
 
     def watch(self, kernel: RemoteKernelManager) -> None:
-        """Notice from now on when the kernel dies; called after its start and its restarts."""
+        """Watch the kernel from now on; called after its start and its restarts."""
         self._watches[kernel.kernel_id] = asyncio.create_task(
             self._watch(kernel), name=f"kernel {kernel.kernel_id} lives"
         )
@@ -81,7 +81,7 @@ class KernelRestarter(LoggingConfigurable):
             self._memory_check = asyncio.create_task(self._check_for_memory_kills(), name="check for memory kills")
 
     def stop(self) -> None:
-        """Stop what goes on besides the kernels' watches; called when the gateway ends."""
+        """Stop all tasks except the kernels' watches; called when the gateway ends."""
         if self._memory_check is not None:
             self._memory_check.cancel()
             self._memory_check = None
@@ -98,7 +98,7 @@ class KernelRestarter(LoggingConfigurable):
             watch.cancel()
 
     def end(self, kernel: RemoteKernelManager, reason: str) -> None:
-        """Have a kernel that must not live on dead at once, and end what there is of it."""
+        """Mark a kernel that must not live on as dead at once, and end its processes."""
         self.unwatch(kernel)
         kernel.mark_dead(reason)
         self._watches[kernel.kernel_id] = asyncio.create_task(
@@ -106,7 +106,7 @@ class KernelRestarter(LoggingConfigurable):
         )
 
     def finish_restart(self, kernel: RemoteKernelManager) -> None:
-        """Restart a kernel whose process has ended, since the gateway that was restarting it did not get done."""
+        """Complete the restart of a kernel whose process has ended, which another gateway began but did not finish."""
         self._watches[kernel.kernel_id] = asyncio.create_task(
             self._finish_restart(kernel), name=f"kernel {kernel.kernel_id} is to live again"
         )
@@ -114,7 +114,7 @@ class KernelRestarter(LoggingConfigurable):
     async def _finish_restart(self, kernel: RemoteKernelManager) -> None:
         if not await self._sharing().in_charge_of_dead(kernel):
             return
-        self.log.warning("Kernel %s: its restart was cut short and is finished now", kernel.kernel_id)
+        self.log.warning("The interrupted restart of kernel %s is being completed", kernel.kernel_id)
         if await self._end_remnants(kernel) and kernel.channels is not None:
             # Launched, but not recorded: nobody but the former gateway could reach it. Its clients may have used it.
             kernel.life.restart_was_cut_short()
@@ -128,11 +128,11 @@ class KernelRestarter(LoggingConfigurable):
         try:
             return await kernel.process.remove_leftovers()
         except Exception as error:  # noqa: BLE001
-            self.log.warning("What is left of kernel %s could not be removed: %r", kernel.kernel_id, error)
+            self.log.warning("Leftovers of kernel %s could not be removed: %r", kernel.kernel_id, error)
             return False
 
     async def _watch(self, kernel: RemoteKernelManager) -> None:
-        """Restart the kernel each time it ends, until it is forgotten or the limit is reached."""
+        """Restart the kernel each time it ends, until it is unwatched or the limit is reached."""
         # By the wall clock: another gateway may have started the process.
         alive_since = self.clock() - max(0.0, time.time() - kernel.life.started.timestamp())
         while True:
@@ -159,7 +159,7 @@ class KernelRestarter(LoggingConfigurable):
             alive_since = self.clock()
 
     async def _relaunch(self, kernel: RemoteKernelManager, newports: bool) -> bool:
-        """Restart a kernel that has died, as soon as the store can be told; return whether it is ours and lives."""
+        """Restart a kernel that has died, as soon as the store can record it; return whether it is ours and alive."""
         while True:
             try:
                 await self._launch_anew(kernel, now=True, newports=newports)
@@ -180,16 +180,16 @@ class KernelRestarter(LoggingConfigurable):
                 return False
 
     async def _end_of(self, kernel: RemoteKernelManager) -> int | None:
-        """Wait until the kernel has ended; a back end that fails to tell is asked again."""
+        """Wait until the kernel has ended; a back end that fails to answer is asked again."""
         while True:
             try:
                 return await kernel.wait_for_exit()
             except Exception as error:  # noqa: BLE001  # of a third party's provisioner
-                self.log.warning("Whether kernel %s lives is not known: %r", kernel.kernel_id, error)
+                self.log.warning("It is not known whether kernel %s is alive: %r", kernel.kernel_id, error)
                 await asyncio.sleep(envvars.EG_POLL_INTERVAL())
 
     def _announce(self, kernel: RemoteKernelManager, reason: str) -> None:
-        """Say in the log and to the kernel's clients that it has died and will be restarted."""
+        """Log and tell the kernel's clients that it has died and will be restarted."""
         count = kernel.life.restarts
         self.log.warning(
             "Kernel %s has died: %s; restart %d of %d", kernel.kernel_id, reason, count, self.restart_limit
@@ -210,5 +210,5 @@ class KernelRestarter(LoggingConfigurable):
             self.log.warning(
                 "Kernel %s will not be automatically restarted since there are no clients.", kernel.kernel_id
             )
-            return "it is not restarted, since it has no clients"
+            return "it is not restarted because it has no clients"
         return ""

@@ -1,4 +1,4 @@
-"""How a gateway shares its kernels with others: not at all, or by a store."""
+"""How a gateway shares its kernels with others: not at all, or through a store."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class KernelSharing(ABC):
 
     @abstractmethod
     async def consult(self, kernel_id: str) -> None:
-        """Bring this gateway's attachment to a kernel in line with the store; called for every request about it."""
+        """Update this gateway's connection to a kernel from the store; called for every request about it."""
 
     @abstractmethod
     async def attach(self, record: Mapping[str, Any]) -> bool:
@@ -132,15 +132,15 @@ class KernelSharing(ABC):
 
     @abstractmethod
     async def retire(self) -> None:
-        """Take over no more kernels, and follow others no longer; called when the gateway begins to stop."""
+        """Stop taking over kernels and following other replicas; called when the gateway begins to stop."""
 
     @abstractmethod
     async def leave(self) -> None:
-        """Give everything up, for others to take at once; called when the gateway has stopped."""
+        """Release all leases, so that others can take them at once; called when the gateway has stopped."""
 
 
 class LoneGateway(KernelSharing):
-    """A gateway by itself: everything is its own, and there is nobody to ask or to tell.
+    """A gateway that shares nothing: it has no other gateways to ask or to inform.
 
     Parameters
     ----------
@@ -178,11 +178,11 @@ class LoneGateway(KernelSharing):
         return True
 
     async def in_charge_of_dead(self, kernel: RemoteKernelManager) -> bool:
-        """Return True: nobody else would restart it."""
+        """Return True: no other gateway would restart it."""
         return True
 
     def yield_lease(self, kernel_id: str) -> None:
-        """Do nothing: there is nobody to have it."""
+        """Do nothing: no other gateway can take it."""
 
     async def claim_new(self, kernel_id: str) -> None:
         """Do nothing: the table says which ids are in use."""
@@ -196,7 +196,7 @@ class LoneGateway(KernelSharing):
         """Do nothing: no lease can be lost."""
 
     def forget(self, kernel_id: str) -> None:
-        """Do nothing: nothing is kept of a kernel."""
+        """Do nothing: nothing was stored about a kernel."""
 
     @contextlib.asynccontextmanager
     async def place(self, user: str, kernel_id: str) -> AsyncIterator[None]:
@@ -226,7 +226,7 @@ class LoneGateway(KernelSharing):
         return {}
 
     async def consult(self, kernel_id: str) -> None:
-        """Do nothing: nobody else changes kernels."""
+        """Do nothing: no other gateway changes kernels."""
 
     async def attach(self, record: Mapping[str, Any]) -> bool:
         """Enter the kernel of a record in the table, unless it is there."""
@@ -243,7 +243,7 @@ class LoneGateway(KernelSharing):
         """Return at once."""
 
     async def retire(self) -> None:
-        """Do nothing: nobody is followed."""
+        """Do nothing: there are no others to follow."""
 
     async def leave(self) -> None:
-        """Do nothing: nobody waits for what is left."""
+        """Do nothing: there are no leases to release."""

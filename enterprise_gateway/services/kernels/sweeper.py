@@ -1,4 +1,4 @@
-"""Finds and removes what belongs to no kernel any more."""
+"""Finds and removes processes, containers and files that no longer belong to a kernel."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SweepReport:
 
 
 class Sweeper:
-    """Sweeps after one gateway, or after all that share its store.
+    """Cleans up after one gateway, or after all that share its store.
 
     What is labelled by this deployment and belongs to no recorded kernel, or by a run of a gateway without a store
     that has ended, was left behind. What has another label, or none, is never touched.
@@ -142,7 +142,7 @@ class Sweeper:
                 stanza = process_proxy_config(self._specs.get_kernel_spec(name))
                 back_ends.setdefault(import_item(stanza["class_name"]), []).append(stanza["config"])
             except Exception as error:  # noqa: BLE001 -- a kernelspec that cannot be used has no kernels
-                log.debug("Kernelspec %s is left out of the sweep: %s", name, error)
+                log.debug("Kernelspec %s is excluded from the sweep: %s", name, error)
         return back_ends
 
     def _remove(self, report: SweepReport) -> None:
@@ -151,9 +151,9 @@ class Sweeper:
                 thing.remove()
             except Exception as error:  # noqa: BLE001 -- of a third party's back end; the rest is removed
                 report.failed[thing.what] = reason = _reason(error)
-                log.warning("Left behind by kernel %s and not removed: %s (%s)", thing.kernel_id, thing.what, reason)
+                log.warning("Leftover of kernel %s not removed: %s (%s)", thing.kernel_id, thing.what, reason)
             else:
-                log.warning("Left behind by kernel %s and removed: %s", thing.kernel_id, thing.what)
+                log.warning("Leftover of kernel %s removed: %s", thing.kernel_id, thing.what)
 
 
 def _collect(find: Callable[[], Iterable[Remnant]], label: str, found: list[tuple[str, Remnant]]) -> None:

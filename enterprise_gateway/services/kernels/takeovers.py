@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Takeovers:
-    """Takes leases that nobody holds, and finds out whether the kernels live.
+    """Takes expired leases, and checks whether the kernels are alive.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Takeovers:
         with contextlib.suppress(StoreUnavailableError):  # the next heartbeat tries again
             taken = [kernel_id for kernel_id in await asyncio.gather(*map(self._seize, orphans)) if kernel_id]
             if taken:
-                self.log.info("This replica looks after %d more kernels from now on.", len(taken))
+                self.log.info("This replica took over %d kernels.", len(taken))
                 await self.check(taken)
 
     async def _seize(self, orphan: StoredKernel) -> str:
@@ -83,7 +83,7 @@ class Takeovers:
         return [kernel_id for kernel_id, check in self._leases.state_unconfirmed.items() if check.due <= now]
 
     async def check(self, kernel_ids: list[str]) -> None:
-        """Find out about kernels that we have taken over; one that cannot be checked now is checked again later."""
+        """Check kernels that we have taken over; one that cannot be checked now is checked again later."""
         checked: set[str] = set()
         try:
             checked = await self._settle(kernel_ids)
@@ -98,7 +98,7 @@ class Takeovers:
                     unconfirmed[kernel_id].try_later()
 
     async def _settle(self, kernel_ids: list[str]) -> set[str]:
-        """Check kernels that nobody was attached to, or whose start, restart or stop was cut short; return which."""
+        """Check kernels with no replica connected, or an interrupted start, restart or stop; return which."""
         checked = set()
         unclear = []
         for kernel_id in kernel_ids:
@@ -113,7 +113,7 @@ class Takeovers:
                 await self._attachments.catch_up(kernel_id)
                 checked.add(kernel_id)
             except Exception as error:  # noqa: BLE001 -- of one kernel: a host, a back end
-                self.log.warning("Kernel %s could not be taken over, which is tried again: %s", kernel_id, error)
+                self.log.warning("Kernel %s could not be taken over and will be retried: %s", kernel_id, error)
         if not unclear:
             return checked
         report = await self._recover(unclear)

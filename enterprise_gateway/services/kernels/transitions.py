@@ -1,4 +1,4 @@
-"""Keeps restarts and stops of one kernel from getting in each other's way."""
+"""Keeps restarts and stops of one kernel from running at the same time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Change = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Transitions:
-    """One restart or stop of a kernel at a time, whoever asks for it: a client, the culler, the kernel's own death.
+    """Allows one restart or stop of a kernel at a time, whether a client, the culler or the kernel's death causes it.
 
     Who asks for what is under way already waits for that and is done with it. A stop ends a restart; nothing ends a
     stop. Each runs as a task of its own, so that none is cut short when its first caller is.
@@ -23,13 +23,13 @@ class Transitions:
         self._stops: dict[str, asyncio.Task[None]] = {}
 
     def under_way(self, kernel_id: str) -> str:
-        """Return what is being done to the kernel, as part of a sentence; empty when it is left alone."""
+        """Return the change in progress, as part of a sentence; empty when there is none."""
         if kernel_id in self._stops:
             return "is being shut down"
         return "is being restarted" if kernel_id in self._restarts else ""
 
     async def restart(self, kernel_id: str, change: Change) -> None:
-        """Restart a kernel by ``change``, unless a restart is under way.
+        """Restart a kernel with ``change``; a duplicate request shares the restart in progress.
 
         Raises
         ------
@@ -41,7 +41,7 @@ class Transitions:
         await self._run(self._restarts, kernel_id, change)
 
     async def stop(self, kernel_id: str, change: Change) -> None:
-        """Stop a kernel by ``change``, after a restart under way was given up, unless a stop is under way."""
+        """Stop a kernel with ``change``, cancelling a restart; a duplicate request shares the stop in progress."""
 
         async def give_up_restart_and_stop() -> None:
             restart = self._restarts.get(kernel_id)
@@ -53,13 +53,13 @@ class Transitions:
         await self._run(self._stops, kernel_id, give_up_restart_and_stop)
 
     async def give_up_restarts(self, patience_seconds: float) -> None:
-        """Wait for all restarts under way, and give up those that take too long; called when the gateway ends."""
+        """Wait for all restarts in progress, and cancel those that take too long; called when the gateway ends."""
         if self._restarts:
             _, late = await asyncio.wait(self._restarts.values(), timeout=patience_seconds)
             for restart in late:
                 restart.cancel()
             if late:
-                await asyncio.wait(late, timeout=patience_seconds)  # in vain if it is a thread that hangs
+                await asyncio.wait(late, timeout=patience_seconds)  # has no effect on a thread that hangs
 
     async def _run(self, tasks: dict[str, asyncio.Task[None]], kernel_id: str, change: Change) -> None:
         task = tasks.get(kernel_id)

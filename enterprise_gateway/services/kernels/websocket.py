@@ -73,7 +73,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
     _v1 = False
 
     def check_cross_site(self) -> None:
-        """Leave the origin to :meth:`check_origin`, which comes after the kernel was looked up, if it is one at all."""
+        """Leave the check of the origin to :meth:`check_origin`, after the kernel was looked up."""
         if origin_host(self.request.headers.get("Origin", "")) is None:  # tornado would fail on it
             raise web.HTTPError(403, "Cross origin websockets not allowed")
 
@@ -82,7 +82,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         return self.is_allowed_origin(origin)
 
     def get_compression_options(self) -> None:
-        """Compress nothing: kernels are near, and it would cost more than all the rest."""
+        """Do not compress: it would cost more processor time than everything else."""
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Return what speaks tornado's protocol, and takes large frames in pieces; called by tornado."""
@@ -164,7 +164,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
             close=self.close,
             receipts=self._receipts,
         )
-        # Thousands of websockets may be open: let go of what only the handshake needed.
+        # Thousands of websockets may be open: free what only the handshake needed.
         self.request.headers = HTTPHeaders()
         self.request.connection = None
         self._keepalive.add(self)
@@ -183,7 +183,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         return None
 
     def note_received(self, count: int) -> bool:
-        """Count what has come of a large message; False when its user's websockets receive too much at once."""
+        """Count received bytes of a large message; False when its user's websockets receive too much at once."""
         user, limit = self._channels.user, self.settings.get("eg_ws_receive_limit", DEFAULT_RECEIVE_LIMIT)
         self._received += count
         self._receiving[user] += count
@@ -193,7 +193,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         return False
 
     def note_handled(self) -> None:
-        """Note that a large message was taken, or that nothing more will come of it."""
+        """Note that a large message was passed on, or will not be completed."""
         self._receiving[self._channels.user] -= self._received
         if not self._receiving[self._channels.user]:
             del self._receiving[self._channels.user]
@@ -204,7 +204,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         return self._take_later(message, is_text, self._delay())
 
     async def _take_later(self, message: str | Part, is_text: bool, delay: float) -> None:
-        """Pass a message on when its sender's turn has come, and take a large one apart while others have theirs."""
+        """Pass a message on when it is its sender's turn, and decode a large one in slices between others' turns."""
         await asyncio.sleep(delay)
         try:
             if isinstance(message, str | bytes) and len(message) <= SMALL_FRAME:
@@ -270,7 +270,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         super().close(code, reason and reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
 
     def send_ping(self) -> None:
-        """Ask the client for a sign of life, and for a receipt."""
+        """Ping the client, to learn whether it is alive and what it has received."""
         if self._outbox is not None:
             self._outbox.ping()
 
@@ -280,7 +280,7 @@ class KernelChannelsHandler(GatewayHandler, WebSocketHandler):
         return state is not None and state.is_retransmitting and state.silence > seconds
 
     def abort(self) -> None:
-        """Cut the connection: nobody would hear a goodbye."""
+        """Cut the connection: the client would not receive a close message."""
         if self._outbox is not None:
             self._outbox.abort()
 
