@@ -81,7 +81,7 @@ async def test_requests_are_given_up_after_drain_timeout(tmp_path: Path) -> None
         began = time.monotonic()
         await gateway.stop()
         assert time.monotonic() - began < 5
-        assert "1 requests were not answered within 0.5 s and are given up" in gateway.output
+        assert "1 requests were not answered within 0.5 s and are abandoned" in gateway.output
         assert (await start).code in (503, 599)
         assert await offload(traces_of, kernel_id) == []
 

@@ -73,7 +73,7 @@ async def test_launches_that_hang_end_in_time_and_hold_up_nobody(pipe: Path, exp
     kernel_ids, before = [str(uuid.uuid4()) for _ in range(MANY)], set(psutil.Process().children())
     async with running_gateway(config=CONFIG) as gateway:
         manager = gateway.app.kernel_manager
-        with expect_log(r"is removed when .* has ended|500 POST|409 POST", required=False):
+        with expect_log(r"will be removed when .* has ended|500 POST|409 POST", required=False):
             starts = [asyncio.create_task(start(gateway, "stuck-sleeper", id_, 3)) for id_ in kernel_ids]
             await until(lambda: len(manager.launches.under_way) == MANY)
             began = time.monotonic()
@@ -101,7 +101,7 @@ async def test_a_launch_that_hangs_can_be_deleted(pipe: Path, expect_log: Expect
     """Who asks for that need not wait for the thread, which ends the kernel's process if it ever starts one."""
     kernel_id, before = str(uuid.uuid4()), set(psutil.Process().children())
     async with running_gateway(config=CONFIG) as gateway:
-        with expect_log(r"is removed when .* has ended|POST /api/kernels", required=False):
+        with expect_log(r"will be removed when .* has ended|POST /api/kernels", required=False):
             starting = asyncio.create_task(start(gateway, "stuck", kernel_id, 100))
             await until(lambda: kernel_id in gateway.app.kernel_manager.launches.under_way)
             began = time.monotonic()
@@ -150,7 +150,7 @@ async def test_a_stop_ends_whatever_threads_do(pipe: Path, tmp_path: Path, name:
         assert await offload(gateway.process.stop, 60) == 0
         # One for requests, two for launches, ten for a step that needs a thread, five for threads, and this machine.
         assert time.monotonic() - began < 30
-        assert "The gateway ends, although threads have not ended: " in gateway.output
+        assert "The gateway exits although these threads have not ended: " in gateway.output
         assert psutil.pid_exists(pid)
         await asyncio.gather(*starts, return_exceptions=True)
         await gateway.start()
