@@ -309,7 +309,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_started(expec
         kernels = gateway.app.kernel_manager
         gateway.app.max_kernels = 2
         stateless = await kernels.start_kernel(kernel_name="stateless")
-        with expect_log(f"Kernel {stateless} counts as one that runs"):
+        with expect_log(f"Kernel {stateless} is counted as running"):
             await gateway.start_kernel()
             await gateway.call("/api/kernels", "POST", {"name": "python3"}, status=403)
 
@@ -341,8 +341,8 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
                 await eventually(lambda: noted(plain) == "busy")
                 await socket.receive_until("execute_reply")
                 await eventually(lambda: noted(plain) == "idle")
-    told = [record.getMessage() for record in logged if "counts" not in record.getMessage()]
-    assert {sentence.split()[2] for sentence in told} == {failing}
+    told = [record.getMessage() for record in logged if "counted" not in record.getMessage()]
+    assert {sentence.split()[4] for sentence in told} == {failing}
 
 
 @pytest.mark.parametrize("name", ["troublesome", "stateless"])
