@@ -116,7 +116,7 @@ class EnterpriseGatewayConfigMixin(EnvironmentDefaults):
         envvars.EG_WS_RECEIVE_LIMIT.default,
         min=1,
         config=True,
-        help="""Maximum bytes of messages over 1 MiB that may be in transit at once to the kernels of one user
+        help="""Maximum bytes of messages over 1 MiB being received at once for the kernels of one user
         (KERNEL_USERNAME); the websocket that exceeds it is closed. It must be at least `ws_max_message_size` for a
         message of that size to get through.""",
     ).tag(env=envvars.EG_WS_RECEIVE_LIMIT)

@@ -30,7 +30,7 @@ This page lists every option and every environment variable.
 A value is taken from the command line, else from a config file, else from the environment, else it is the default.
 
 In config files, write `c.<Class>.<option> = <value>`; on the command line, `--<Class>.<option>=<value>`.
-List values are comma lists in the environment (`EG_REMOTE_HOSTS=a,b`) and Python lists elsewhere.
+List values are comma-separated in the environment (`EG_REMOTE_HOSTS=a,b`) and Python lists elsewhere.
 """
 
 

@@ -89,17 +89,17 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
     request_timeout = Float(help="Seconds that a request may take.").tag(config=True, env=REQUEST_TIMEOUT)
     launch_timeout = Float(help="Seconds that a kernel may take to start.").tag(config=True, env=KERNEL_LAUNCH_TIMEOUT)
     reconnect_timeout = Float(
-        help="Seconds for which a client looks for a lost gateway before it gives the kernel up as dead."
+        help="Seconds for which a client tries to reconnect to a lost gateway before it declares the kernel dead."
     ).tag(config=True, env=RECONNECT_TIMEOUT)
     env = Dict(help="Variables for the kernel; this program's KERNEL_* variables win over these.").tag(config=True)
-    allowed_envs = List(Unicode(), help="Names of more variables of this program to send.").tag(
+    allowed_envs = List(Unicode(), help="Names of additional environment variables of this program to send.").tag(
         config=True, env=ALLOWED_ENVS
     )
     kernel_id = Unicode(allow_none=True, help="A running kernel to attach to.").tag(config=True, env=KERNEL_ID)
     keep_kernel = Bool(
         None,
         allow_none=True,
-        help="Whether the kernel stays at the end; by default one that was attached to stays, no other.",
+        help="Whether the kernel keeps running at the end; by default only a kernel that was attached to does.",
     ).tag(config=True)
     client_factory = Type(klass=GatewayKernelClient)
 

@@ -18,7 +18,7 @@ NumberT = TypeVar("NumberT", int, float)
 
 TABLE: dict[str, EnvVar] = {}  # type: ignore[type-arg]
 
-NOT_READ = "This version does not read it: the back end that it is for is still to come."
+NOT_READ = "This version does not read it, because its back end does not exist yet."
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Number(Generic[NumberT]):
 
 @dataclass(frozen=True)
 class EnvVar(Generic[T]):
-    """One environment variable: call it to read its present value.
+    """One environment variable: call it to read its current value.
 
     ``names`` are tried in order: the first one set wins. ``parse`` turns text into the value and raises ValueError
-    for text it cannot use. A blank text for a number counts as not set: templates (Helm, Compose) render unset
-    values so. ``group`` is the heading under which the documentation lists the variable, ``option`` the
-    application's option whose default it is, if any. ``is_read`` is False as long as the back end that it is for does
-    not exist; then :data:`NOT_READ` is said wherever it is documented.
+    for text it cannot use. A blank number counts as not set, because templates (Helm, Compose) render unset values
+    that way. ``group`` is the heading under which the documentation lists the variable, ``option`` the application's
+    option whose default it sets, if any. ``is_read`` is False until the variable's back end exists; its documentation
+    then includes :data:`NOT_READ`.
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class EnvVar(Generic[T]):
 
     @property
     def name(self) -> str:
-        """The name to use today; the others are legacy."""
+        """The current name; the others are legacy."""
         return self.names[0]
 
     def __call__(self, environ: Mapping[str, str] | None = None) -> T:
@@ -95,7 +95,7 @@ def declare(
     option: str = "",
     is_read: bool = True,
 ) -> EnvVar[T | D]:
-    """Add a variable to the table, which must not have it yet, and return it."""
+    """Add a new variable to the table and return it."""
     if name in TABLE:
         raise KeyError(f"{name} is declared twice")
     text = help if is_read else f"{help} {NOT_READ}"
@@ -119,7 +119,7 @@ def check() -> None:
     Raises
     ------
     ValueError
-        Names each variable whose text cannot be used, one a line.
+        Names each variable whose text cannot be used, one per line.
     """
     problems = []
     for variable in TABLE.values():
@@ -137,7 +137,7 @@ def process_environment() -> dict[str, str]:
 
 
 def boolean(text: str) -> bool:
-    """Parse the words that operators use for yes and no."""
+    """Parse the usual words for true and false; a blank text is false."""
     word = text.strip().lower()
     if word in {"1", "true", "t", "yes", "y", "on"}:
         return True
@@ -147,12 +147,12 @@ def boolean(text: str) -> bool:
 
 
 def optional_boolean(text: str) -> bool | None:
-    """Parse yes and no like :func:`boolean`; a blank text is neither."""
+    """Parse true and false like :func:`boolean`; a blank text is None."""
     return boolean(text) if text.strip() else None
 
 
 def comma_list(text: str) -> tuple[str, ...]:
-    """Split a comma list; blanks around entries and empty entries are dropped."""
+    """Split a comma-separated list; blanks around entries and empty entries are dropped."""
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 
 
@@ -162,7 +162,7 @@ def optional_text(text: str) -> str | None:
 
 
 def id_list(text: str) -> tuple[int, ...]:
-    """Parse a comma list of user or group ids; the error names the bad entry."""
+    """Parse a comma-separated list of user or group ids; the error names the bad entry."""
     ids = []
     for entry in comma_list(text):
         try:
@@ -173,7 +173,7 @@ def id_list(text: str) -> tuple[int, ...]:
 
 
 def name_list(text: str) -> tuple[str, ...]:
-    """Parse names as the container start script takes them: quoted or not, in brackets or not; ``null`` is none."""
+    """Parse names in the forms of the container's start script: with or without quotes and brackets; null is empty."""
     names = (name.strip(" '\"") for name in comma_list(text.strip(" '\"[]")))
     return tuple(name for name in names if name not in {"", "null"})
 
@@ -202,7 +202,7 @@ def log_level(text: str) -> int:
 
 
 def certificate_bundle(text: str) -> bool | str:
-    """Parse whether, or with which file of authorities, certificates are verified."""
+    """Parse whether certificates are verified, or the file of authorities that verifies them."""
     try:
         return boolean(text) if text.strip() else True
     except ValueError:
@@ -230,7 +230,7 @@ _count = Number(int, 0)
 _size = Number(int, 1)
 _seconds = Number(float, 0.0)
 
-# -- Defaults of options: what each means stands with the option, in enterprise_gateway.config and at the managers.
+# -- Defaults of options; each is explained by its option's help, in enterprise_gateway.config and in the managers.
 
 EG_PORT = for_option("port", _port_number, 8888, "KG_PORT")
 EG_PORT_RETRIES = for_option("port_retries", _count, 50, "KG_PORT_RETRIES")
@@ -346,7 +346,7 @@ EG_KERNEL_LAUNCH_TIMEOUT = declare(
     "EG_KERNEL_LAUNCH_TIMEOUT",
     Number(float, 0.001),
     30.0,
-    "Seconds that a kernel may take from the request until it has reported how it is reached. A request's "
+    "Seconds that a kernel may take from the request until it has reported its connection information. A request's "
     "KERNEL_LAUNCH_TIMEOUT takes precedence.",
     group=_LAUNCH,
 )
@@ -354,28 +354,28 @@ EG_RESTART_STATUS_POLL_INTERVAL = declare(
     "EG_RESTART_STATUS_POLL_INTERVAL",
     _seconds,
     1.0,
-    "Accepted for compatibility, without effect: who waits for a restart is told when it is done.",
+    "Accepted for compatibility, but has no effect: a request to restart is answered as soon as the restart is done.",
     group=_LAUNCH,
 )
 EG_MAX_POLL_ATTEMPTS = declare(
     "EG_MAX_POLL_ATTEMPTS",
     _size,
     10,
-    "How often a kernel that was told to end is looked at before it is killed.",
+    "How many times a kernel that was told to end is checked before it is killed.",
     group=_LAUNCH,
 )
 EG_POLL_INTERVAL = declare(
     "EG_POLL_INTERVAL",
     _seconds,
     0.5,
-    "Seconds between two looks at a cluster's state where the cluster does not report changes by itself.",
+    "Seconds between checks of a cluster's state when the cluster does not report changes by itself.",
     group=_LAUNCH,
 )
 EG_PROHIBITED_UIDS = declare(
     "EG_PROHIBITED_UIDS",
     id_list,
     (0,),
-    "User ids (comma list) under which no container kernel is started; such a start is refused with 403.",
+    "User ids (comma-separated) that container kernels may not run under; such a start is refused with 403.",
     group=_LAUNCH,
     is_read=False,
 )
@@ -383,7 +383,7 @@ EG_PROHIBITED_GIDS = declare(
     "EG_PROHIBITED_GIDS",
     id_list,
     (0,),
-    "Group ids (comma list) under which no container kernel is started; such a start is refused with 403.",
+    "Group ids (comma-separated) that container kernels may not run under; such a start is refused with 403.",
     group=_LAUNCH,
     is_read=False,
 )
@@ -399,8 +399,8 @@ EG_SENSITIVE_ENV_KEYS = declare(
     "EG_SENSITIVE_ENV_KEYS",
     comma_list,
     ("AUTH", "CREDENTIAL", "KEY", "PASS", "PWD", "SECRET", "TOKEN"),
-    "Parts of names (comma list): the value of an environment variable whose name contains one of them is masked in "
-    "the log. A blank text masks nothing.",
+    "Parts of names (comma-separated): the log masks the value of any environment variable whose name contains one of "
+    "them. A blank text masks nothing.",
     group=_LAUNCH,
 )
 EG_REDACTION_MASK = declare(
@@ -410,7 +410,7 @@ EG_ALTERNATE_SIGINT = declare(
     "EG_ALTERNATE_SIGINT",
     optional_text,
     None,
-    "Name of the signal that interrupts a kernel in place of SIGINT. It is read from the env stanza of the kernelspec.",
+    "Name of the signal that interrupts a kernel instead of SIGINT. It is read from the env stanza of the kernelspec.",
     group=_LAUNCH,
 )
 EG_LOG_LEVEL = declare(
@@ -421,8 +421,9 @@ EG_KERNEL_OUTPUT_LIMIT = declare(
     "EG_KERNEL_OUTPUT_LIMIT",
     Number(int, 4096),
     1024 * 1024,
-    "Bytes that are kept of what a kernel or launcher on the gateway's machine writes past Jupyter's messages: its "
-    "first 64 KiB and its last lines. It is looked at every ten seconds, so that the file can be larger meanwhile.",
+    "Maximum bytes kept of what a kernel or launcher on the gateway's machine writes to its own output rather than to "
+    "Jupyter's messages: the first 64 KiB and the last lines. The file is checked every ten seconds, so it can be "
+    "larger in between.",
     group=_LAUNCH,
 )
 
@@ -430,7 +431,7 @@ EG_ALLOWED_KERNELS = declare(
     "EG_ALLOWED_KERNELS",
     name_list,
     (),
-    "Names of the kernelspecs that are offered and may be started, as a comma list or a JSON list; when unset, blank "
+    "Names of the kernelspecs that are listed and may be started, as a comma-separated or JSON list; when unset, blank "
     "or null, all are. It sets the default of jupyter_client's option KernelSpecManager.allowed_kernelspecs.",
     "EG_KERNEL_WHITELIST",
     group=_LAUNCH,
@@ -459,23 +460,23 @@ EG_RESPONSE_ADDR_ANY = declare(
     "EG_RESPONSE_ADDR_ANY",
     boolean,
     False,
-    "Whether to listen on every local address, while launchers are still told EG_RESPONSE_IP.",
+    "Whether to listen on every local address; launchers are still given EG_RESPONSE_IP.",
     group=_RESPONSE,
 )
 EG_PROHIBITED_LOCAL_IPS = declare(
     "EG_PROHIBITED_LOCAL_IPS",
     comma_list,
     (),
-    "Regular expressions (comma list) of local addresses that launchers are not told, for example 172\\.17\\..*; each "
-    "is matched from the start of the address. None are excluded when it is unset or blank.",
+    "Regular expressions (comma-separated) of local addresses that launchers are not given, for example 172\\.17\\..*; "
+    "each is matched from the start of the address. No address is excluded when it is unset or blank.",
     group=_RESPONSE,
 )
 EG_ALLOW_PAYLOAD_V0 = declare(
     "EG_ALLOW_PAYLOAD_V0",
     boolean,
     False,
-    "Whether reports of launchers older than Enterprise Gateway 2.4 are taken. They are encrypted with the kernel id "
-    "alone: leave it off.",
+    "Whether to accept reports from launchers older than Enterprise Gateway 2.4. Leave it off, because these reports "
+    "are encrypted with nothing but the kernel id.",
     group=_RESPONSE,
 )
 EG_SOCKET_TIMEOUT = declare(
@@ -489,14 +490,14 @@ EG_MIN_PORT_RANGE_SIZE = declare(
     "EG_MIN_PORT_RANGE_SIZE",
     _count,
     1000,
-    "Fewest ports that a port_range must span; launchers are told too.",
+    "Minimum number of ports that a port_range must span; also passed to launchers.",
     group=_RESPONSE,
 )
 EG_MAX_PORT_RANGE_RETRIES = declare(
     "EG_MAX_PORT_RANGE_RETRIES",
     _count,
     5,
-    "How many ports of a port_range are tried before giving up; launchers are told too.",
+    "How many ports of a port_range are tried before giving up; also passed to launchers.",
     group=_RESPONSE,
 )
 
@@ -523,16 +524,16 @@ EG_ENABLE_TUNNELING = declare(
     "EG_ENABLE_TUNNELING",
     boolean,
     False,
-    "Whether remote kernels are reached through their host's SSH server only.",
+    "Whether remote kernels are reached only through their host's SSH server.",
     group=_SSH,
 )
-DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"  # nosec B108 # of mode 0700, and looked at before it is used
+DEFAULT_KERNEL_LOG_DIR = "/tmp/enterprise-gateway-{}"  # nosec B108 # of mode 0700, and checked before it is used
 EG_KERNEL_LOG_DIR = declare(
     "EG_KERNEL_LOG_DIR",
     str,
     "",
     f"Directory on the hosts for the kernels' output, kernel-<id>.log; when unset, "
-    f"{DEFAULT_KERNEL_LOG_DIR.format('USER')}, which nobody but that user of the host may enter.",
+    f"{DEFAULT_KERNEL_LOG_DIR.format('USER')}, which only that user of the host may enter.",
     group=_SSH,
 )
 EG_SSH_LOG_LEVEL = declare("EG_SSH_LOG_LEVEL", log_level, 30, "Log level of the SSH library.", group=_SSH)
@@ -548,15 +549,15 @@ EG_SSH_KNOWN_HOSTS = declare(
     "EG_SSH_KNOWN_HOSTS",
     comma_list,
     ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"),
-    "Files with the keys of the hosts; accept-new adds to the first one.",
+    "Files with the keys of known hosts; accept-new adds to the first one.",
     group=_SSH,
 )
 EG_SSH_HOST_KEY_POLICY = declare(
     "EG_SSH_HOST_KEY_POLICY",
     word_of("reject", "accept-new", "ignore"),
     "reject",
-    "What to do with a host whose key is not known: reject it; accept and note the key (a changed key is refused); "
-    "or ignore host keys altogether, which lets anybody in between read and change everything.",
+    "What to do with a host whose key is not known: reject it; accept and record the key (a changed key is refused); "
+    "or ignore host keys altogether, which lets a man in the middle read and change everything.",
     group=_SSH,
 )
 EG_SSH_CONNECT_TIMEOUT = declare(
@@ -568,7 +569,7 @@ EG_KERNEL_IMAGE = declare(
     "EG_KERNEL_IMAGE",
     optional_text,
     None,
-    "Image of kernels for which neither request nor kernelspec names one.",
+    "Image of kernels when neither the request nor the kernelspec names one.",
     group=_CONTAINERS,
     is_read=False,
 )
@@ -576,7 +577,7 @@ EG_KERNEL_EXECUTOR_IMAGE = declare(
     "EG_KERNEL_EXECUTOR_IMAGE",
     optional_text,
     None,
-    "Image of Spark executors for which neither request nor kernelspec names one; when unset, the kernel's image.",
+    "Image of Spark executors when neither the request nor the kernelspec names one; when unset, the kernel's image.",
     group=_CONTAINERS,
     is_read=False,
 )
@@ -592,7 +593,7 @@ EG_SHARED_NAMESPACE = declare(
     "EG_SHARED_NAMESPACE",
     boolean,
     False,
-    "Whether kernels run in EG_NAMESPACE in place of one namespace each.",
+    "Whether kernels run in EG_NAMESPACE instead of one namespace each.",
     group=_CONTAINERS,
     is_read=False,
 )
@@ -628,7 +629,7 @@ EG_DOCKER_MODE = declare(
     "EG_DOCKER_MODE",
     optional_text,
     None,
-    "Told to the Docker launch script by the gateway: swarm or docker. Setting it for the gateway has no effect.",
+    "Passed by the gateway to the Docker launch script: swarm or docker. Setting it for the gateway has no effect.",
     group=_CONTAINERS,
     is_read=False,
 )
@@ -661,7 +662,7 @@ EG_YARN_CERT_BUNDLE = declare(
     "EG_YARN_CERT_BUNDLE",
     certificate_bundle,
     True,
-    "File of the authorities that certify the resource manager; true verifies with the system's, false not at all.",
+    "File of the authorities that certify the resource manager; true uses the system's, false does not verify it.",
     group=_YARN,
     is_read=False,
 )
@@ -681,7 +682,7 @@ YARN_PARTITION_THRESHOLD = declare(
     Number(float, 0.0, 100.0),
     95.0,
     "Percentage of a partition's capacity above which no kernel is started in it. It is read from the kernel's "
-    "environment: kernelspec or request.",
+    "environment (kernelspec or request).",
     group=_YARN,
     is_read=False,
 )
@@ -699,7 +700,7 @@ EG_ZMQ_MAX_SOCKETS = declare(
     "EG_ZMQ_MAX_SOCKETS",
     _size,
     None,
-    "Most ZeroMQ sockets; when unset, as many as the open-file limit allows.",
+    "Maximum number of ZeroMQ sockets; when unset, as many as the open-file limit allows.",
     group=_ZMQ,
 )
 EG_ZMQ_IO_THREADS = declare(

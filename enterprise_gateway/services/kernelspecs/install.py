@@ -110,20 +110,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jupyter enterprisegateway-kernelspecs", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="list the kernelspecs that can be installed")
-    add = commands.add_parser("install", help="install some of them")
+    add = commands.add_parser("install", help="install kernelspecs")
     add.add_argument("names", nargs="+", metavar="NAME", help="as `list` shows them")
     where = add.add_mutually_exclusive_group()
-    where.add_argument("--user", action="store_true", help="for the present user only")
+    where.add_argument("--user", action="store_true", help="for the current user only")
     where.add_argument("--sys-prefix", action="store_true", help="into the environment of this Python")
     where.add_argument("--prefix", metavar="DIR", help="below DIR/share/jupyter/kernels")
-    add.add_argument("--replace", action="store_true", help="replace those that are installed")
-    add.add_argument("--python", metavar="PATH", help="the Python of the kernels, on the hosts where they run")
-    add.add_argument("--remote-hosts", metavar="HOSTS", help="where kernels run, as a comma list")
+    add.add_argument("--replace", action="store_true", help="replace installed kernelspecs of the same name")
+    add.add_argument("--python", metavar="PATH", help="the kernels' Python on the hosts where they run")
+    add.add_argument("--remote-hosts", metavar="HOSTS", help="where kernels run, comma-separated")
     add.add_argument(
         "--env", action="append", type=variable, default=[], metavar="NAME=VALUE", help="a variable of the kernels"
     )
-    add.add_argument("--display-name", metavar="TEXT", help="what users see; for one kernelspec")
-    add.add_argument("--name", metavar="NAME", help="install it under another name; for one kernelspec")
+    add.add_argument("--display-name", metavar="TEXT", help="the name that users see; for a single kernelspec")
+    add.add_argument("--name", metavar="NAME", help="install under another name; for a single kernelspec")
     return parser
 
 

@@ -50,7 +50,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
     cache_enabled = Bool(
         envvars.EG_KERNELSPEC_CACHE_ENABLED.default,
         config=True,
-        help="Whether kernelspecs are kept in memory; changes on disk are noticed. False reads them for each request.",
+        help="Whether kernelspecs are cached in memory; changes on disk are detected. False: read for each request.",
     ).tag(env=envvars.EG_KERNELSPEC_CACHE_ENABLED)
 
     def __init__(self, kernel_spec_manager: Any, **kwargs: Any) -> None:

@@ -42,12 +42,13 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
     )
     persistence_root = Unicode(
         config=True,
-        help="Directory below which records are kept, where the store is one of files. (EG_PERSISTENCE_ROOT env var)",
+        help="Directory below which records are kept when they are stored in files. (EG_PERSISTENCE_ROOT env var)",
     )
     sealing_key_file = Unicode(
         config=True,
-        help="""File with base64 text of 32 random bytes, one key a line, not readable for others. When set, connection
-        keys, environments and credentials in records are encrypted with the first key and read with any of them.
+        help="""File of keys, each the base64 text of 32 random bytes, one per line, not readable by other users. When
+        set, connection keys, environments and credentials in records are encrypted with the first key and can be
+        decrypted with any of them.
         (EG_SESSION_SEALING_KEY_FILE env var)""",
     )
     store_timeout = Float(

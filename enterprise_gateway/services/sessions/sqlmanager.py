@@ -44,19 +44,19 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
     )
     database_url_file = Unicode(
         config=True,
-        help="""File that holds the URL, not readable for others; use it where the URL has a password.
+        help="""File that holds the URL, not readable by other users; use it when the URL contains a password.
         (EG_SESSION_DATABASE_URL_FILE env var)""",
     )
 
     leases_required = False
-    """Whether records are only written under a lease, so that none of a kernel that another has removed comes back."""
+    """Whether writing a record requires its lease, so that a kernel another replica has removed does not come back."""
 
     lease_seconds = Float(
         3.0,
         min=0.5,
         config=True,
-        help="""Seconds after which the kernels of a replica that is dead, or cannot reach the database, are looked
-        after by another one. Each replica tells the database three times in this period that it is there.""",
+        help="""Seconds after which another replica takes over the kernels of one that is dead or cannot reach the
+        database. Each replica sends the database three heartbeats in this period.""",
     )
 
     @default("persistence_root")
