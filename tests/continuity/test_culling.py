@@ -227,7 +227,7 @@ async def test_a_kernelspec_that_says_nonsense_stops_nobody_from_being_culled(ex
             await culler.cull_kernels()
             await culler.cull_kernels()
         refused, culled = [record.getMessage() for record in logged]
-        assert refused.startswith("An entry in the metadata of kernelspec nonsense is ignored: cull_idle_timeout must be")
+        assert "metadata of kernelspec nonsense is ignored: cull_idle_timeout must be" in refused
         assert culled.startswith(f"Culling kernel {text}")
         culler.clock = later(1005)
         with expect_log("Culling kernel") as logged:
