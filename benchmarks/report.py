@@ -45,6 +45,7 @@ ROWS = [
     Row("api_starts_p50", "GET /api while 20 kernels start, p50", "ms"),
     Row("api_starts_p99", "— p99", "ms", 15),
     Row("starts_20", "— 20 starts at once, until the last is answered", "ms", None, False, 0),
+    Row("starts_20_alone", "20 starts at once and no other request, until the last is answered", "ms", None, False, 0),
     Row("kernelspecs_rate", "GET /api/kernelspecs with 60 specs", "requests/s", 2000, True, 0),
     Row("hundred_uss_kb", "100 kernels with a websocket each: unshared memory per kernel", "kB", None, False, 0),
     Row("hundred_idle", "— idle CPU", "%", None, False, 1),
