@@ -123,7 +123,7 @@ class Attachments:
 
     async def pay(self, kernel_id: str) -> None:
         """Write what the store is owed of a kernel, by the lease that it was done under; before another is taken."""
-        if self._store.owes(kernel_id):
+        if self._store.has_unsaved(kernel_id):
             await self._store.flush()
 
     async def catch_up(self, kernel_id: str) -> None:

@@ -79,7 +79,7 @@ class KernelRecords:
         )
         record = self._store.recorded(kernel.kernel_id)
         kernel.reached_as = reached_as(record) if record is not None else ""
-        kernel.is_recorded = not self._store.owes(kernel.kernel_id)
+        kernel.is_recorded = not self._store.has_unsaved(kernel.kernel_id)
 
     async def restarting(self, kernel: RemoteKernelManager, restarts: int = 0) -> None:
         """Record that the kernel's process is about to be replaced; raises when the store cannot be told: it stays.
