@@ -91,8 +91,8 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         self.pid = 0
         self.pgid = 0
         self.remote_user = envvars.EG_REMOTE_USER() or gateway_user()
-        self._call_under_way = asyncio.Lock()
-        self._poll_under_way: asyncio.Task[Any] | None = None
+        self._call_lock = asyncio.Lock()
+        self._current_poll: asyncio.Task[Any] | None = None
 
     @property
     def _place(self) -> str:
@@ -104,19 +104,19 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
         One at a time, because third parties do not write them to be thread-safe.
         """
-        async with self._call_under_way:
+        async with self._call_lock:
             return await offload_to(place or self._place, method, *args, **kwargs)
 
     async def poll_in_thread(self) -> Any:
         """Return the result of a plain :meth:`poll`; a call shares the result of a poll in progress."""
-        task = self._poll_under_way
+        task = self._current_poll
         if task is None:
-            task = self._poll_under_way = asyncio.create_task(self.in_thread(self.poll))
+            task = self._current_poll = asyncio.create_task(self.in_thread(self.poll))
             task.add_done_callback(self._poll_ended)
         return await asyncio.shield(task)
 
     def _poll_ended(self, task: asyncio.Task[Any]) -> None:
-        self._poll_under_way = None
+        self._current_poll = None
         if not task.cancelled():
             task.exception()  # marked as retrieved: the waiting callers, if any are left, got it
 

@@ -112,11 +112,11 @@ def _end_local(process: LocalProcess, variable: str, value: str, owners: Owners)
         process.kill()
 
 
-def local_files(directory: Path, labels: Collection[str], besides: Collection[str] = ()) -> Iterator[Remnant]:
-    """Yield the labelled connection files and logs in the Jupyter runtime directory, except of ``besides``; blocks."""
+def local_files(directory: Path, labels: Collection[str], excluded: Collection[str] = ()) -> Iterator[Remnant]:
+    """Yield the labelled connection files and logs in the Jupyter runtime directory, except of ``excluded``; blocks."""
     for path in directory.glob("kernel-*"):
         stem, _, rest = path.name.removeprefix("kernel-").partition(".")
-        if stem in besides:
+        if stem in excluded:
             continue
         is_connection = rest == "json" or rest.startswith("json.")  # the latter is a file that was not renamed yet
         label = rest.removesuffix(".log") if rest.endswith(".log") else label_in(path) if is_connection else ""

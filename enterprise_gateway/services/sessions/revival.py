@@ -121,7 +121,7 @@ class Revival:
         self._timeout_seconds = timeout_seconds
         self._settled_after_seconds = settled_after_seconds
         self._slots = asyncio.Semaphore(concurrency)
-        self._under_way: dict[str, asyncio.Task[Record | None]] = {}
+        self._in_progress: dict[str, asyncio.Task[Record | None]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unsettled: dict[str, str] = {}  # recorded kernels that could not be checked so far, and why
 
@@ -185,15 +185,15 @@ class Revival:
         StoreUnavailableError
             The store did not answer, or the kernel could not be checked; the kernel may exist.
         """
-        task = self._under_way.get(kernel_id)
+        task = self._in_progress.get(kernel_id)
         if task is None:
             task = asyncio.create_task(self._revive(kernel_id))
-            self._under_way[kernel_id] = task
+            self._in_progress[kernel_id] = task
             task.add_done_callback(functools.partial(self._end_revival, kernel_id))
         return await asyncio.shield(task)
 
     def _end_revival(self, kernel_id: str, task: asyncio.Task[Record | None]) -> None:
-        self._under_way.pop(kernel_id, None)
+        self._in_progress.pop(kernel_id, None)
         if not task.cancelled():
             task.exception()  # marked as retrieved: the waiting callers, if any are left, got it
 
