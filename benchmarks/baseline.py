@@ -62,7 +62,7 @@ class DirectKernel:
                 missing -= self.done(sock)
 
     def done(self, sock: object) -> int:
-        """Receive all that is there on a socket; return how many of reply and idle status came."""
+        """Receive all pending messages of a socket; return how many replies and idle statuses came."""
         found = 0
         with contextlib.suppress(zmq.Again):
             while True:
@@ -90,7 +90,7 @@ def kernels(farms: Farms, count: int) -> Iterator[list[DirectKernel]]:
 
 
 def round_trip(farms: Farms, effort: Effort) -> Numbers:
-    """Execute again and again on the kernel's sockets."""
+    """Execute repeatedly on the kernel's sockets."""
     with kernels(farms, 1) as (kernel,):
         timed(kernel.execute, 10, 5)
         times = timed(kernel.execute, effort.executes, effort.seconds)
@@ -98,7 +98,7 @@ def round_trip(farms: Farms, effort: Effort) -> Numbers:
 
 
 def many_kernels(farms: Farms, effort: Effort) -> Numbers:
-    """50 kernels, every one executing all the time."""
+    """50 kernels, all of them executing continuously."""
     with kernels(farms, 50) as started:
         poller = zmq.Poller()
         owners: dict[object, DirectKernel] = {}

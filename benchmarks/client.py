@@ -15,11 +15,11 @@ V1 = "v1.kernel.websocket.jupyter.org"
 
 
 class RequestError(Exception):
-    """A gateway refused or did not answer; the text is what it said."""
+    """A gateway refused or did not answer; the message is its error."""
 
 
 class HttpConnection:
-    """One keep-alive connection; requests one after the other."""
+    """One keep-alive connection; requests run one after the other."""
 
     def __init__(self, port: int, timeout: float = 60) -> None:
         self.port = port
@@ -44,7 +44,7 @@ class HttpConnection:
         return answer
 
     def feed(self) -> None:
-        """Take what has arrived; for callers that wait with a selector."""
+        """Read what has arrived; for callers that wait with a selector."""
         self._data += self.socket.recv(1 << 18)
 
     def parse(self) -> tuple[int, bytes] | None:
@@ -70,7 +70,7 @@ class HttpConnection:
 
 
 def checked(answer: tuple[int, bytes]) -> Any:
-    """Return the decoded body of an answer, or raise what it says."""
+    """Return the decoded body of an answer, or raise its error."""
     status, body = answer
     if status >= 400:
         try:
@@ -83,7 +83,7 @@ def checked(answer: tuple[int, bytes]) -> Any:
 
 
 class WebSocket:
-    """A kernel's channels, as a client opens them; ``v1`` offers the newer protocol and then speaks what was agreed."""
+    """A kernel's channels, as a client opens them; ``v1`` offers the newer protocol, and the negotiated one is used."""
 
     def __init__(self, port: int, kernel_id: str, *, v1: bool, timeout: float = 30) -> None:
         self.session = uuid.uuid4().hex
@@ -134,7 +134,7 @@ class WebSocket:
         return msg_id
 
     def _template(self, kind: str, content: dict[str, object]) -> tuple[bytes, bytes]:
-        """Return what goes before and after the message id in the frame of a request."""
+        """Return the parts before and after the message id in the frame of a request."""
         msg_id = "?" * 32
         date = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
         header = {
@@ -158,7 +158,7 @@ class WebSocket:
         return before, after
 
     def feed(self) -> Iterator[bytes]:
-        """Take what has arrived and yield each whole message; blocks when nothing has arrived."""
+        """Read what has arrived and yield each complete message; blocks if nothing has arrived."""
         chunk = self.socket.recv(1 << 18)
         if not chunk:
             raise RequestError("the gateway closed the websocket")
@@ -213,7 +213,7 @@ class WebSocket:
 
 
 def frame(payload: bytes, opcode: int) -> bytes:
-    """Return a masked websocket frame; the mask is zero, so the payload stands in it as it is."""
+    """Return a masked websocket frame; the mask is zero, so the payload is unchanged."""
     length = len(payload)
     if length < 126:
         head = bytes((0x80 | opcode, 0x80 | length))

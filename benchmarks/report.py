@@ -19,7 +19,7 @@ COLUMNS = {"ours": "this gateway", "eg": "EG 3.3.0", "js": "Jupyter Server 2", "
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the table: ``aim`` is a limit that ours must keep, above it when ``more`` is better."""
+    """One number of the table, where ``aim`` is our limit: a minimum if ``more`` is better, else a maximum."""
 
     key: str
     title: str
@@ -69,7 +69,7 @@ ROWS = [
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine that the numbers come from."""
+    """Describe the machine on which the numbers were measured."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -79,20 +79,20 @@ def machine() -> dict[str, Any]:
 
 
 def load(fresh: bool) -> dict[str, Any]:
-    """Return the stored results; empty ones when there are none or ``fresh`` ones are wanted."""
+    """Return the stored results; empty ones if there are none or ``fresh`` ones are requested."""
     if RESULTS.exists() and not fresh:
         return dict(json.loads(RESULTS.read_text()))
     return {"machine": {}, "versions": {}, "numbers": {}, "failures": {}}
 
 
 def median(results: dict[str, Any], target: str, key: str) -> float | None:
-    """Return the median of a target's repeated readings of a number."""
+    """Return the median of a target's repeated measurements of a number."""
     values = results["numbers"].get(target, {}).get(key)
     return statistics.median(values) if values else None
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the Markdown table of medians, ratios and aims, and what failed."""
+    """Return the Markdown table of medians, ratios and aims, with the failures."""
     columns = [name for name in COLUMNS if results["numbers"].get(name) or name in results["failures"]]
     head = ["", "unit", *(COLUMNS[name] for name in columns), "EG 3.3.0 ÷ ours", "aim"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" + "---|" + "---:|" * (len(head) - 2)]

@@ -1,4 +1,4 @@
-"""Measure this gateway beside its peers: ``python benchmarks/run.py``, or ``make bench``. See README.md."""
+"""Measure this gateway and its peers: ``python benchmarks/run.py``, or ``make bench``. See README.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Scenario = Callable[[Gateway, Effort], Numbers]
 
 @dataclass(frozen=True)
 class Measure:
-    """A scenario, how often it is repeated, on whom it runs, and what the names of its numbers begin with."""
+    """A scenario, its repetitions, the targets it runs on, and the prefix of its numbers' names."""
 
     run: Scenario
     rounds: int
@@ -102,16 +102,18 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", metavar="NAMES", help=f"comma list of {', '.join([*MEASURES, IMPORTS])}")
-    parser.add_argument("--target", default="ours,eg,js,zmq", help="comma list of ours, eg, js, zmq (default: all)")
-    parser.add_argument("--rounds", type=int, help="repeat each measure this often")
-    parser.add_argument("--quick", action="store_true", help="short and rough; writes no files")
-    parser.add_argument("--no-write", action="store_true", help="leave results.json and README.md alone")
+    parser.add_argument("--only", metavar="NAMES", help=f"comma-separated list of {', '.join([*MEASURES, IMPORTS])}")
+    parser.add_argument("--target", default="ours,eg,js,zmq", help="some of ours,eg,js,zmq (default: all)")
+    parser.add_argument("--rounds", type=int, help="number of repetitions of each measurement")
+    parser.add_argument("--quick", action="store_true", help="short and imprecise; writes no files")
+    parser.add_argument("--no-write", action="store_true", help="do not change results.json and README.md")
     parser.add_argument(
-        "--python", type=Path, default=Path(sys.executable), help="runs this checkout and jupyter_server"
+        "--python", type=Path, default=Path(sys.executable), help="interpreter for this checkout and jupyter_server"
     )
     parser.add_argument("--eg-python", type=Path, help="has jupyter_enterprise_gateway 3.3.0 (default: install it)")
-    parser.add_argument("--checkout", type=Path, default=CHECKOUT, help="what to measure as ours (default: this one)")
+    parser.add_argument(
+        "--checkout", type=Path, default=CHECKOUT, help="checkout to measure as ours (default: this one)"
+    )
     parser.add_argument("--keep-logs", type=Path, metavar="DIRECTORY", help="copy the gateways' logs here")
     return parser.parse_args()
 
@@ -137,7 +139,7 @@ class Session:
         self._failed: set[tuple[str, str]] = set()
 
     def run(self) -> None:
-        """Measure everything asked for."""
+        """Run all requested measurements."""
         chosen = self._options.only.split(",") if self._options.only else [*MEASURES, IMPORTS]
         for name in chosen:
             if name == IMPORTS:

@@ -1,4 +1,4 @@
-"""What is measured: each function runs against one freshly started gateway and returns named numbers."""
+"""The scenarios: each function runs against one freshly started gateway and returns named numbers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUICK = Effort(1.0, 50, 5000, 60, 4.0, 3, 20.0)
 
 
 def round_trip(gateway: Gateway, effort: Effort) -> Numbers:
-    """Execute again and again through one websocket; the next request follows the last one's idle status."""
+    """Execute repeatedly through one websocket; each request follows the previous one's idle status."""
     numbers: Numbers = {}
     kernel_id = start(gateway)
     for name, v1 in (("", True), ("_legacy", False)):
@@ -53,13 +53,13 @@ def round_trip(gateway: Gateway, effort: Effort) -> Numbers:
 
 
 def many_kernels(gateway: Gateway, effort: Effort) -> Numbers:
-    """50 kernels, a websocket each, every one executing all the time."""
+    """50 kernels, a websocket each, all of them executing continuously."""
     with opened(gateway, 50) as sockets:
         return busy(gateway, sockets, effort.seconds)
 
 
 def busy(gateway: Gateway, sockets: list[WebSocket], seconds: float) -> Numbers:
-    """Keep one execute under way on each websocket and count how many complete."""
+    """Keep one execute in flight on each websocket, and count how many complete."""
     ids: dict[WebSocket, bytes] = {}
     missing: dict[WebSocket, int] = {}
     with selector_of(sockets) as selector:
@@ -114,7 +114,7 @@ def stream(gateway: Gateway, effort: Effort) -> Numbers:
 
 
 def open_websocket(gateway: Gateway, effort: Effort) -> Numbers:
-    """Open a websocket to a running kernel: until the 101, and until the first reply came through it."""
+    """Open a websocket to a running kernel: the time to the 101 response, and to the first reply."""
     kernel_id = start(gateway)
     shaken: list[float] = []
     replied: list[float] = []
@@ -174,7 +174,7 @@ def _start_at_once(gateway: Gateway, meanwhile: Callable[[], None] = lambda: Non
 
 
 def kernelspecs(gateway: Gateway, effort: Effort) -> Numbers:
-    """GET /api/kernelspecs with 60 specs over 4 keep-alive connections, each asking again as soon as it is answered."""
+    """GET /api/kernelspecs with 60 specs over 4 keep-alive connections, each sending the next request at once."""
     connections = [HttpConnection(gateway.port) for _ in range(4)]
     listed = connections[0].call("GET", "/api/kernelspecs")["kernelspecs"]
     if len(listed) < 60:
@@ -200,12 +200,12 @@ def kernelspecs(gateway: Gateway, effort: Effort) -> Numbers:
 
 
 def hundred(gateway: Gateway, effort: Effort) -> Numbers:
-    """100 local kernels, a websocket each: what peers can still do."""
+    """100 local kernels, a websocket each, which peers can still serve."""
     return crowd(gateway, replace(effort, many_kernels=100, idle_seconds=effort.idle_seconds / 3), "tiny", "hundred")
 
 
 def thousand(gateway: Gateway, effort: Effort) -> Numbers:
-    """1,000 local kernels, a websocket each: memory per kernel, idle CPU, and each of them still executes."""
+    """1,000 local kernels, a websocket each: memory per kernel, idle CPU, and a check that each still executes."""
     return crowd(gateway, effort, "tiny", "thousand")
 
 
@@ -236,7 +236,7 @@ def crowd(gateway: Gateway, effort: Effort, spec: str, prefix: str) -> Numbers:
 
 
 def remote_start(gateway: Gateway, effort: Effort) -> Numbers:
-    """Remote starts one after the other, less what the launcher needs by itself."""
+    """Sequential remote starts, minus the time that the launcher itself needs."""
     launcher = launcher_time(gateway)
     times = []
     with contextlib.closing(HttpConnection(gateway.port)) as connection:
@@ -278,7 +278,7 @@ def launcher_time(gateway: Gateway) -> float:
 
 
 def remote_burst(gateway: Gateway, _effort: Effort) -> Numbers:
-    """30 remote starts asked for at once: until the last is answered, and until each has executed a cell."""
+    """30 concurrent remote starts: the time until the last is answered, and until each has executed a cell."""
     with contextlib.closing(HttpConnection(gateway.port)) as connection:
         gateway.start_kernel(connection, "remote0")
     posts = [HttpConnection(gateway.port) for _ in range(30)]
@@ -324,7 +324,7 @@ def remote_api(gateway: Gateway, effort: Effort) -> Numbers:
 
 
 def paced(connection: HttpConnection, seconds: float) -> list[float]:
-    """Time GET /api at irregular moments, so as not to fall into step with what the gateway does periodically."""
+    """Time GET /api at irregular intervals, to avoid synchronizing with periodic work of the gateway."""
     times: list[float] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""The gateways that are compared: how each is installed, started and ended."""
+"""The gateways that are compared: how each is installed, started and stopped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Target:
 
 
 def make_targets(names: list[str], python: Path, eg_python: Path | None, checkout: Path) -> dict[str, Target]:
-    """Return the targets called for; the peer's environment is made when it is missing.
+    """Return the requested targets; the peer's environment is created if it is missing.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def make_targets(names: list[str], python: Path, eg_python: Path | None, checkou
 
 
 def make_peer_environment() -> Path:
-    """Install the released Enterprise Gateway with pip in an environment of its own; it needs Python 3.10 or 3.11."""
+    """Install the released Enterprise Gateway with pip in its own environment; it needs Python 3.10 or 3.11."""
     python = VENVS / "jupyter_enterprise_gateway-3.3.0" / "bin" / "python"
     if (python.parent / "jupyter-enterprisegateway").exists():
         return python
@@ -117,12 +117,12 @@ def make_peer_environment() -> Path:
 
 
 def runs(path: str) -> bool:
-    """Whether an interpreter really is there (pyenv leaves stand-ins on PATH for versions that are not active)."""
+    """Whether an interpreter really exists (pyenv leaves shims on PATH for versions that are not active)."""
     return subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 class Farms:
-    """The processes that serve tiny kernels, and the kernelspecs that lead to them."""
+    """The processes that serve tiny kernels, and the kernelspecs that use them."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -180,7 +180,7 @@ class Farms:
         return self.directory / "farm0-local.sh"
 
     def reset(self) -> None:
-        """End every kernel."""
+        """Stop every kernel."""
         self._tell("reset")
 
     def count(self) -> int:
@@ -262,7 +262,7 @@ class Gateway:
         raise RequestError(f"{self.target.name} did not answer within {START_SECONDS:.0f} s: {self.last_words()}")
 
     def last_words(self) -> str:
-        """Return the last line of the gateway's log that is not blank."""
+        """Return the last nonblank line of the gateway's log."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1][:300] if lines else "(no output)"
 
@@ -284,7 +284,7 @@ class Gateway:
         return str(connection.call("POST", "/api/kernels", kernel_request(name))["id"])
 
     def kill(self) -> None:
-        """End the gateway at once, and every kernel."""
+        """Kill the gateway and every kernel."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -300,7 +300,7 @@ _candidates = itertools.cycle(range(20000 + os.getpid() % 5000, 32000))
 
 
 def free_port() -> int:
-    """Return a loopback port that is free now, outside the range that the operating system gives out by itself."""
+    """Return a loopback port that is free now, outside the operating system's ephemeral range."""
     for port in itertools.islice(_candidates, 5000):
         with socket.socket() as probe:
             try:

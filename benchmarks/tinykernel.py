@@ -66,12 +66,12 @@ def write_stubs(directory: Path, pipe: Path) -> tuple[Path, Path]:
 
 
 def notifier(sock: zmq.Socket[bytes]) -> int:
-    """Return the descriptor that tells when something happened on a ZMQ socket."""
+    """Return the descriptor that signals events of a ZMQ socket."""
     return cast(int, sock.getsockopt(zmq.FD))
 
 
 def bind_patiently(sock: zmq.Socket[bytes], address: str) -> None:
-    """Bind, and try again for half a second: on a busy machine something else may hold the port for a moment."""
+    """Bind, with retries for half a second, because on a busy machine another process may briefly hold the port."""
     for attempt in range(25):
         try:
             sock.bind(address)
@@ -199,7 +199,7 @@ class TinyKernel:
 
 
 class CommListener:
-    """The port on which a launcher takes signals: one JSON object per connection, or the authenticated version 2."""
+    """The port on which a launcher receives signals: one JSON object per connection, or the authenticated version 2."""
 
     def __init__(self, kernel: TinyKernel, secret: bytes) -> None:
         self.kernel = kernel
@@ -226,7 +226,7 @@ class CommListener:
 
 
 class CommConnection:
-    """One caller of a comm port."""
+    """One client of a comm port."""
 
     def __init__(self, listener: CommListener, connection: socket.socket) -> None:
         self.listener = listener
@@ -285,7 +285,7 @@ class Farm:
         self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._on_command)
 
     def date(self) -> bytes:
-        """Return the present time as messages carry it, made once a second."""
+        """Return the current time as messages carry it, computed once a second."""
         now = int(time.time())
         if now != self._date[0]:
             self._date = (now, time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(now)).encode())

@@ -1,6 +1,6 @@
 """Start a kernel on a gateway, run code on it and stop it: check_gateway.py URL.
 
-Needs nothing but the gateway's own packages, so that it can check an installation of the gateway alone.
+Needs only the gateway's own packages, so that it can check a minimal installation of the gateway.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tornado.websocket import websocket_connect
 
 
 def call(url: str, method: str = "GET", body: Any = None) -> Any:
-    """Return the JSON answer of one request."""
+    """Return the JSON response to one request."""
     request = urllib.request.Request(url, method=method, data=None if body is None else json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=90) as answer:
         return json.loads(answer.read() or b"null")
 
 
 def wait_until_it_answers(url: str, seconds: float = 60) -> None:
-    """Return when the gateway answers its first request."""
+    """Wait until the gateway answers its first request."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -54,7 +54,7 @@ async def execute(url: str, kernel_id: str, code: str) -> str:
 
 
 def main(url: str) -> None:
-    """Do it."""
+    """Check the gateway at ``url``."""
     wait_until_it_answers(url)
     kernel = call(f"{url}/api/kernels", "POST", {"name": "python3", "env": {"KERNEL_USERNAME": "check"}})
     try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make a virtual environment with python3, or else the newest Python that can: make-venv.sh DIRECTORY [PYTHON]
+# Create a virtual environment with python3, or else with the newest suitable Python: make-venv.sh DIRECTORY [PYTHON]
 set -euo pipefail
 venv=$1
 candidates=(${2:-})
@@ -12,7 +12,7 @@ for python in "${candidates[@]}"; do
         without_venv+=("$python")
         continue
     fi
-    echo "Making $venv with $("$python" --version) ..."
+    echo "Creating $venv with $("$python" --version) ..."
     "$python" -m venv "$venv"
     exit 0
 done

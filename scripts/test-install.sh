@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install a distribution into an environment of its own and see it serve a kernel: test-install.sh PYTHON FILE
+# Install a distribution into a new environment and check that it serves a kernel: test-install.sh PYTHON FILE
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=$1 file=$(readlink -f "$2")

@@ -1,4 +1,4 @@
-"""Handlers that decide about a request when its header has come, before its body takes any room."""
+"""Handlers that accept or refuse a request after its header, before its body takes up any memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_BODY_SIZE = 1 << 20
 _PIECES_IN_A_TURN = 50
-DROPPED_BODY_SECONDS = 2.0  # that a body which nobody keeps may take
+DROPPED_BODY_SECONDS = 2.0  # that a discarded body may take
 
 
 @web.stream_request_body
 class EarlyHandler(web.RequestHandler):
     """Runs ``prepare`` before the body is read, and the verb when ``request.body`` holds all of it.
 
-    A body is kept if ``keeps_body`` is set by then, and dropped as it comes otherwise. Forms in it are not parsed.
+    The body is kept if ``prepare`` has set ``keeps_body``, and otherwise discarded as it arrives. Forms in it are not
+    parsed.
     """
 
     keeps_body = False
@@ -39,16 +40,16 @@ class EarlyHandler(web.RequestHandler):
 
     @property
     def is_body_outstanding(self) -> bool:
-        """Whether some of the request, if only its end, is still to come."""
+        """Whether some part of the request, if only its end, has not arrived yet."""
         return not self.request._body_future.done()
 
     def expect_body(self) -> None:
-        """Refuse with 413 what says that it is too large; called by ``prepare``.
+        """Refuse with 413 a request whose ``Content-Length`` is too large; called by ``prepare``.
 
         Raises
         ------
         HTTPError
-            It does.
+            It is too large.
         """
         if not self._has_body:
             return
@@ -56,7 +57,7 @@ class EarlyHandler(web.RequestHandler):
         if length.isdecimal() and (len(length) > len(str(limit)) or int(length) > limit):
             raise web.HTTPError(413, self._too_large)
         connection: Any = self.request.connection
-        # Tornado ends the connection without an answer for what turns out to be too large.
+        # Otherwise tornado would close the connection, without an answer, when a body exceeds its limit.
         connection.set_max_body_size(sys.maxsize)
         if not self.keeps_body:
             connection.set_body_timeout(DROPPED_BODY_SECONDS)
@@ -64,36 +65,36 @@ class EarlyHandler(web.RequestHandler):
 
     @property
     def max_body_size(self) -> int:
-        """Most bytes of a body."""
+        """Maximum size of a body in bytes."""
         return int(self.settings.get("eg_max_body_size", DEFAULT_MAX_BODY_SIZE))
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Keep some more of the body; called by tornado."""
+        """Keep the next chunk of the body; called by tornado."""
         self._is_reading = True
         self._received += len(chunk)
         if self._received <= self.max_body_size:
             if self.keeps_body:
                 self._body += chunk
             self._pieces += 1
-            # Tornado before 6.6 goes through all chunks that have come in one turn, be they of one byte.
+            # Tornado before 6.6 handles all received chunks without yielding to the loop, even chunks of one byte.
             return asyncio.sleep(0) if self._pieces % _PIECES_IN_A_TURN == 0 else None
         if not self._finished:
             self._body.clear()
             self.send_error(413, exc_info=(web.HTTPError, web.HTTPError(413, self._too_large), None))
         elif self._received > self.max_body_size + LINGER_BYTES:
             self.request.connection.stream.close()  # type: ignore[union-attr]
-        return asyncio.sleep(0)  # however fast it comes, the moment in which it is dropped has to end
+        return asyncio.sleep(0)  # yield to the loop while discarding, however fast the chunks arrive
 
     def finish(self, chunk: Any = None) -> Future[None]:
-        """Send the answer; if the request has not come to its end, the connection ends with it."""
+        """Send the response; if the request has not arrived completely, close the connection afterwards."""
         if not self.is_body_outstanding:
             return super().finish(chunk)
         self.set_header("Connection", "close")
         connections: Connections | None = self.settings.get("eg_connections")
         if connections is None or not self._has_body:
             return super().finish(chunk)
-        # Tornado would close the connection as soon as the answer is written. If the body is under way then, the
-        # client's system hears that nobody takes it, and may throw the answer away.
+        # Tornado would close the connection as soon as the response is written. If the client is still sending the
+        # body, its system receives a reset, and may discard the response.
         answer = utf8(chunk or b"")
         self.set_header("Content-Length", str(len(answer)))
         self.write(answer)
@@ -108,17 +109,17 @@ class EarlyHandler(web.RequestHandler):
         return written
 
     def _give_body_up(self) -> Future[None]:
-        """Keep the verb from running, and return what is done when tornado has read the rest of the body."""
+        """Keep the verb from running, and return a future that ends when tornado has read the rest of the body."""
         self._finished = True
         web.RequestHandler.on_connection_close(self)  # ends the wait for the body
         self.request._body_future = Future()
         return self.request._body_future
 
     def on_connection_close(self) -> None:
-        """Give the request up if the client goes in the middle of it; called by tornado."""
+        """Abandon the request if the client disconnects before its end; called by tornado."""
         if self.is_body_outstanding:
             self.on_finish()
-            web.RequestHandler.on_connection_close(self)  # that of websockets does not end the wait for the body
+            web.RequestHandler.on_connection_close(self)  # the method of websockets does not end the wait for the body
         super().on_connection_close()
 
     @property

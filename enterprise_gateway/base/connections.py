@@ -1,9 +1,9 @@
-"""The connections to the gateway: how many there may be, and how long one may stay of whom nothing is known.
+"""Limits on the connections to the gateway: their number, and how long an unauthenticated one may stay open.
 
-A connection is *pending* until a request on it has shown the token (or, where none is asked for, has come at all).
-Whoever reaches the port can make such connections: they cost little, end after seconds, and when there are too many
-the oldest goes. Who has business speaks at once, so that a flood keeps nobody out. Who is known may pause between two
-requests, but not in the middle of a header.
+A connection is *pending* until a request on it has shown the token or, if no token is required, has arrived at all.
+Anyone who can reach the port can open such connections, so they cost little, end after seconds, and when there are too
+many the oldest is closed. Genuine clients send a request at once, so a flood does not keep them out. An authenticated
+client may pause between two requests, but not in the middle of a header.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ..transport.ratelimit import RateLimitedWarnings
 
 log = logging.getLogger(__name__)
 
-HEADER_SECONDS = 10.0  # for the TLS handshake and the header of a request; a stranger's pause between two as well
-LINGER_SECONDS = 1.0  # in which a refused client may send on, lest a reset of the connection eats the refusal
+HEADER_SECONDS = 10.0  # time-out of the TLS handshake and of a header, and between the requests of a pending connection
+LINGER_SECONDS = 1.0  # a refused client may keep sending this long, because a reset could discard the refusal
 LINGER_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 16
 _IPV4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Connection:
-    """One connection that a server has taken."""
+    """One connection that a server has accepted."""
 
     __slots__ = ("network", "stream", "timer")
 
@@ -40,19 +40,19 @@ class Connection:
         self.timer: asyncio.TimerHandle | None = None
 
     def stop_timer(self) -> None:
-        """Let it take its time."""
+        """Cancel its time-out."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class Connections:
-    """All connections but websockets, which ``websockets`` counts; in the web application's settings.
+    """All connections except websockets, which ``websockets`` counts; kept in the web application's settings.
 
     Parameters
     ----------
     websockets
-        Those that are open: the server forgets a connection that has become one.
+        The open websockets, because the server forgets a connection that has become one.
     """
 
     def __init__(self, websockets: Collection[object] = ()) -> None:
@@ -66,11 +66,11 @@ class Connections:
         self._warnings = RateLimitedWarnings(log)
 
     def take(self, stream: IOStream, address: str) -> bool:
-        """Count a new connection, at the cost of an older one if need be; close it and return False otherwise."""
+        """Count a new connection, closing an older one if necessary; if there is no room, close it and return False."""
         if len(self.open) + len(self._websockets) >= self.max_open:
             self._warnings.warn(
-                "There are %d connections, which is all that max_connections allows: those that have shown no token "
-                "make room for new ones, or new ones are refused.",
+                "The limit of %d connections (max_connections) is reached: connections that have shown no token are "
+                "closed to make room for new ones; if there are none, new ones are refused.",
                 self.max_open,
             )
             if not self._drop_oldest(self.pending):
@@ -99,16 +99,16 @@ class Connections:
         return True
 
     def await_header(self, stream: IOStream) -> Connection | None:
-        """Have the connection end unless the header of its next request comes within seconds; None if it has ended.
+        """Close the connection unless its next request's header arrives in time; return None if it has ended.
 
-        They count from now where nobody is known, and from the header's first byte otherwise. Whoever has the header
-        stops the connection's timer.
+        The time-out starts now for a pending connection, and otherwise with the first byte of the header. The receiver
+        of the header stops the connection's timer.
         """
         connection = self.open.get(stream)
         if connection is None:
             return None
-        # Tornado may have read some of the header with the request before. Only what is its own tells: nothing public
-        # says whether there is any, without taking it.
+        # Tornado may have read some of the header together with the previous request. Only a private attribute tells,
+        # because no public method tells it without consuming the data.
         if connection in self.pending or stream._read_buffer_size:
             self._start_timer(connection)
         else:
@@ -116,27 +116,27 @@ class Connections:
         return connection
 
     def admit(self, stream: IOStream) -> None:
-        """Take the connection for one of somebody who is known."""
+        """Treat the connection as authenticated."""
         if (connection := self.open.get(stream)) is not None:
             self._settle(connection)
 
     def ended(self, stream: IOStream) -> None:
-        """Forget a connection that is closed, or a websocket now."""
+        """Forget a connection that was closed or has become a websocket."""
         if stream not in self._lingering and (connection := self.open.pop(stream, None)) is not None:
             self._settle(connection)
 
     def linger(self, stream: IOStream, written: Awaitable[Any], rest: Awaitable[None] | None = None) -> None:
-        """Close the connection when the answer is written and the client has had a moment to read it.
+        """Close the connection once the response is written and the client has had a moment to read it.
 
         Parameters
         ----------
         rest
-            The end of what the client still sends, if somebody reads that; it is read here otherwise.
+            Ends when the rest of the request has been read elsewhere; if None, the rest is read here.
         """
         self._lingering[stream] = asyncio.ensure_future(self._linger(stream, written, rest))
 
     async def close(self) -> None:
-        """Close those that linger; the server closes the others."""
+        """Close lingering connections; the server closes the others."""
         for stream, task in list(self._lingering.items()):
             stream.close()
             await asyncio.wait([task])
@@ -160,8 +160,8 @@ class Connections:
             self.ended(stream)
 
     def _await_first_byte(self, connection: Connection) -> None:
-        # Tornado tells nobody of a header before it is complete. This is the one method of a stream for others to
-        # write anew; after the first bytes it is tornado's own again, so that bodies and websockets pay nothing.
+        # Tornado reports a header only when it is complete. This is the only method of a stream that is meant to be
+        # overridden; after the first bytes tornado's own is restored, so that bodies and websockets pay nothing.
         stream = connection.stream
         read = stream.read_from_fd
 
@@ -201,7 +201,7 @@ class Connections:
 
 
 def network_of(address: str) -> str:
-    """Return what counts as one address: of IPv6, of which everybody has 2^64, the network that one site has."""
+    """Return the address or, for IPv6, its /64 network, because any client has 2^64 addresses in one."""
     if ":" not in address:
         return address
     packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
@@ -211,7 +211,7 @@ def network_of(address: str) -> str:
 
 
 class GatewayServer(httpserver.HTTPServer):
-    """Tornado's server, with its connections in the books of :class:`Connections`."""
+    """Tornado's server, with its connections tracked by :class:`Connections`."""
 
     connections: Connections
 
@@ -232,18 +232,18 @@ class GatewayServer(httpserver.HTTPServer):
         return _AwaitedRequest(delegate, connection) if connection is not None else delegate
 
     def on_close(self, server_conn: Any) -> None:
-        """Forget a connection; called by tornado, also for those that have become websockets."""
+        """Forget a connection; called by tornado, also for connections that have become websockets."""
         super().on_close(server_conn)
         self.connections.ended(server_conn.stream)
 
     async def close_all_connections(self) -> None:
-        """Close all connections but websockets, and wait until that is done."""
+        """Close all connections except websockets, and wait until they are closed."""
         await super().close_all_connections()
         await self.connections.close()
 
 
 class _AwaitedRequest(httputil.HTTPMessageDelegate):
-    """Passes on what comes of a request, which may take its time when its header has come."""
+    """Forwards a request, and stops the connection's timer once the header has arrived."""
 
     def __init__(self, delegate: httputil.HTTPMessageDelegate, connection: Connection) -> None:
         self._delegate = delegate

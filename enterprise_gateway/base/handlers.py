@@ -1,4 +1,4 @@
-"""The lean handler that all of the gateway's HTTP handlers derive from, and the two that belong to no service."""
+"""The base class of all of the gateway's HTTP handlers, and the handler of unknown paths."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def log_request(handler: web.RequestHandler) -> None:
 
 
 class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyHandler):
-    """Checks token, host and origin before the body is read and a verb runs; offers the managers to it."""
+    """Checks token, host and origin before the body is read and a verb runs; gives verbs access to the managers."""
 
     def set_default_headers(self) -> None:
-        """Set what every answer carries; called by tornado, also before an error is written."""
+        """Set the headers of every response; called by tornado, also before an error is written."""
         self.set_header("Content-Type", "application/json")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_cors_headers()
 
     def prepare(self) -> None:
-        """Refuse what must not reach a verb: wrong token, foreign host, foreign origin, wrong certificate."""
+        """Refuse requests with a wrong token, host, origin or certificate before they reach a verb."""
         if self.refuse_when_draining():
             return
         self.check_token()
@@ -66,11 +66,11 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
             self.check_cross_site()
         self.expect_body()
         traffic: Traffic | None = self.settings.get("eg_traffic")
-        if traffic is not None and self.keeps_body:  # a stranger's request holds up no orderly stop
+        if traffic is not None and self.keeps_body:  # an unauthenticated request does not delay an orderly stop
             traffic.requests.add(self)
 
     def check_token(self) -> None:
-        """Refuse the request with 401 unless the token is right; who has shown it is known from then on."""
+        """Refuse the request with 401 unless the token is right; mark the connection as authenticated."""
         super().check_token()
         if self.request.method == "OPTIONS":
             return
@@ -80,7 +80,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
             connections.admit(self.request.connection.stream)  # type: ignore[union-attr]
 
     async def head(self, *args: str, **kwargs: str) -> None:
-        """Answer as GET does, or 405 where there is none; tornado leaves the body out."""
+        """Answer as GET does, or with 405 if there is no GET; tornado omits the body."""
         answer = self.get(*args, **kwargs)
         if answer is not None:
             await answer
@@ -90,7 +90,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
         return methods if "GET" in methods else [method for method in methods if method != "HEAD"]
 
     def refuse_when_draining(self) -> bool:
-        """Answer with 503 and return True when the gateway is about to end."""
+        """Answer with 503 and return True if the gateway is stopping."""
         traffic: Traffic | None = self.settings.get("eg_traffic")
         if traffic is None or not traffic.is_draining:
             return False
@@ -101,7 +101,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
         return True
 
     def on_finish(self) -> None:
-        """Note that the request was answered; called by tornado."""
+        """Note that the request has been answered; called by tornado."""
         traffic: Traffic | None = self.settings.get("eg_traffic")
         if traffic is not None:
             traffic.leave(self)
@@ -118,7 +118,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
             )
 
     def check_cross_site(self) -> None:
-        """Refuse requests that a page of a foreign origin makes, unless ``allow_origin`` permits it."""
+        """Refuse requests from pages of another origin, unless ``allow_origin`` permits it."""
         origin = self.request.headers.get("Origin")
         if origin is None:
             state_changing = self.request.method not in {"GET", "HEAD"}
@@ -148,11 +148,11 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
             raise web.HTTPError(403)
 
     def get_current_user(self) -> User:
-        """Return who asks; without an identity provider everybody is anonymous."""
+        """Return the requesting user; without an identity provider every user is anonymous."""
         return ANONYMOUS
 
     async def authorize(self, action: str, resource: str) -> None:
-        """Ask the configured authorizer; refuse with 403 when it says no.
+        """Ask the configured authorizer; refuse the request with 403 if it denies it.
 
         Parameters
         ----------
@@ -200,7 +200,7 @@ class GatewayHandler(CORSMixin, JSONErrorsMixin, TokenAuthorizationMixin, EarlyH
         return body
 
     def finish_json(self, model: Any, status: int = 200) -> None:
-        """Write ``model`` as the JSON answer."""
+        """Finish the response with ``model`` as JSON."""
         self.set_status(status)
         self.finish(json.dumps(model))
 
@@ -209,18 +209,18 @@ class NotFoundHandler(JSONErrorsMixin, EarlyHandler):
     """Answers 404 as JSON for every path that no other handler serves."""
 
     def prepare(self) -> None:
-        """Refuse whatever the verb is."""
+        """Refuse the request, whatever its verb."""
         raise web.HTTPError(404)
 
 
 def hostname(host: str) -> str:
-    """Return the name of a Host header without its port, in lower case; empty if it is no such header."""
+    """Return the name of a Host header without its port, in lower case; empty if the header is invalid."""
     match = _HOST.fullmatch(host)
     return match[1].strip("[]").lower() if match else ""
 
 
 def origin_host(origin: str) -> str | None:
-    """Return host and port of an Origin header, in lower case; None if it is no such header."""
+    """Return host and port of an Origin header, in lower case; None if the header is invalid."""
     try:
         return urlparse(origin).netloc.lower()
     except ValueError:
@@ -228,9 +228,9 @@ def origin_host(origin: str) -> str | None:
 
 
 def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:
-    """Whether a Host header is one that no page of a foreign name can make a browser send.
+    """Whether a Host header is one that a page of another host cannot make a browser send.
 
-    That is: none, an address, ``localhost``, this machine's name, and what the option ``allowed_hosts`` permits.
+    That is an empty one, an address, ``localhost``, this machine's name, or one of the option ``allowed_hosts``.
     """
     name = hostname(host).removesuffix(".")
     if not name:
@@ -245,7 +245,7 @@ def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:
 
 @cache
 def own_names() -> frozenset[str]:
-    """Return the name of this machine, with its domain and without."""
+    """Return the name of this machine, with and without its domain."""
     name = socket.gethostname().lower()
     return frozenset({name, name.partition(".")[0]})
 

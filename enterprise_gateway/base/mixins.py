@@ -1,4 +1,4 @@
-"""What every HTTP answer of the gateway has in common: CORS headers, the token check, JSON errors."""
+"""Mixins for all of the gateway's HTTP handlers: CORS headers, the token check, JSON errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..core.errors import GatewayError, KernelLaunchError, LimitReachedError
 
 log = logging.getLogger(__name__)
 
-# Plain mixins: others put them on handlers of their own, and on any object that has what they use of a handler.
+# Plain mixins: third parties add them to their own handlers, and to any object with the attributes they use.
 if TYPE_CHECKING:
     Handler = web.RequestHandler
 else:
@@ -31,13 +31,13 @@ def redacted_uri(request: HTTPServerRequest) -> str:
 
 
 def _redacted(argument: str) -> str:
-    # The name is compared as it is recognised, that is decoded: tok%65n authenticates, too.
+    # The decoded name is compared, because tok%65n authenticates, too.
     name, sign, _ = argument.partition("=")
     return f"{name}=********" if sign and "token" in unquote_plus(name).lower() else argument
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` with what is not printable escaped: a name in a URL must not write lines of the log."""
+    """Return ``text`` with unprintable characters escaped, so that a name in a URL cannot forge log lines."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -61,7 +61,7 @@ class CORSMixin(Handler):
                 self.set_header(header, str(value))
 
     def options(self, *args: str, **kwargs: str) -> None:
-        """Answer a pre-flight request: an empty body, no token needed."""
+        """Answer a pre-flight request with an empty body; no token is needed."""
         self.finish()
 
 
@@ -74,7 +74,7 @@ class TokenAuthorizationMixin(Handler):
     SCHEMES = ("token ", "Bearer ")
 
     def prepare(self) -> Any:
-        """Answer 401 unless the token is right, else do what the next class does; called by tornado."""
+        """Answer 401 unless the token is right, otherwise call the next class; called by tornado."""
         if self.is_refused():
             return self.send_error(401)
         prepare = getattr(super(), "prepare", None)
@@ -87,25 +87,25 @@ class TokenAuthorizationMixin(Handler):
     def has_valid_token(self) -> bool:
         """Whether no token is configured, or the client sent the right one.
 
-        An argument ``token`` wins over the ``Authorization`` header, also when it is wrong.
+        An argument ``token`` takes precedence over the ``Authorization`` header, even if it is wrong.
         """
         expected = self.settings.get("eg_auth_token")
         if not expected:
             return True
         try:
             given = self.get_argument("token", None)
-        except web.HTTPError:  # it is no UTF-8; tornado would quote it, to the client and in the log
+        except web.HTTPError:  # not UTF-8; tornado would quote it, to the client and in the log
             return False
         if given is None:
             header = self.request.headers.get("Authorization", "")
             scheme = next((s for s in self.SCHEMES if header.startswith(s)), None)
             given = header[len(scheme) :] if scheme else ""
-        # Header values arrive as latin-1, the query's as UTF-8; a token beyond ASCII is right in either.
+        # Header values arrive as latin-1, the query's as UTF-8; a non-ASCII token is accepted in either encoding.
         candidates = {given.encode(errors="replace"), given.encode("latin-1", errors="replace")}
         return any(hmac.compare_digest(candidate, str(expected).encode()) for candidate in candidates)
 
     def check_token(self) -> None:
-        """Refuse the request with 401 unless the token is right; for those who have a ``prepare`` of their own."""
+        """Refuse the request with 401 unless the token is right; for handlers with their own ``prepare``."""
         if self.is_refused():
             raise web.HTTPError(401)
 
@@ -117,7 +117,7 @@ class JSONErrorsMixin(Handler):
     """
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Give errors of our own family their own status; called by tornado for any exception."""
+        """Use the status of the gateway's own errors; called by tornado for any exception."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, GatewayError):
             status_code = error.status
@@ -136,7 +136,7 @@ class JSONErrorsMixin(Handler):
         ):
             message = str(error)
         elif isinstance(error, KernelLaunchError):
-            # Upstream gives the cause of a failed launch as the reason; clients show one or the other.
+            # Enterprise Gateway 3.x sends the cause of a failed launch as the reason; clients show one or the other.
             reason = message = str(error)
         elif error is not None:
             message = "Unknown server error"
@@ -154,7 +154,7 @@ class JSONErrorsMixin(Handler):
         ]
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log a failure once, without the token that the query may carry."""
+        """Log a failure once, without a token in the query."""
         where = f"{self.request.method} {redacted_uri(self.request):.200}"
         if isinstance(value, GatewayError):
             level, text = (logging.INFO, one_line(str(value))) if value.status < 500 else (logging.ERROR, str(value))

@@ -1,4 +1,4 @@
-"""The requests and websockets that are under way, so that an orderly stop can wait for them."""
+"""The requests in progress and open websockets, so that an orderly stop can wait for them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ..core.deadline import Deadline
 
 
 class Traffic:
-    """What handlers are at; kept in the web application's settings as ``eg_traffic``.
+    """The active handlers; kept in the web application's settings as ``eg_traffic``.
 
-    Handlers enter and leave themselves, see :class:`~enterprise_gateway.base.handlers.GatewayHandler`.
+    Handlers add and remove themselves, see :class:`~enterprise_gateway.base.handlers.GatewayHandler`.
     """
 
     def __init__(self) -> None:
@@ -20,17 +20,17 @@ class Traffic:
         self._changed = asyncio.Event()
 
     def leave(self, handler: object) -> None:
-        """Forget a request that was answered, or a websocket that was closed."""
+        """Remove a request that was answered, or a websocket that was closed."""
         self.requests.discard(handler)
         self.websockets.discard(handler)
         self._changed.set()
 
     async def requests_answered(self, deadline: Deadline) -> bool:
-        """Wait until no request is under way; False when that took too long."""
+        """Wait until no request is in progress; return False at the deadline."""
         return await self._emptied(self.requests, deadline)
 
     async def websockets_closed(self, deadline: Deadline) -> bool:
-        """Wait until no websocket is open; False when that took too long."""
+        """Wait until no websocket is open; return False at the deadline."""
         return await self._emptied(self.websockets, deadline)
 
     async def _emptied(self, handlers: set[object], deadline: Deadline) -> bool:

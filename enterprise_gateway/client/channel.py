@@ -1,4 +1,4 @@
-"""One websocket to a kernel's channels, read by a thread that hands each message to who asked for it."""
+"""One websocket to a kernel's channels, read by a thread that hands each message to its requester."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 Message = dict[str, Any]
 
-# The parent of the message that every waiting request gets when no more messages can come.
+# The parent of the final message that every waiting request gets when the websocket has closed.
 DEAD_MSG_ID = "00000000-dead-dead-dead-000000000000"
 
 
 class KernelChannel:
-    """Sends requests over one websocket and sorts what comes back by the request that caused it.
+    """Sends requests over one websocket, and sorts the responses by request.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class KernelChannel:
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout: float, log: logging.Logger) -> None:
-        # Not needed by the gateway itself, which shares this distribution: the extra "client" installs it.
+        # The gateway itself, which shares this distribution, does not need it: the extra "client" installs it.
         import websocket
 
         self.session_id = uuid.uuid4().hex
@@ -52,7 +52,7 @@ class KernelChannel:
 
     @contextmanager
     def request(self, msg_type: str, content: Message, channel: str = "shell") -> Iterator[queue.SimpleQueue[Message]]:
-        """Send a request and yield the queue that its replies and outputs arrive in, in the order of the websocket."""
+        """Send a request and yield the queue in which its replies and outputs arrive, in order."""
         msg_id = uuid.uuid4().hex
         replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
         with self._lock:
@@ -67,7 +67,7 @@ class KernelChannel:
                 del self._waiting[msg_id]
 
     def close(self) -> None:
-        """Close the websocket and wait for the reader to end; may be called again."""
+        """Close the websocket and wait for the reader thread to end; may be called repeatedly."""
         self._websocket.close(timeout=3)
         self._reader.join(timeout=5)
 

@@ -25,7 +25,7 @@ from ..core.envvars import EnvVar
 from .channel import DEAD_MSG_ID, KernelChannel, Message
 
 GATEWAY_HOST = EnvVar(("GATEWAY_HOST",), str, "localhost:8888", "Host and port of the gateway.")
-KERNEL_USERNAME = EnvVar(("KERNEL_USERNAME",), str, "bob", "Who kernels are started for.")
+KERNEL_USERNAME = EnvVar(("KERNEL_USERNAME",), str, "bob", "User that kernels are started for.")
 KERNEL_LAUNCH_TIMEOUT = EnvVar(("KERNEL_LAUNCH_TIMEOUT",), float, 40.0, "Seconds that a kernel may take to start.")
 REQUEST_TIMEOUT = EnvVar(("REQUEST_TIMEOUT",), float, 120.0, "Seconds that any other request may take.")
 LOG_LEVEL = EnvVar(("LOG_LEVEL",), str, "", "Level of the client's loggers; left alone when empty.")
@@ -43,7 +43,7 @@ class GatewayClient:
     use_secure_connection
         Whether to speak https and wss.
     auth_token
-        The gateway's token, when it wants one.
+        The gateway's token, if it requires one.
     """
 
     def __init__(self, host: str | None = None, use_secure_connection: bool = False, auth_token: str = "") -> None:
@@ -68,11 +68,11 @@ class GatewayClient:
         kernelspec_name
             Name of the kernelspec on the gateway.
         username
-            Becomes ``KERNEL_USERNAME``; the environment variable of that name when not given.
+            Becomes ``KERNEL_USERNAME``; the default is the environment variable of that name.
         timeout
             Seconds that the kernel may take to start; ``KERNEL_LAUNCH_TIMEOUT`` when not given.
         extra_env
-            More variables for the kernel; they win over the two above.
+            Further variables for the kernel, which take precedence over the two above.
 
         Raises
         ------
@@ -126,12 +126,12 @@ class KernelClient:
         self._channel = self._connect(self._timeout)
 
     def execute(self, code: str | list[str], timeout: float | None = None) -> tuple[str, bool]:
-        """Run ``code`` (a list is joined to lines) and wait until the kernel is idle again.
+        """Run ``code`` (a list is joined into lines) and wait until the kernel is idle again.
 
         Returns
         -------
         tuple
-            The text of everything that the code printed, showed and returned, or of its error
+            The text of everything that the code printed, displayed and returned, or of its error
             (``ename:evalue:traceback``), concatenated; and whether there was an error.
 
         Raises
@@ -176,7 +176,7 @@ class KernelClient:
         return str(response.json()["execution_state"])
 
     def shutdown(self) -> bool:
-        """Close the websocket and stop the kernel; a kernel that is gone already is fine."""
+        """Close the websocket and stop the kernel; a missing kernel is not an error."""
         self.terminate_interrupt_thread()
         self._channel.close()
         response = requests.delete(self.kernel_http_api_endpoint, headers=self._headers, timeout=REQUEST_TIMEOUT())
@@ -194,7 +194,7 @@ class KernelClient:
         self._interrupter.start()
 
     def terminate_interrupt_thread(self) -> None:
-        """End the thread of :meth:`start_interrupt_thread`, without its interrupt when that is still to come."""
+        """End the thread of :meth:`start_interrupt_thread`, and cancel its interrupt if that is still pending."""
         if self._interrupter is not None:
             self._stop_interrupter.set()
             self._interrupter.join()

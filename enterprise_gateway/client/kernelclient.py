@@ -24,14 +24,14 @@ Message = dict[str, Any]
 _PING_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CLOSE_SECONDS = 5.0
-# Ids of messages seen, kept to recognize what a gateway replays although it had arrived.
+# Number of message ids kept to recognize duplicates when a gateway replays messages.
 _REMEMBERED = 1 << 16
-# Answers to a reconnect that another attempt does not change.
+# HTTP statuses after which a reconnect is not retried.
 _FINAL = {400, 401, 403, 404, 405, 410}
 
 
 class ManagedKernel(Protocol):
-    """What a client uses of its kernel's manager."""
+    """The part of a kernel's manager that its client uses."""
 
     kernel_id: str | None
     restarts: int
@@ -40,14 +40,14 @@ class ManagedKernel(Protocol):
     shutting_down: bool
 
     def explain(self, purpose: str, error: Exception) -> Exception:
-        """Return the error to raise where something could not be done for ``error``."""
+        """Return the error to raise when something failed because of ``error``."""
 
     async def request(self, path: str, *, timeout: float) -> HTTPRequest:
         """Return an authorized request for a path of the kernels' API."""
 
 
 class Channel:
-    """One of a kernel's channels; the interface is that of jupyter_client's."""
+    """One of a kernel's channels; the interface is that of jupyter_client."""
 
     def __init__(self, name: str, send: Callable[[str, Message], None]) -> None:
         self.name = name
@@ -56,11 +56,11 @@ class Channel:
         self._is_alive = False
 
     def start(self) -> None:
-        """Count as alive."""
+        """Mark the channel as alive."""
         self._is_alive = True
 
     def stop(self) -> None:
-        """Count as stopped."""
+        """Mark the channel as stopped."""
         self._is_alive = False
 
     def is_alive(self) -> bool:
@@ -68,15 +68,15 @@ class Channel:
         return self._is_alive
 
     def is_beating(self) -> bool:
-        """Answer for the heartbeat, which the gateway looks after."""
+        """Whether the channel is alive; the gateway checks the heartbeat."""
         return self._is_alive
 
     def send(self, message: Message) -> None:
-        """Send a message; while there is no connection it waits for one."""
+        """Send a message, now or once there is a connection."""
         self._send(self.name, message)
 
     async def get_msg(self, timeout: float | None = None) -> Message:
-        """Return the next message; raise :exc:`queue.Empty` when there is none for ``timeout`` seconds."""
+        """Return the next message; raise :exc:`queue.Empty` if none arrives within ``timeout`` seconds."""
         if not self.messages.empty():
             return self.messages.get_nowait()
         try:
@@ -85,27 +85,27 @@ class Channel:
             raise queue.Empty from None
 
     async def get_msgs(self) -> list[Message]:
-        """Return all messages that are here."""
+        """Return all messages that have arrived."""
         return [self.messages.get_nowait() for _ in range(self.messages.qsize())]
 
     async def msg_ready(self) -> bool:
-        """Whether a message is here."""
+        """Whether a message has arrived."""
         return not self.messages.empty()
 
 
 class _Probe(NamedTuple):
-    """A request of the client's own: ``earlier`` are open requests that must be answered before it is."""
+    """A request of the client's own: ``earlier`` are the open requests that must be answered before it."""
 
     earlier: set[str]
     restarts: int
 
 
 class GatewayKernelClient(AsyncKernelClient):
-    """Talks to one kernel through a gateway; made by ``GatewayKernelManager.client()``.
+    """Talks to one kernel through a gateway; created by ``GatewayKernelManager.client()``.
 
-    A lost connection is opened again with the same session id, and the gateway sends what was missed. A request that
-    got lost with the connection, and a request whose reply was lost, get an error for a reply. When the kernel dies, is
-    restarted without this program having asked for it, or cannot be found again, :meth:`is_alive` returns False.
+    After a lost connection, the client reconnects with the same session id, and the gateway replays what was missed. A
+    request is answered with an error if it, or its reply, was lost with the connection. :meth:`is_alive` returns False
+    after the kernel has died, was restarted without a request of this program, or could not be found again.
     """
 
     parent: ManagedKernel
@@ -128,7 +128,7 @@ class GatewayKernelClient(AsyncKernelClient):
 
     def _session_default(self) -> Session:
         session = Session(parent=self)
-        session.auth = None  # nothing is signed: the gateway does so where it sends to the kernel
+        session.auth = None  # messages are not signed here: the gateway signs what it sends to the kernel
         return session
 
     shell_channel = property(lambda self: self._channels["shell"])
@@ -163,7 +163,7 @@ class GatewayKernelClient(AsyncKernelClient):
         self._task.add_done_callback(self._run_ended)
 
     async def stop_channels(self) -> None:  # type: ignore[override]
-        """Close the websocket; may be called again."""
+        """Close the websocket; may be called repeatedly."""
         for channel in self._channels.values():
             channel.stop()
         self._is_stopping = True
@@ -176,7 +176,7 @@ class GatewayKernelClient(AsyncKernelClient):
         await asyncio.wait([self._task])
 
     async def is_alive(self) -> bool:
-        """Whether the kernel lives, as far as this client was told."""
+        """Whether the kernel is alive, to the knowledge of this client."""
         return not self._death
 
     _async_is_alive = is_alive
@@ -210,7 +210,7 @@ class GatewayKernelClient(AsyncKernelClient):
             self._die(f"its messages cannot be read ({error!r})")
 
     async def _reconnect(self) -> WebSocketClientConnection | None:
-        """Return a new websocket, to which the gateway replays what was missed; None when the kernel is gone."""
+        """Return a new websocket, to which the gateway replays what was missed; None if the kernel is gone."""
         deadline = Deadline(self.parent.reconnect_timeout)
         pause = _FIRST_PAUSE
         while not (self._death or self._is_ending):
@@ -218,15 +218,15 @@ class GatewayKernelClient(AsyncKernelClient):
                 websocket = await self._connect()
             except (HTTPClientError, WebSocketError, OSError) as error:
                 if getattr(error, "code", 0) == 404:
-                    self._die("the gateway does not have it any more")
+                    self._die("the gateway no longer has it")
                 elif deadline.expired or getattr(error, "code", 0) in _FINAL:
-                    self._die(str(self.parent.explain("connect to it again", error)))
+                    self._die(str(self.parent.explain("reconnect to it", error)))
                 else:
                     self.log.debug("Kernel %s: %s", self.parent.kernel_id, error)
                     await asyncio.sleep(min(pause, deadline.remaining))
                     pause = min(2 * pause, _LONGEST_PAUSE)
             else:
-                self.log.info("Connected to kernel %s again", self.parent.kernel_id)
+                self.log.info("Reconnected to kernel %s", self.parent.kernel_id)
                 self.probe()
                 return websocket
         return None
@@ -243,7 +243,7 @@ class GatewayKernelClient(AsyncKernelClient):
                     written = websocket.write_message(_encode_v1(channel, self._parts(message)), binary=True)
                 else:
                     written = websocket.write_message(_encode_legacy(channel, self._parts(message)))
-                self._unsent = None  # from here on it may have reached the gateway: it must not be sent twice
+                self._unsent = None  # it may have reached the gateway from here on, and must not be sent twice
                 await written
             except WebSocketClosedError:
                 return
@@ -254,7 +254,7 @@ class GatewayKernelClient(AsyncKernelClient):
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def _queue(self, channel: str, message: Message) -> None:
-        """Hand a message to the writer; programs call this from their thread, which need not be the loop's."""
+        """Hand a message to the writer; programs call this from any thread."""
         if self._loop is None:
             raise RuntimeError("The client's channels are not started")
         self._loop.call_soon_threadsafe(self._enqueue, channel, message)
@@ -298,7 +298,7 @@ class GatewayKernelClient(AsyncKernelClient):
     def probe(self) -> None:
         """Find out which open requests will never be answered; called after a reconnect and a requested restart.
 
-        The kernel serves its shell in order: what was asked before the probe has its reply before the probe has one.
+        The kernel answers shell requests in order, so every earlier request has its reply before the probe has one.
         """
         if self._task is not None:
             message = self.session.msg("kernel_info_request")
@@ -313,7 +313,7 @@ class GatewayKernelClient(AsyncKernelClient):
                 self._report_loss(request)
 
     def _report_loss(self, request: Message) -> None:
-        """Answer in the kernel's place: nothing else would, and the program would wait for ever."""
+        """Answer in place of the kernel, because otherwise the program would wait for ever."""
         text = "The request or its reply was lost, with the connection to the gateway or with a restart of the kernel."
         error = {"ename": "ReplyLostError", "evalue": text, "traceback": [text]}
         reply_type = request["msg_type"].replace("_request", "_reply")

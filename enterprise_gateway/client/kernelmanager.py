@@ -1,4 +1,4 @@
-"""A kernel manager whose kernel runs on a gateway: for nbclient, papermill and other programs that take such a class.
+"""A kernel manager whose kernel runs on a gateway: for nbclient, papermill and other programs that accept one.
 
 ::
 
@@ -7,8 +7,8 @@
 
     NotebookClient(notebook, kernel_manager_class=GatewayKernelManager).execute()
 
-``JUPYTER_GATEWAY_URL`` and ``JUPYTER_GATEWAY_AUTH_TOKEN`` say which gateway, as for Jupyter Server. Nothing is shared
-between managers: one process can use several gateways.
+``JUPYTER_GATEWAY_URL`` and ``JUPYTER_GATEWAY_AUTH_TOKEN`` configure the gateway, as for Jupyter Server. Managers share
+nothing: one process can use several gateways.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ from .kernelclient import GatewayKernelClient
 
 URL = EnvVar(("JUPYTER_GATEWAY_URL",), str, "", "Address of the gateway.")
 AUTH_TOKEN = EnvVar(("JUPYTER_GATEWAY_AUTH_TOKEN",), str, "", "The gateway's token.")
-CA_CERTS = EnvVar(("JUPYTER_GATEWAY_CA_CERTS",), str, "", "File of the authorities to trust.")
+CA_CERTS = EnvVar(("JUPYTER_GATEWAY_CA_CERTS",), str, "", "PEM file of the authorities to trust.")
 CLIENT_CERT = EnvVar(("JUPYTER_GATEWAY_CLIENT_CERT",), str, "", "File of the client's certificate.")
 CLIENT_KEY = EnvVar(("JUPYTER_GATEWAY_CLIENT_KEY",), str, "", "File of the certificate's key.")
 VALIDATE_CERT = EnvVar(("JUPYTER_GATEWAY_VALIDATE_CERT",), envvars.boolean, True, "Whether to check certificates.")
-CONNECT_TIMEOUT = EnvVar(("JUPYTER_GATEWAY_CONNECT_TIMEOUT",), float, 20.0, "Seconds to connect in.")
+CONNECT_TIMEOUT = EnvVar(("JUPYTER_GATEWAY_CONNECT_TIMEOUT",), float, 20.0, "Seconds to wait for a connection.")
 REQUEST_TIMEOUT = EnvVar(("JUPYTER_GATEWAY_REQUEST_TIMEOUT",), float, 60.0, "Seconds that a request may take.")
-RECONNECT_TIMEOUT = EnvVar(("JUPYTER_GATEWAY_RECONNECT_TIMEOUT",), float, 300.0, "Seconds to look for a lost gateway.")
+RECONNECT_TIMEOUT = EnvVar(
+    ("JUPYTER_GATEWAY_RECONNECT_TIMEOUT",), float, 300.0, "Seconds to try to reconnect to a lost gateway."
+)
 ALLOWED_ENVS: EnvVar[tuple[str, ...]] = EnvVar(
-    ("JUPYTER_GATEWAY_ALLOWED_ENVS",), envvars.comma_list, (), "More variables to send to kernels."
+    ("JUPYTER_GATEWAY_ALLOWED_ENVS",), envvars.comma_list, (), "Further variables to send to kernels."
 )
 KERNEL_ID = EnvVar(
     ("JUPYTER_GATEWAY_KERNEL_ID",), envvars.optional_text, None, "A kernel to attach to instead of starting one."
@@ -57,12 +59,12 @@ _ADVICE = {401: "check the token", 403: "check the token and who may start kerne
 
 
 class GatewayError(RuntimeError):
-    """The gateway refused a request or could not be reached; the text is one sentence that says what and why.
+    """The gateway refused a request or could not be reached; the message is one sentence that says what failed and why.
 
     Parameters
     ----------
     status
-        HTTP status of its answer; 0 when there was none.
+        HTTP status of its response; 0 if there was none.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -71,42 +73,42 @@ class GatewayError(RuntimeError):
 
 
 class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
-    """Starts a kernel on a gateway, or attaches to one, and makes clients for it.
+    """Starts a kernel on a gateway, or attaches to one, and creates clients for it.
 
     Pass the class as ``kernel_manager_class`` to ``NotebookClient`` and ``papermill.execute_notebook``; options come
-    from the environment, from ``config``, or as keyword arguments when the caller makes the manager.
+    from the environment, from ``config``, or as keyword arguments if the caller creates the manager.
     """
 
-    url = Unicode(help="Address of the gateway, with its base URL if it has one.").tag(config=True, env=URL)
-    auth_token = Unicode(help="The gateway's token; it is sent in headers only.").tag(config=True, env=AUTH_TOKEN)
+    url = Unicode(help="URL of the gateway, including its base URL if it has one.").tag(config=True, env=URL)
+    auth_token = Unicode(help="The gateway's token, which is only sent in headers.").tag(config=True, env=AUTH_TOKEN)
     ca_certs = Unicode(help="PEM file of the authorities to trust, instead of the system's.").tag(
         config=True, env=CA_CERTS
     )
     client_cert = Unicode(help="PEM file of a client certificate.").tag(config=True, env=CLIENT_CERT)
     client_key = Unicode(help="PEM file of the certificate's key.").tag(config=True, env=CLIENT_KEY)
     validate_cert = Bool(help="Whether to check the gateway's certificate.").tag(config=True, env=VALIDATE_CERT)
-    connect_timeout = Float(help="Seconds to connect in.").tag(config=True, env=CONNECT_TIMEOUT)
+    connect_timeout = Float(help="Seconds to wait for a connection.").tag(config=True, env=CONNECT_TIMEOUT)
     request_timeout = Float(help="Seconds that a request may take.").tag(config=True, env=REQUEST_TIMEOUT)
     launch_timeout = Float(help="Seconds that a kernel may take to start.").tag(config=True, env=KERNEL_LAUNCH_TIMEOUT)
     reconnect_timeout = Float(
-        help="Seconds for which a client tries to reconnect to a lost gateway before it declares the kernel dead."
+        help="Seconds for which a client tries to reconnect to a lost gateway before it considers the kernel dead."
     ).tag(config=True, env=RECONNECT_TIMEOUT)
-    env = Dict(help="Variables for the kernel; this program's KERNEL_* variables win over these.").tag(config=True)
-    allowed_envs = List(Unicode(), help="Names of additional environment variables of this program to send.").tag(
+    env = Dict(help="Variables for the kernel; this program's KERNEL_* variables take precedence.").tag(config=True)
+    allowed_envs = List(Unicode(), help="Names of further variables of this program to send.").tag(
         config=True, env=ALLOWED_ENVS
     )
     kernel_id = Unicode(allow_none=True, help="A running kernel to attach to.").tag(config=True, env=KERNEL_ID)
     keep_kernel = Bool(
         None,
         allow_none=True,
-        help="Whether the kernel keeps running at the end; by default only a kernel that was attached to does.",
+        help="Whether the kernel is kept at the end; by default only a kernel that was attached to is kept.",
     ).tag(config=True)
     client_factory = Type(klass=GatewayKernelClient)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.restarts = 0
-        """How many restarts this manager has asked for; its clients tell them from automatic ones."""
+        """How many restarts this manager has asked for; its clients use it to recognize automatic ones."""
         self._clients: weakref.WeakSet[GatewayKernelClient] = weakref.WeakSet()
         self._has_kernel = False
         self._is_attached = False
@@ -114,7 +116,7 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether there is a kernel that was started or attached to and not shut down since."""
+        """Whether this manager has a kernel: started or attached to, and not shut down since."""
         return self._has_kernel
 
     async def start_kernel(self, **kwargs: Any) -> None:  # type: ignore[override]
@@ -124,12 +126,12 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
         ----------
         kwargs
             As for jupyter_client: ``kernel_name``, ``env``, ``cwd`` (sent as ``KERNEL_WORKING_DIR``) and ``kernel_id``
-            count, the rest has no meaning for a gateway.
+            are used; the others are ignored.
 
         Raises
         ------
         GatewayError
-            The gateway refused or cannot be reached, or the kernel did not start. Nothing is left there.
+            The gateway refused or cannot be reached, or the kernel did not start. Nothing is left on the gateway.
         """
         self.shutting_down = False
         if kernel_id := kwargs.get("kernel_id") or self.kernel_id:
@@ -144,7 +146,7 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
         self.log.info("%s kernel %s", "Attached to" if self._is_attached else "Started", self.kernel_id)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
-        """Shut the kernel down, unless it is to stay (see ``keep_kernel``); one that is gone already is fine.
+        """Shut the kernel down, unless it is to be kept (see ``keep_kernel``); a missing kernel is not an error.
 
         Raises
         ------
@@ -160,7 +162,7 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
         self._is_attached = False
 
     async def restart_kernel(self, now: bool = False, **kwargs: Any) -> None:  # type: ignore[override]
-        """Restart the kernel; its clients stay connected, and what they had asked before gets an error for a reply."""
+        """Restart the kernel; its clients stay connected, and their open requests are answered with an error."""
         self.restarts += 1
         timeout = self.launch_timeout + _MARGIN_SECONDS
         await self._call("POST", f"/{self.kernel_id}/restart", {}, what="restart the kernel", timeout=timeout)
@@ -172,11 +174,11 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
         await self._call("POST", f"/{self.kernel_id}/interrupt", {}, what="interrupt the kernel")
 
     async def is_alive(self) -> bool:  # type: ignore[override]
-        """Ask the gateway whether the kernel lives; while the gateway cannot say, it does."""
+        """Ask the gateway whether the kernel is alive; it counts as alive while the gateway cannot tell."""
         if not self._has_kernel:
             return False
         try:
-            model = await self._call("GET", f"/{self.kernel_id}", what="look at the kernel")
+            model = await self._call("GET", f"/{self.kernel_id}", what="check the kernel")
         except GatewayError as error:
             return error.status != 404
         return bool(model["execution_state"] != "dead")
@@ -184,23 +186,25 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
     _async_is_alive = is_alive
 
     async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
-        """Take a dead kernel, which nobody shuts down any more, off the gateway's list."""
+        """Remove a dead kernel from the gateway, because no caller shuts it down."""
         if self._has_kernel and not restart:
             try:
                 await self.shutdown_kernel(now=True)
             except GatewayError as error:
-                self.log.warning("Kernel %s may still be there: %s", self.kernel_id, error)
+                self.log.warning("Kernel %s may still exist: %s", self.kernel_id, error)
 
     def client(self, **kwargs: Any) -> GatewayKernelClient:  # type: ignore[override]
-        """Return a client of the kernel; each has a websocket and a session of its own."""
+        """Return a client of the kernel; each has its own websocket and session."""
         client: GatewayKernelClient = self.client_factory(parent=self, **kwargs)
         self._clients.add(client)
         return client
 
     async def request(self, path: str, method: str = "GET", *, timeout: float, **options: Any) -> HTTPRequest:
-        """Return a request for a path below ``/api/kernels``, with token and certificates; clients use it."""
+        """Return a request for a path below ``/api/kernels``, with token and certificates; called by clients."""
         if urlsplit(self.url).scheme not in {"http", "https"}:
-            raise GatewayError(f"{self.url!r} is no gateway's URL: set JUPYTER_GATEWAY_URL to https://name:port")
+            raise GatewayError(
+                f"{self.url!r} is not the URL of a gateway: set JUPYTER_GATEWAY_URL to https://name:port"
+            )
         headers = {"Authorization": f"token {self.auth_token}"} if self.auth_token else {}
         return HTTPRequest(
             f"{self.url.rstrip('/')}/api/kernels{path}",
@@ -214,7 +218,7 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
         )
 
     def explain(self, what: str, error: Exception, body: bytes = b"") -> GatewayError:
-        """Return the one sentence that says what could not be done, and why; clients use it."""
+        """Return an error that says in one sentence what failed, and why; called by clients."""
         if not isinstance(error, HTTPClientError) or error.code == 599:
             return GatewayError(f"Cannot {what}: gateway {self.url} cannot be reached ({error})")
         reason = _ADVICE.get(error.code, "") if error.code == 401 else _reason(body) or _ADVICE.get(error.code, "")
@@ -232,17 +236,17 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
             await uninterrupted(self._call_off(start, own_id))
             raise
         except GatewayError as error:
-            # sent, but not answered: the kernel may have been started all the same
+            # the request was sent but not answered, so the kernel may have been started
             if not error.status and isinstance(error.__cause__, (HTTPClientError, StreamClosedError)):
                 await self._call_off(start, own_id)
             raise
 
     async def _call_off(self, start: asyncio.Future[Any], kernel_id: str) -> None:
-        """Delete a kernel that may be starting, until its start has ended: a deletion may come before it."""
+        """Delete a kernel repeatedly until its start has ended, because a deletion may arrive before the start."""
         while not start.done():
             await self._discard(kernel_id)
             await asyncio.wait([start], timeout=0.5)
-        start.exception()  # seen: nobody waits for it
+        start.exception()  # marked as retrieved; no caller waits for it
         await self._discard(kernel_id)
 
     async def _discard(self, kernel_id: str) -> None:
@@ -250,10 +254,10 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
             await self._call("DELETE", f"/{kernel_id}", what="shut the kernel down", timeout=self.connect_timeout)
         except GatewayError as error:
             if error.status != 404:
-                self.log.warning("A kernel %s may have been started: %s", kernel_id, error)
+                self.log.warning("Kernel %s may have been started: %s", kernel_id, error)
 
     async def _delete(self, kernel_id: str) -> None:
-        """Try until the gateway answers: it may just be restarting, and nobody asks again."""
+        """Retry until the gateway answers, because it may be restarting, and no caller retries."""
         deadline = Deadline(self.request_timeout)
         while True:
             try:
@@ -305,7 +309,7 @@ class GatewayKernelManager(EnvironmentDefaults, AsyncKernelManager):
 
 
 def _reason(body: bytes) -> str:
-    """Return the sentence in a gateway's error, blank when there is none."""
+    """Return the message of a gateway's error; empty if there is none."""
     try:
         answer = json.loads(body)
     except ValueError:

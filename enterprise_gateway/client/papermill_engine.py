@@ -1,7 +1,7 @@
 """The papermill engine ``enterprise_gateway``: ``papermill --engine enterprise_gateway in.ipynb out.ipynb``.
 
-Papermill finds it by its entry point. papermill itself is imported when the engine is used: it loads its engines while
-it is being imported, by this module perhaps.
+Papermill finds it by its entry point. papermill itself is imported when the engine is used, because it loads its
+engines during its own import.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class GatewayEngine:
 
     @staticmethod
     def nb_kernel_name(nb: Any, name: str | None = None) -> Any:
-        """Return the kernelspec's name that the notebook or the caller says."""
+        """Return the kernelspec's name that the notebook or the caller specifies."""
         return _nbclient_engine().nb_kernel_name(nb, name)
 
     @staticmethod
     def nb_language(nb: Any, language: str | None = None) -> Any:
-        """Return the language that the notebook or the caller says."""
+        """Return the language that the notebook or the caller specifies."""
         return _nbclient_engine().nb_language(nb, language)
 
 

@@ -249,7 +249,7 @@ async def test_a_gateway_that_stays_away_is_given_up(gateway: Gateway, expect_lo
     with TcpProxy(urlsplit(gateway.url).port or 0) as proxy:
         async with running_kernel(f"http://127.0.0.1:{proxy.port}", reconnect_timeout=1) as (_, client):
             client.execute("import time; time.sleep(60)")
-            with expect_log("died: Cannot connect to it again: gateway .* cannot be reached"):
+            with expect_log("died: Cannot reconnect to it: gateway .* cannot be reached"):
                 proxy.refuse = True
                 await asyncio.to_thread(proxy.cut)
                 await dead(client)

@@ -113,7 +113,7 @@ async def test_killed_while_a_kernel_starts(kernelspec: str, holds: Holds, step:
         holds.release_all()
         await gateway.start()
         assert await is_usable_or_gone(gateway, kernel_id) == "gone"
-        assert f"Kernel {kernel_id} is removed: the gateway ended while it was starting." in gateway.output
+        assert f"Removed kernel {kernel_id}: the gateway ended while it was starting." in gateway.output
 
 
 @pytest.mark.parametrize("step", ["ended", "launched"])

@@ -212,7 +212,7 @@ async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_up
         await gateway.start()
         assert await gateway.kernel_ids() == {ids["python3"]}
         assert await gateway.run(ids["python3"], "print(x)") == "42\n"
-        assert gateway.output.count("stays recorded but is not recovered: The cluster wants no") == 3
+        assert gateway.output.count("could not be recovered and stays recorded: The cluster wants no") == 3
 
         failing["late"][0].unlink()
         expected = {ids["python3"], ids["late"]}

@@ -39,7 +39,7 @@ async def test_a_place_that_is_never_told_ends_the_start(expect_log: Any) -> Non
     name = JOBS.kernelspec(place_after=1000)
     async with running_gateway(config=CONFIG) as gateway:
         reason = await refused(gateway, expect_log, name, 500, KERNEL_LAUNCH_TIMEOUT="3")
-        assert "its launcher has reported, but the cluster does not say at which address it is" in reason
+        assert "its launcher has reported, but the cluster does not tell its address" in reason
 
 
 async def test_a_kernel_lives_on_while_the_cluster_cannot_be_asked(expect_log: Any) -> None:

@@ -181,7 +181,7 @@ async def test_a_kernel_outlives_a_cut_link(
         kernel_id = await start(gateway, name)
         websocket = await gateway.websocket(kernel_id)
         pid, _ = await websocket.execute("import os; x = 41; print(os.getpid())")
-        with expect_log("did not take|not be sent|interrupted", required=False):
+        with expect_log("did not accept|not be sent|interrupted", required=False):
             await asyncio.to_thread(set_links, lab, up=False)
             try:
                 kernel = gateway.app.kernel_manager.get_kernel(kernel_id)

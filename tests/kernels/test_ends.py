@@ -226,7 +226,7 @@ async def test_an_interrupt_does_not_fail_because_of_what_a_communication_port_a
         await asyncio.sleep(0.7)
         proxy = gateway.app.kernel_manager.get_kernel(kernel_id).process_proxy
         true, proxy.comm = proxy.comm, None
-        with listener(answer) as (port, _), expect_log("did not take signal 2: The listener .* (speak|no JSON)"):
+        with listener(answer) as (port, _), expect_log("did not accept signal 2: The listener .* (speak|no JSON)"):
             proxy.comm = CommPort("127.0.0.1", port, kernel_id=kernel_id, secret=b"secret")
             await gateway.call(f"/api/kernels/{kernel_id}/interrupt", "POST", {}, status=204)
         proxy.comm = true

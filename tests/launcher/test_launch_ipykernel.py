@@ -383,7 +383,7 @@ async def test_unreachable_gateway_is_tried_again(log):
     arguments = ["--kernel-id", kernel_id, "--public-key", key, "--response-address", f"127.0.0.1:{port}"]
     process = start([*PYTHON, *arguments], log=log, env={})
     try:
-        await eventually(lambda: b"trying again" in log.read_bytes(), 60)
+        await eventually(lambda: b"retrying" in log.read_bytes(), 60)
         response.port = port
         await response.start()
         with response.expect(kernel_id) as expectation:

@@ -314,7 +314,7 @@ async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_ov
         assert (await (await second.websocket(kernel_id)).execute("x"))[0] == "42"
 
     async def those_that_are_not_are_told():
-        told = "Kernel {} stays recorded but is not recovered: The cluster wants no"
+        told = "Kernel {} could not be recovered and stays recorded: The cluster wants no"
         return all(told.format(kernel_id) in replicas.output for kernel_id in fussy)
 
     await eventually(those_that_are_not_are_told)

@@ -423,7 +423,7 @@ async def test_all_connections_together_have_a_limit(expect_log: Any) -> None:
         gateway.http.close()
         stranger = await stack.enter_async_context(line_to(gateway))
         known = []
-        with expect_log("There are 3 connections"):
+        with expect_log("The limit of 3 connections"):
             for _ in range(2):
                 line = await stack.enter_async_context(line_to(gateway, head(headers=RIGHT)))
                 assert (await line.answer())[0] == 200
@@ -511,4 +511,4 @@ def test_idle_connections_leave_files_for_kernels(tmp_path: Path) -> None:
         with socket.create_connection(address, timeout=30) as connection:
             connection.sendall(head("POST", "/api/kernels", RIGHT, len(body)) + body)
             assert connection.recv(1000).startswith(b"HTTP/1.1 201")
-    assert "which is all that max_connections allows" in gateway.output
+    assert "(max_connections) is reached" in gateway.output

@@ -59,7 +59,7 @@ async def test_permissions_of_3x_are_tightened(make, store_of_3x, caplog):
     assert mode_of(store_of_3x) == 0o700
     assert {mode_of(path) for path in store_of_3x.iterdir()} == {0o600}
     assert "0755, now 0700" in caplog.text
-    assert "to 2 kernel session files away" in caplog.text
+    assert "access to 2 kernel session files" in caplog.text
 
 
 async def test_3x_could_load_what_is_saved(make, tmp_path):
@@ -100,7 +100,7 @@ async def test_a_directory_that_vanishes_is_no_empty_store(make, tmp_path, expec
     manager, kernel_id = make("file"), a_kernel_id()
     await manager.record_phase(kernel_id, "running", **a_start())
     (tmp_path / "kernel_sessions").rename(tmp_path / "elsewhere")
-    with expect_log("has vanished"), pytest.raises(StoreUnavailableError) as raised:
+    with expect_log("no longer exists"), pytest.raises(StoreUnavailableError) as raised:
         await manager.fetch_session(kernel_id)
     assert raised.value.status == 503
     (tmp_path / "elsewhere").rename(tmp_path / "kernel_sessions")
@@ -114,7 +114,7 @@ async def test_unreadable_files_stay(make, tmp_path, expect_log):
     path = tmp_path / "kernel_sessions" / f"{kernel_id}.json"
     path.unlink()
     path.mkdir()
-    with expect_log("cannot be used now and stays where it is"):
+    with expect_log("cannot be used at present and is left in place"):
         assert await make("file").fetch_sessions() == {}
     assert path.is_dir()
 
@@ -137,7 +137,7 @@ async def test_a_record_that_somebody_else_made_is_not_used(make, tmp_path, expe
         shutil.copy(target, path)
         os.chown(path, 65534, 65534)
     manager = make("file")
-    with expect_log("cannot be used now and stays where it is: .* is .*: remove it"):
+    with expect_log("cannot be used at present and is left in place: .* is .*: remove it"):
         sessions = await asyncio.wait_for(manager.fetch_sessions(), 10)
     assert set(sessions) == {mine}
     with expect_log("remove it"), pytest.raises(StoreUnavailableError):

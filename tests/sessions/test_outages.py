@@ -26,7 +26,7 @@ async def test_a_failed_write_is_made_up_for(make, service, expect_log, caplog):
     service.status = None
     await eventually(lambda: kernel_id in service.sessions)
     assert service.sessions[kernel_id][kernel_id]["process_info"] == {"pid": 7}
-    await eventually(lambda: "answers again" in caplog.text)
+    await eventually(lambda: "available again" in caplog.text)
 
 
 async def test_an_unwritten_record_is_what_counts(make, service, expect_log):

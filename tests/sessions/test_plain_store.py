@@ -113,7 +113,7 @@ async def test_its_errors_are_outages(make_shelf, expect_log):
         ):
             with pytest.raises(StoreUnavailableError):
                 await request
-    assert manager.owes(kernel_id)
+    assert manager.has_unsaved(kernel_id)
     manager.shelf.broken = False
     assert await manager.flush() == set()
     assert list(manager.shelf.texts) == [kernel_id]

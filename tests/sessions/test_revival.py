@@ -75,9 +75,9 @@ async def test_the_dead_are_removed_and_the_log_says_why(make, caplog):
     kernels.fate = {dead: False, gone: NotFoundError("its container was deleted.")}
     report = await Revival(manager, revive_one=kernels.revive, remove_one=kernels.remove).run()
     assert report.revived == [alive]
-    assert report.removed == {dead: "it is not alive any more", gone: "its container was deleted"}
-    assert f"Kernel {dead} is removed: it is not alive any more." in caplog.text
-    assert f"Kernel {gone} is removed: its container was deleted." in caplog.text
+    assert report.removed == {dead: "it is no longer alive", gone: "its container was deleted"}
+    assert f"Removed kernel {dead}: it is no longer alive." in caplog.text
+    assert f"Removed kernel {gone}: its container was deleted." in caplog.text
     assert set(kernels.removed) == {dead, gone}
     assert set(await make("file").fetch_sessions()) == {alive}
     assert "Recovered 1 of 3 recorded kernels (2 removed, 0 kept" in caplog.text
@@ -106,7 +106,7 @@ async def test_what_could_not_be_judged_stays(make, expect_log):
         return await kernels.revive(record)
 
     revival = Revival(manager, revive_one=revive, remove_one=kernels.remove, timeout_seconds=0.2)
-    with expect_log("stays recorded but is not recovered") as records:
+    with expect_log("could not be recovered and stays recorded") as records:
         report = await revival.run()
     assert len(records) == 3
     assert report.kept == {
@@ -192,7 +192,7 @@ async def test_what_another_gateway_is_at_is_left_alone(make):
     kernels = Kernels()
     revival = Revival(make("file"), revive_one=kernels.revive, remove_one=kernels.remove)
     assert await revival.revive(starting) is None
-    with pytest.raises(StoreUnavailableError, match="has it as restarting"):
+    with pytest.raises(StoreUnavailableError, match="has recorded it as restarting"):
         await revival.revive(restarting)
     assert (kernels.seen, kernels.removed) == ([], [])
     assert set(await make("file").fetch_sessions()) == {starting, restarting}
@@ -218,7 +218,7 @@ async def test_replicas_remove_only_what_they_hold_the_lease_of(kind, make):
     revival = Revival(other, revive_one=kernels.revive, remove_one=kernels.remove, claim=claim)
     assert await revival.revive(running)
     assert await revival.revive(starting) is None
-    with pytest.raises(StoreUnavailableError, match="another gateway looks after it"):
+    with pytest.raises(StoreUnavailableError, match="another gateway owns it"):
         await revival.revive(dead)
     assert kernels.removed == []
     for kernel_id in (dead, starting):

@@ -61,7 +61,7 @@ async def test_a_lost_key_makes_records_wait(make, tmp_path, expect_log):
         with pytest.raises(StoreUnavailableError, match="sealed"):
             await manager.fetch_session(kernel_id)
         assert manager.store_available
-        with expect_log("stays where it is"):
+        with expect_log("is left in place"):
             assert await manager.fetch_sessions() == {}
     assert await make("file", sealing_key_file=key_file).fetch_session(kernel_id)
 

@@ -352,7 +352,7 @@ def test_a_database_that_is_a_link_is_told_at_start(tmp_path):
     ]
     env = {"EG_SESSION_DATABASE_URL": f"sqlite:///{tmp_path / 'link.sqlite'}"}
     with gateway_process(tmp_path / "log", argv, env=env) as gateway:
-        for step in ("link.sqlite is a symbolic link, which is not followed: configure", "store answers again"):
+        for step in ("link.sqlite is a symbolic link, which is not followed: configure", "store is available again"):
             end = time.monotonic() + 20
             while step not in gateway.output:
                 assert time.monotonic() < end, gateway.output

@@ -90,7 +90,7 @@ async def test_bad_entries_do_not_spoil_the_others(make, service, expect_log):
     await make("webhook").record_phase(kernel_id, "running", **a_start())
     service.sessions["broken"] = "no session"
     service.sessions["empty"] = None
-    with expect_log("cannot be used and stays where it is"):
+    with expect_log("cannot be used and is left in place"):
         assert list(await make("webhook").fetch_sessions()) == [kernel_id]
     assert len(service.sessions) == 3
 
@@ -136,7 +136,7 @@ def test_plain_http_to_another_machine_is_warned_about(expect_log, monkeypatch):
     monkeypatch.setenv("EG_AUTH_TYPE", "DIGEST")
     from .conftest import LOG
 
-    with expect_log("in clear"):
+    with expect_log("sent unencrypted"):
         assert WebhookKernelSessionManager(None, log=LOG).auth_type == "digest"
     WebhookKernelSessionManager(None, log=LOG, webhook_url="https://store.example/sessions")
     WebhookKernelSessionManager(None, log=LOG, webhook_url="http://localhost:8080/sessions")

@@ -14,10 +14,10 @@ DESCRIPTIONS = Path(__file__).parent
 
 
 class APIVersionHandler(GatewayHandler):
-    """``/api``: which versions speak."""
+    """``/api``: the versions of the API and of the gateway."""
 
     def get(self) -> None:
-        """Answer the versions of jupyter_server's API and of the gateway; also the cheapest liveness check."""
+        """Return the versions of jupyter_server's API and of the gateway; also the cheapest liveness check."""
         self.finish_json({"version": jupyter_server.__version__, "gateway_version": __version__})
 
 
@@ -27,10 +27,10 @@ class DescriptionHandler(GatewayHandler):
     TYPES = {"json": "application/json", "yaml": "text/x-yaml"}
 
     def check_token(self) -> None:
-        """Let everybody read the description, who is not known by that; it holds nothing of this installation."""
+        """Allow access without a token, because the description contains nothing about this installation."""
 
     def get(self, form: str) -> None:
-        """Answer the document."""
+        """Return the document."""
         self.set_header("Content-Type", self.TYPES[form])
         self.finish((DESCRIPTIONS / f"swagger.{form}").read_bytes())
 

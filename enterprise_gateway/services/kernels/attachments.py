@@ -120,7 +120,7 @@ class Attachments:
 
     async def pay(self, kernel_id: str) -> None:
         """Write what could not be recorded of a kernel, under its lease of that time, before taking another."""
-        if self._store.owes(kernel_id):
+        if self._store.has_unsaved(kernel_id):
             await self._store.flush()
 
     async def catch_up(self, kernel_id: str) -> None:

@@ -152,7 +152,7 @@ class Heartbeat:
             kernel_id = str(kernel.kernel_id)
             if kernel_id not in held and self._attachments.is_outdated(kernel):
                 self._jobs.do(kernel_id, self._refresh(kernel_id))
-        if self._store.owes():
+        if self._store.has_unsaved():
             self._jobs.do("owed", self._flush())
         strays = {name: token for name, token in beat.unrecorded.items() if not self._is_needed(name)}
         if strays:
@@ -169,14 +169,14 @@ class Heartbeat:
     def _is_needed(self, name: str) -> bool:
         """Whether somebody here needs the lease of this name."""
         is_known = name in self._table or name in self._leases.names or name in self._leases.state_unconfirmed
-        return is_known or self._is_changing(name) or self._store.owes(name)
+        return is_known or self._is_changing(name) or self._store.has_unsaved(name)
 
     def _is_orphan(self, stored: StoredKernel, held: Collection[str]) -> bool:
         """Whether nobody manages a kernel, or we should and do not know: the answer to a claim was lost."""
         kernel_id = stored.kernel_id
         if stored.owner is None:
             return not self._leases.is_patient
-        if stored.owner != self._leases.owner or self._is_changing(kernel_id) or self._store.owes(kernel_id):
+        if stored.owner != self._leases.owner or self._is_changing(kernel_id) or self._store.has_unsaved(kernel_id):
             return False
         return kernel_id not in held or not self._is_needed(kernel_id)
 

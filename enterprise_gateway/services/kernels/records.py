@@ -77,7 +77,7 @@ class KernelRecords:
             },
         )
         record = self._store.recorded(kernel.kernel_id)
-        kernel.recorded.recorded(record, certain=not self._store.owes(kernel.kernel_id))
+        kernel.recorded.recorded(record, certain=not self._store.has_unsaved(kernel.kernel_id))
 
     async def restarting(self, kernel: RemoteKernelManager, restarts: int = 0) -> None:
         """Record that the kernel's process is about to be replaced; raises when the store is away: then it is not.

@@ -1,4 +1,4 @@
-"""Kernelspecs: the cache in front of jupyter_client's manager, and their routes."""
+"""Kernelspecs: a cache in front of jupyter_client's manager, and the HTTP routes."""
 
 from __future__ import annotations
 

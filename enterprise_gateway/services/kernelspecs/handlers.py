@@ -1,4 +1,4 @@
-"""Routes of kernelspecs: the list, one, and the files of one."""
+"""HTTP routes of kernelspecs: the list, a single one, and its files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ kernel_name_regex = r"(?P<kernel_name>[\w\.\-%]+)"
 
 
 class KernelSpecHandler(GatewayHandler):
-    """What the routes of kernelspecs have in common."""
+    """The common base of the kernelspec handlers."""
 
     @property
     def kernel_spec_cache(self) -> KernelSpecCache:
-        """The kernelspecs."""
+        """The cache of kernelspecs."""
         return self.settings["kernel_spec_cache"]
 
     async def find(self, kernel_name: str) -> KernelSpec:
-        """Return the kernelspec of that name, or answer 404; BrokenKernelSpecError if it cannot be used."""
+        """Return the kernelspec of that name, or answer 404; raise BrokenKernelSpecError if it cannot be used."""
         try:
             return await self.kernel_spec_cache.get_kernel_spec(kernel_name)
         except BrokenKernelSpecError:
@@ -75,7 +75,7 @@ class MainKernelSpecHandler(KernelSpecHandler):
         self.finish(answer.body)
 
     def compute_etag(self) -> str:
-        """Return the tag that was computed with the answer; called by tornado."""
+        """Return the entity tag that was computed with the response; called by tornado."""
         return self.etag
 
 
@@ -93,7 +93,7 @@ class KernelSpecResourceHandler(KernelSpecHandler):
     etag = ""
 
     async def get(self, kernel_name: str, path: str) -> None:
-        """Answer with the file, or the part that a Range header names."""
+        """Answer with the file, or with the part that a Range header requests."""
         kernel_spec = await self.find(kernel_name)
         resource = await offload(read_resource, kernel_spec.resource_dir, path)
         if resource is None:
@@ -121,7 +121,7 @@ class KernelSpecResourceHandler(KernelSpecHandler):
         self.write(resource.content[start:end])
 
     def compute_etag(self) -> str | None:
-        """Return the tag of the whole file, or none for an error; called by tornado."""
+        """Return the entity tag of the whole file, or None for an error; called by tornado."""
         return self.etag or None
 
 

@@ -19,9 +19,9 @@ class InstallError(Exception):
 
 
 def shipped_kernelspecs() -> dict[str, Path]:
-    """Return the directories of the kernelspecs that come with the gateway, by the names clients see them under."""
+    """Return the directories of the kernelspecs that come with the gateway, by the names that clients see."""
     package = Path(__file__).parents[2]
-    # In a wheel they are part of the package; in a source tree they stand beside it.
+    # In a wheel they are part of the package; in a source tree they are next to it.
     for root in (package / "etc" / "kernelspecs", package.parent / "etc" / "kernelspecs"):
         if root.is_dir():
             return {path.parent.name.lower(): path.parent for path in sorted(root.glob("*/kernel.json"))}
@@ -29,32 +29,32 @@ def shipped_kernelspecs() -> dict[str, Path]:
 
 
 def install(source: Path, destination: Path, *, replace: bool, changes: dict[str, Any]) -> None:
-    """Copy a kernelspec with its launcher; all of it or nothing.
+    """Copy a kernelspec with its launcher, completely or not at all.
 
     Parameters
     ----------
     source
         A directory of :func:`shipped_kernelspecs`.
     destination
-        The directory to be made.
+        The directory to create.
     replace
-        Whether one that exists already is replaced.
+        Whether to replace an existing one.
     changes
         ``python``: the interpreter on the kernels' hosts; ``remote_hosts``: their names; ``env``: more variables;
-        ``display_name``. None and empty ones change nothing.
+        ``display_name``. None and empty values change nothing.
 
     Raises
     ------
     InstallError
-        It exists already, or cannot be written.
+        It already exists, or cannot be written.
     """
     if destination.exists() and not replace:
-        raise InstallError(f"{destination} exists already; --replace installs it anew.")
+        raise InstallError(f"{destination} already exists; use --replace to replace it.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".installing-", dir=destination.parent) as work:
             new = Path(work) / "new"
-            # Links are followed: launchers are shared by the sources of several kernelspecs.
+            # Links are followed, because several kernelspecs share a launcher in the source tree.
             shutil.copytree(source, new, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
             spec = json.loads((new / "kernel.json").read_text())
             (new / "kernel.json").write_text(json.dumps(changed(spec, changes), indent=2) + "\n")
@@ -111,18 +111,18 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="list the kernelspecs that can be installed")
     add = commands.add_parser("install", help="install kernelspecs")
-    add.add_argument("names", nargs="+", metavar="NAME", help="as `list` shows them")
+    add.add_argument("names", nargs="+", metavar="NAME", help="names as shown by `list`")
     where = add.add_mutually_exclusive_group()
-    where.add_argument("--user", action="store_true", help="for the current user only")
-    where.add_argument("--sys-prefix", action="store_true", help="into the environment of this Python")
-    where.add_argument("--prefix", metavar="DIR", help="below DIR/share/jupyter/kernels")
-    add.add_argument("--replace", action="store_true", help="replace installed kernelspecs of the same name")
-    add.add_argument("--python", metavar="PATH", help="the kernels' Python on the hosts where they run")
-    add.add_argument("--remote-hosts", metavar="HOSTS", help="where kernels run, comma-separated")
+    where.add_argument("--user", action="store_true", help="install for the current user only")
+    where.add_argument("--sys-prefix", action="store_true", help="install into the environment of this Python")
+    where.add_argument("--prefix", metavar="DIR", help="install into DIR/share/jupyter/kernels")
+    add.add_argument("--replace", action="store_true", help="replace kernelspecs that are already installed")
+    add.add_argument("--python", metavar="PATH", help="path of Python on the hosts where kernels run")
+    add.add_argument("--remote-hosts", metavar="HOSTS", help="comma-separated list of the hosts where kernels run")
     add.add_argument(
-        "--env", action="append", type=variable, default=[], metavar="NAME=VALUE", help="a variable of the kernels"
+        "--env", action="append", type=variable, default=[], metavar="NAME=VALUE", help="a variable for the kernels"
     )
-    add.add_argument("--display-name", metavar="TEXT", help="the name that users see; for a single kernelspec")
+    add.add_argument("--display-name", metavar="TEXT", help="display name for users; for a single kernelspec")
     add.add_argument("--name", metavar="NAME", help="install under another name; for a single kernelspec")
     return parser
 
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no kernelspec {', '.join(unknown)}; there are {', '.join(specs)}")
     if len(options.names) > 1 and (options.name or options.display_name):
-        parser.error("--name and --display-name are for one kernelspec")
+        parser.error("--name and --display-name are for a single kernelspec")
     changes = {
         "python": options.python,
         "remote_hosts": options.remote_hosts,

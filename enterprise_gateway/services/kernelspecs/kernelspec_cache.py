@@ -34,15 +34,15 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
     """Keeps the installed kernelspecs in memory; reads them again when their files change.
 
     An observer (watchdog) reports changes below the directories that hold kernelspecs. Because network file systems
-    and symbolic links report nothing, and where there can be no observer, the files' times are compared too, in a
-    thread, before a request is answered: at most twice a second with an observer, every time without.
+    and symbolic links report nothing, and some systems have no observer, the files' times are also compared, in a
+    thread, before a request is answered: at most twice a second with an observer, and every time without one.
 
     Parameters
     ----------
     kernel_spec_manager
-        Finds the kernelspecs. Its methods may be coroutines; then nothing is cached.
+        Finds the kernelspecs. Nothing is cached if its methods are coroutines.
     cache_enabled
-        False asks the manager every time.
+        If False, the manager is called every time.
     """
 
     CHECK_INTERVAL_SECONDS = 0.5
@@ -70,15 +70,15 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         if hasattr(kernel_spec_manager, "observe"):
             kernel_spec_manager.observe(self._mark_stale)
 
-    # -- What handlers and managers call
+    # -- Called by handlers and managers
 
     async def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """Return the kernelspec of that name, whatever its case.
+        """Return the kernelspec with that name; case does not matter.
 
         Raises
         ------
         NoSuchKernel
-            There is none, or the manager's ``allowed_kernelspecs`` do not name it.
+            There is none, or the manager's ``allowed_kernelspecs`` does not include it.
         BrokenKernelSpecError
             Its ``kernel.json`` cannot be used.
         """
@@ -91,7 +91,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
                 return self._kernel_spec(item)
             self.cache_misses += 1
             self.log.debug("Cache miss (%d) for kernelspec %s", self.cache_misses, kernel_name)
-        if not _POSSIBLE_NAME.fullmatch(kernel_name):  # jupyter_client would log it, line ends and all
+        if not _POSSIBLE_NAME.fullmatch(kernel_name):  # jupyter_client would log it, including line ends
             raise NoSuchKernel(kernel_name)
         spec = await self._ask_manager(self.kernel_spec_manager.get_kernel_spec, kernel_name)
         if self._is_caching and not self._is_filling:
@@ -103,7 +103,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         return dict((await self.snapshot()).items)
 
     async def snapshot(self) -> Snapshot:
-        """Return the kernelspecs of this moment; two equal generations are the same kernelspecs."""
+        """Return the present kernelspecs; snapshots with the same generation are identical."""
         if not self._is_caching:
             items = await self._ask_manager(self.kernel_spec_manager.get_all_specs)
             await offload(self._note_broken, items)
@@ -126,7 +126,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
 
     @property
     def observed_dirs(self) -> set[str]:
-        """The directories below which changes are noticed at once."""
+        """The directories in which changes are noticed at once."""
         if self._is_caching and not self._checked_at:
             self._refresh()
         return self._observed_dirs
@@ -147,12 +147,12 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
     def dispatch(self, event: FileSystemEvent) -> None:
         """Note that a kernelspec changed; called by watchdog for every event below the observed directories."""
         if event.event_type not in {"created", "modified", "deleted", "moved", "closed"}:
-            return  # our own reading is reported as well
+            return  # reading by this process is reported as well
         names = {Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path) if path}
         if event.is_directory or "kernel.json" in names or any(is_resource(name) for name in names):
             self._mark_stale()
 
-    # -- Inside
+    # -- Internals
 
     @property
     def _is_caching(self) -> bool:
@@ -160,7 +160,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
 
     @property
     def _is_filling(self) -> bool:
-        """Whether all kernelspecs are being read for the first time: whoever wants one need not wait for the others."""
+        """Whether all kernelspecs are being read for the first time: a request for one need not wait for all."""
         return self._refreshing is not None and not self._checked_at
 
     @property
@@ -203,10 +203,10 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         return fingerprint(self.kernel_spec_manager, self._resource_dirs())
 
     def _note_broken(self, known: Mapping[str, CacheItem]) -> None:
-        """Log once of each kernelspec that was left out why it cannot be used, and again when it says otherwise."""
+        """Log once why each omitted kernelspec cannot be used, and again if the reason changes."""
         manager = self.kernel_spec_manager
         if getattr(manager, "kernel_spec_class", None) is not CheckedKernelSpec:
-            return  # the manager says of its own kernelspecs what there is to say
+            return  # the manager reports problems of its own kernelspecs itself
         broken = {}
         for name, resource_dir in manager.find_kernel_specs().items():
             if name.lower() not in known:
@@ -221,7 +221,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             self._broken = broken
 
     def _add(self, name: str, spec: KernelSpec) -> None:
-        """Keep a kernelspec that the manager knew and the cache did not."""
+        """Add a kernelspec that the manager knows but the cache did not."""
         item = CacheItem(spec=spec.to_dict(), resource_dir=spec.resource_dir)
         with self._lock:
             known = self._snapshot
@@ -231,7 +231,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
             self._observe(Path(spec.resource_dir).parent)
 
     def _observe(self, directory: Path) -> None:
-        """Watch one of the manager's directories; do without when the system has no watches left."""
+        """Watch one of the manager's directories, unless the system has no watches left."""
         known = self._observed_dirs | self._unobservable_dirs
         kernel_dirs = {Path(path) for path in getattr(self.kernel_spec_manager, "kernel_dirs", ())}
         if str(directory) in known or directory not in kernel_dirs:

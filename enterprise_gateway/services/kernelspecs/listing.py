@@ -1,4 +1,4 @@
-"""The answers about kernelspecs, serialized once for as long as the kernelspecs stay the same."""
+"""Responses about kernelspecs, serialized once and cached until the kernelspecs change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """A JSON document and the entity tag that names it."""
+    """A JSON document and its entity tag."""
 
     body: bytes
     etag: str
@@ -40,7 +40,7 @@ def user_rules(item: CacheItem, authorized: Iterable[str], unauthorized: Iterabl
 
 
 class SpecListing:
-    """Serializes the list of kernelspecs, and remembers it until they, the default or ``base_url`` change."""
+    """Serializes the list of kernelspecs, and caches it until they, the default or ``base_url`` change."""
 
     def __init__(self) -> None:
         self._models_of: tuple[int, str] | None = None
@@ -63,7 +63,7 @@ class SpecListing:
         default: str,
         permits: Callable[[CacheItem], bool],
     ) -> Answer:
-        """Return the list of those kernelspecs that ``permits`` lets pass."""
+        """Return the list of the kernelspecs that ``permits`` allows."""
         models = self._serialized_models(snapshot, base_url)
         return _answer(default, {name: model for name, model in models.items() if permits(snapshot.items[name])})
 

@@ -1,4 +1,4 @@
-"""Reads ``kernel.json``, and says what is wrong with one that cannot be used."""
+"""Reads ``kernel.json``, and reports what is wrong with one that cannot be used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...core.errors import BrokenKernelSpecError
 
 
 class UnreadableKernelSpecError(BrokenKernelSpecError, NoSuchKernel):
-    """What :class:`CheckedKernelSpec` raises: jupyter_client leaves such kernelspecs out of its list without a word."""
+    """What :class:`CheckedKernelSpec` raises: jupyter_client silently omits such kernelspecs from its list."""
 
     __str__ = Exception.__str__
 
 
 class CheckedKernelSpec(KernelSpec):
-    """The ``kernel_spec_class`` of the gateway's kernelspec manager: an entry that is null is one that is not there."""
+    """The ``kernel_spec_class`` of the gateway's kernelspec manager: null entries count as missing."""
 
     @classmethod
     def from_resource_dir(cls, resource_dir: str) -> Self:
@@ -33,7 +33,7 @@ class CheckedKernelSpec(KernelSpec):
         """
         file = Path(resource_dir, "kernel.json")
         try:
-            # An entry that is nobody's is left out: traitlets will not take it for much longer.
+            # Unknown entries are left out, because traitlets will soon refuse them.
             known = {name: value for name, value in _checked(_parsed(file)).items() if name in cls.class_trait_names()}
             return cls(**{**known, "resource_dir": resource_dir})
         except (ValueError, TraitError) as error:
@@ -41,7 +41,7 @@ class CheckedKernelSpec(KernelSpec):
 
 
 def _parsed(file: Path) -> dict[str, Any]:
-    """Return the object in ``file``, whose text may begin with a byte order mark; ValueError says why there is none."""
+    """Return the object in ``file``, which may begin with a byte order mark; ValueError tells why there is none."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -61,7 +61,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that are not null, if the gateway can use them; ValueError says why it cannot."""
+    """Return the entries that are not null, if the gateway can use them; raise ValueError with the reason otherwise."""
     spec = _present(content)
     for name in ("env", "metadata"):
         _check_object(spec, name, name)

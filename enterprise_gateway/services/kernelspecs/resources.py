@@ -1,4 +1,4 @@
-"""Files of a kernelspec directory: which may be read, and which part of one a client asks for."""
+"""Files in a kernelspec directory: which ones may be read, and which part of one a client requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Resource:
-    """A file's bytes with what its HTTP headers say."""
+    """The contents of a file, with the values of its HTTP headers."""
 
     content: bytes
     content_type: str
@@ -24,7 +24,7 @@ class Resource:
 def read_resource(resource_dir: str, path: str) -> Resource | None:
     """Read the file ``path`` below ``resource_dir``; blocks.
 
-    None when there is no such file, when it is a directory, or when ``path`` or a symbolic link leads outside.
+    Return None if there is no such file, if it is a directory, or if ``path`` or a symbolic link leads outside.
     """
     try:
         root = Path(resource_dir).resolve()
@@ -46,7 +46,7 @@ def read_resource(resource_dir: str, path: str) -> Resource | None:
 
 
 def requested_range(header: str, size: int) -> tuple[int, int] | None:
-    """Return the first byte and the one after the last of a ``Range`` header, or None to send everything.
+    """Return the first byte and the one after the last of a ``Range`` header, or None to send the whole file.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What is known of the installed kernelspecs at one moment, and how it is read from the disk."""
+"""Snapshots of the installed kernelspecs, and how they are read from disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from jupyter_client.kernelspec import KernelSpecManager
 
 _generations = count(1)
-# Files whose time is younger than this may change again without a visible change of their time.
+# Files newer than this may change again without a visible change of their modification time.
 _SETTLED_SECONDS = 0.1
 
 
@@ -27,7 +27,7 @@ class CacheItem(TypedDict):
 class Snapshot:
     """The kernelspecs by lower-case name, and the names of the resource files of each.
 
-    ``generation`` is different for every snapshot of the process, so that answers made from one can be cached.
+    ``generation`` is different for every snapshot of the process, so that responses built from one can be cached.
     """
 
     items: Mapping[str, CacheItem] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def take_snapshot(items: Mapping[str, CacheItem]) -> Snapshot:
 
 
 def resource_files(resource_dir: str) -> tuple[str, ...]:
-    """Return the files of a kernelspec that clients may show: kernel.js, kernel.css and logos."""
+    """Return the files of a kernelspec for clients: kernel.js, kernel.css and logos."""
     try:
         names = sorted(entry.name for entry in Path(resource_dir).iterdir())
     except OSError:
@@ -56,7 +56,7 @@ def is_resource(name: str) -> bool:
 
 
 def is_on_disk(manager: Any) -> bool:
-    """Whether the manager finds kernelspecs in its ``kernel_dirs`` only, so that looking there shows every change."""
+    """Whether the manager finds kernelspecs in its ``kernel_dirs`` only, so that checking these shows every change."""
     own = type(manager)
     return all(
         getattr(own, name, None) is getattr(KernelSpecManager, name)
@@ -65,9 +65,9 @@ def is_on_disk(manager: Any) -> bool:
 
 
 def fingerprint(manager: Any, resource_dirs: Iterable[str]) -> tuple[Any, ...] | None:
-    """Return something that differs when the kernelspecs on disk do; None when only reading them again tells.
+    """Return a value that changes with the kernelspecs on disk; None if only reading them again can tell.
 
-    ``resource_dirs`` are those of the kernelspecs that are known, the broken ones among them.
+    ``resource_dirs`` are the directories of the known kernelspecs, including broken ones.
     """
     if not is_on_disk(manager):
         return None

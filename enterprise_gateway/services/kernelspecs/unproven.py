@@ -1,4 +1,4 @@
-"""Finds the kernelspecs whose launchers prove nothing when they report: payload version 1 is taken from them."""
+"""Finds kernelspecs whose launchers do not authenticate their reports, because payload version 1 is accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .snapshot import CacheItem
 
 
 def unproven_kernelspecs(items: Mapping[str, CacheItem]) -> list[str]:
-    """Return the names of those kernelspecs; blocks, and imports the classes that they name."""
+    """Return the names of these kernelspecs; blocks, and imports the classes that they name."""
     return sorted(name for name, item in items.items() if _is_unproven(item))
 
 
@@ -25,5 +25,5 @@ def _is_unproven(item: CacheItem) -> bool:
         if not issubclass(proxy_class, RemoteProcessProxy):
             return False
         return proxy_class.launcher_version(spec["argv"], item["resource_dir"], stanza.get("config") or {}) < 2
-    except Exception:  # noqa: BLE001 -- of one kernelspec, from which no kernel can be started: the others are named
+    except Exception:  # noqa: BLE001 -- such a kernelspec cannot start kernels; the others are still listed
         return False

@@ -1,4 +1,4 @@
-"""Which addresses hosts have, and which of them are this machine's."""
+"""Looks up the addresses of hosts, and tells which ones belong to this machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ async def addresses_of(host: str) -> list[str]:
 
 
 def resolve(host: str) -> str:
-    """Return the IP address of a host that is used to reach it; see :func:`resolve_all`."""
+    """Return the preferred IP address of a host; see :func:`resolve_all`."""
     return resolve_all(host)[0]
 
 
 def resolve_all(host: str) -> list[str]:
-    """Return the IP addresses of a host, the one that is used first; blocks.
+    """Return the IP addresses of a host, preferred one first; blocks.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def resolve_all(host: str) -> list[str]:
 
 
 def is_local_address(address: str) -> bool:
-    """Tell whether ``address`` is one of this machine's: whether a socket can be bound to it."""
+    """Whether ``address`` belongs to this machine, that is, whether a socket can be bound to it."""
     parsed = ipaddress.ip_address(address)
     if parsed.is_loopback:
         return True

@@ -1,4 +1,4 @@
-"""Which back end a kernelspec names, and what it says of a launch."""
+"""The back end and the launch settings that a kernelspec configures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def make_process_proxy(kernel: LaunchedKernel) -> BaseProcessProxyABC:
 
 
 def _import_class(name: str) -> type[BaseProcessProxyABC]:
-    """Import a class, and have ready what its constructor asks for; runs in a thread, as both read files."""
+    """Import a class, and cache the user name that its constructor needs; runs in a thread, as both read files."""
     gateway_user()
     proxy_class: type[BaseProcessProxyABC] = import_item(name)
     _imported[name] = proxy_class
@@ -48,13 +48,13 @@ def _import_class(name: str) -> type[BaseProcessProxyABC]:
 
 
 def process_proxy_config(kernel_spec: KernelSpec) -> dict[str, Any]:
-    """Return ``{"class_name": …, "config": {…}}`` of a kernelspec, completed by defaults."""
+    """Return ``{"class_name": …, "config": {…}}`` of a kernelspec, with defaults filled in."""
     stanza = kernel_spec.metadata.get("process_proxy") or {}
     return {"class_name": stanza.get("class_name") or LOCAL_PROXY, "config": stanza.get("config") or {}}
 
 
 def launch_timeout(kernel_spec: KernelSpec, env: Mapping[str, str]) -> float:
-    """Return the seconds that a kernel may take, as a request's variables, its kernelspec or the gateway have it."""
+    """Return the launch time-out in seconds, from the request's variables, the kernelspec or the gateway."""
     asked_for = env.get("KERNEL_LAUNCH_TIMEOUT") or kernel_spec.env.get("KERNEL_LAUNCH_TIMEOUT")
     if asked_for:
         return kernelargs.check_launch_timeout(asked_for)

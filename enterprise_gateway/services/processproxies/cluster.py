@@ -1,4 +1,4 @@
-"""Kernels that a cluster knows of: it says whether they live, and where they are."""
+"""Kernels on a cluster, which knows whether they are alive and where they run."""
 
 from __future__ import annotations
 
@@ -20,82 +20,83 @@ from .remote import LIVENESS_SECONDS, NEVER_ENDING, RemoteProcessProxy
 from .startup import first_result
 from .watched import Watched
 
-PLACE_SECONDS = 5.0  # that a kernel whose launcher has reported at the last moment has for its place to be known
-REPORT_SECONDS = 0.2  # that the report of a launcher which has ended may be on its way
-EAGER_SECONDS = 10.0  # during which a cluster is asked more often about a kernel whose launcher is gone
-RECONNECT_SECONDS = 60.0  # until the launcher of a kernel that lives without it is looked for again
+PLACE_SECONDS = 5.0  # grace period for the cluster to tell the address, if the launcher reports at the last moment
+REPORT_SECONDS = 0.2  # the report of a launcher that has ended may still be in transit for this long
+EAGER_SECONDS = 10.0  # the cluster is polled more often for this long after a launcher is gone
+RECONNECT_SECONDS = 60.0  # pause before a live kernel's lost launcher is contacted again
 GONE = State(Phase.ENDED)
 
 
 class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
     """A kernel on a cluster.
 
-    A back end is five verbs: :meth:`submit`, :meth:`probe`, :meth:`signal`, :meth:`stop` and :meth:`describe`. It says
-    what is to be ``remembered`` of a kernel, and where changes of its state are told (:attr:`watched`).
+    A back end implements five verbs: :meth:`submit`, :meth:`probe`, :meth:`signal`, :meth:`stop` and
+    :meth:`describe`. It lists the attributes to be ``remembered`` of a kernel, and can name a table that reports
+    changes of its state (:attr:`watched`).
 
-    Verbs may be plain methods, which run in a thread, one at a time for each kernel, and may block; or coroutines
-    (:meth:`submit` and :meth:`describe` only). They raise errors of :mod:`enterprise_gateway.core.errors`; one that
-    says that the cluster cannot be asked makes nobody take the kernel for dead.
+    Verbs may be plain methods, which run in a thread, one at a time for each kernel, and may block; :meth:`submit` and
+    :meth:`describe` may also be coroutines. They raise errors of :mod:`enterprise_gateway.core.errors`; an error that
+    means that the cluster does not answer never makes a kernel count as dead.
 
-    Everything else is done here. Whether the kernel lives, and where it is, is what :meth:`probe` says. The launcher's
-    connection carries signals only, and its end is a reason to ask the cluster; a launch script that has ended without
-    an error is not a dead kernel.
+    Everything else is done here. :meth:`probe` decides whether the kernel is alive and where it runs. The launcher's
+    connection only carries signals, and when it ends, the cluster is asked; a launch script that has ended without an
+    error does not mean that the kernel is dead.
     """
 
     remembered: ClassVar[tuple[str, ...]] = ()
-    """Attributes with JSON values that are recorded, and set anew in the gateway that takes the kernel over."""
+    """Attributes with JSON values that are recorded, and restored in a gateway that takes the kernel over."""
 
     def __init__(self, kernel_manager: LaunchedKernel, proxy_config: dict[str, Any] | None) -> None:
         super().__init__(kernel_manager, proxy_config)
         self._is_submitted = False
         self._is_stopped = False
-        self.state: State | None = None  # the last one that the cluster has told
+        self.state: State | None = None  # the last one that the cluster reported
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def submit(self, kernel_cmd: list[str], **kwargs: Any) -> Any:
-        """Have the cluster start the kernel, or the gateway a launch script (:meth:`launch_kernel`) that does.
+        """Start the kernel on the cluster, directly or with a launch script (:meth:`launch_kernel`).
 
         Parameters
         ----------
         kernel_cmd
             The filled command line of the kernelspec.
         kwargs
-            ``env``: the environment that the launcher is to find; ``cwd``; ``kernel_headers``.
+            ``env``: the launcher's environment; ``cwd``; ``kernel_headers``.
 
         Raises
         ------
         KernelLaunchError
-            It cannot be started. :meth:`stop` is called whatever happened.
+            It cannot be started. :meth:`stop` is called in any case.
         """
 
     @abstractmethod
     def probe(self) -> State | None:
-        """Return what the cluster says of the kernel now; None when it does not know of it.
+        """Return the kernel's present state on the cluster; None if the cluster does not know the kernel.
 
         Raises
         ------
         GatewayError
-            The cluster cannot be asked.
+            The cluster does not answer.
         """
 
     def signal(self, signum: int) -> bool:
-        """Send a signal by the cluster's own means; return False where it has none, or nothing was there.
+        """Send a signal through the cluster; return False if that is not possible or the kernel is not there.
 
-        Asked to end the kernel (SIGTERM), and for other signals when the launcher cannot be asked.
+        Called to end the kernel (SIGTERM), and for other signals if the launcher cannot be reached.
         """
         return False
 
     @abstractmethod
     def stop(self) -> None:
-        """End the kernel for certain, and remove what the cluster has of it; there may be nothing, or no longer.
+        """Kill the kernel, and remove its resources from the cluster; there may be none.
 
-        Called in place of SIGKILL, and once for each launch at the latest when the kernel is gone.
+        Called instead of SIGKILL, and at least once per launch, at the latest when the kernel is gone.
         """
 
     def describe(self) -> Any:
-        """Return what tells a user why a launch failed: the last lines of a log, a hint; empty when there is nothing.
+        """Return an explanation of a failed launch for users: the last lines of a log, a hint; empty if there is none.
 
         Called when the launcher has ended early, and when a launch has timed out.
         """
@@ -103,16 +104,16 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
 
     @property
     def watched(self) -> Watched | None:
-        """Where changes of the kernel's state are told; called when it was submitted.
+        """The table that reports changes of the kernel's state; read after the kernel was submitted.
 
-        Where there is no such table (None), :meth:`probe` is called every ``EG_POLL_INTERVAL`` seconds.
+        If there is no such table (None), :meth:`probe` is called every ``EG_POLL_INTERVAL`` seconds.
         """
         return None
 
     # -- launch --------------------------------------------------------------------------------------------------------
 
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-        """Authorize the user, submit the kernel, and wait for its report, for its failure, or for its time to end."""
+        """Authorize the user, submit the kernel, and wait for its report, its failure or the time-out."""
         await super().launch_process(kernel_cmd, **kwargs)
         self._is_submitted = True  # from here on something may exist
         await self._perform(self.submit, kernel_cmd, **kwargs)
@@ -125,7 +126,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         return await self.in_thread(verb, *args, **kwargs)
 
     async def watch_for_failure(self) -> None:
-        """Raise why the launch has failed, as soon as its launch script has failed or the kernel is over."""
+        """Raise the reason of a failure, as soon as the launch script has failed or the kernel has ended."""
         await first_result(super().watch_for_failure(), self._fail_when_ended())
 
     async def _fail_when_ended(self) -> None:
@@ -147,18 +148,18 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         try:
             return str(await self._perform(self.describe))
         except GatewayError as error:
-            return f"(More is not available: {error})"
+            return f"(No further information: {error})"
         except Exception as error:  # noqa: BLE001  # a defect of a back end must not hide why the launch has failed
-            self.log.warning("What is known of kernel %s cannot be told: %r", self.kernel_id, error)
+            self.log.warning("The back end failed to describe the launch of kernel %s: %r", self.kernel_id, error)
             return ""
 
     async def describe_timeout(self, seconds: float) -> str:
-        """Add what the back end knows."""
+        """Add the back end's explanation."""
         sentence, more = await super().describe_timeout(seconds), await self._description()
         return f"{sentence}. On {self.assigned_host or 'the cluster'}: {more}" if more else sentence
 
     async def _find_place(self) -> None:
-        """Wait until the cluster says where the kernel is: its launcher may be faster than that."""
+        """Wait until the cluster tells the kernel's address, because its launcher may report first."""
         if self.assigned_ip:
             return
         patience = max(self.deadline.remaining, PLACE_SECONDS)
@@ -169,12 +170,12 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         except (asyncio.TimeoutError, TimeoutError):
             raise LaunchTimeoutError(
                 f"KernelID: '{self.kernel_id}' launch timeout due to: its launcher has reported, but the cluster does "
-                "not say at which address it is"
+                "not tell its address"
             ) from None
         if not self.assigned_ip:
             raise LauncherFailedError(await self._describe_end(state))
 
-    # -- what the cluster says -----------------------------------------------------------------------------------------
+    # -- states on the cluster ----------------------------------------------------------------------------------------
 
     async def _first_state(self, is_wanted: Callable[[State], bool], *, eager: bool) -> State:
         async with aclosing(self.states(eager=eager)) as states:
@@ -206,9 +207,9 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             self.progress.reach(state.phase, state.reason or state.host)
 
     async def states(self, *, eager: bool) -> AsyncGenerator[State, None]:
-        """Yield the kernel's present state and each later one; while the cluster cannot be asked nothing is known.
+        """Yield the kernel's present state and each later one; nothing while the cluster does not answer.
 
-        A kernel that is gone has ended. One that the cluster does not know of yet has no state.
+        A kernel that is gone has ended. A kernel that the cluster does not know yet has no state.
         """
         watched = self.watched
         changes = self._probed() if watched is None else self._told(watched, eager)
@@ -222,7 +223,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             try:
                 state = await self.in_thread(self._present_state)
             except GatewayError as error:
-                self.log.debug("What became of kernel %s is not known: %s", self.kernel_id, error)
+                self.log.debug("The state of kernel %s is unknown: %s", self.kernel_id, error)
             else:
                 if state is not None and state != former:
                     former = state
@@ -234,7 +235,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         changes: asyncio.Queue[State] = asyncio.Queue()
 
         def on_change(state: State | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so nothing waits for the change
                 loop.call_soon_threadsafe(changes.put_nowait, state or GONE)
 
         exists = watched.exists or self._is_known
@@ -247,7 +248,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
 
     @property
     def _is_known(self) -> bool:
-        """Whether the cluster has known of the kernel: if it does not any more, the kernel is gone."""
+        """Whether the cluster has known the kernel, so that the kernel is gone if the cluster no longer knows it."""
         return self.state is not None or self.connection is not None or self.comm is not None
 
     def _present_state(self) -> State | None:
@@ -260,12 +261,12 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def poll(self) -> Any:
-        """Return None while the cluster says that the kernel lives, or does not know of it yet.
+        """Return None while the kernel is alive on the cluster, or is not known there yet.
 
         Raises
         ------
         GatewayError
-            The cluster cannot be asked.
+            The cluster does not answer.
         """
         if not self._is_submitted:
             return False
@@ -275,12 +276,12 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         return False if state.exit_code is None else state.exit_code
 
     async def wait_for_exit(self) -> int:
-        """Wait until the cluster says that the kernel is over; return its exit code, 0 when that is not known."""
+        """Wait until the kernel has ended on the cluster; return its exit code, or 0 if that is unknown."""
         while self._is_submitted and (self._is_known or not self._is_stopped):
             state = await first_result(self._ended(eager=self._is_ending), self._launcher_gone())
-            if state is None:  # as a rule the kernel's end: the cluster will know soon
+            if state is None:  # usually because the kernel has ended: the cluster will know soon
                 state = await first_result(self._ended(eager=True), asyncio.sleep(EAGER_SECONDS))
-            if state is None:  # it lives, and its launcher cannot be reached, or only just now could not
+            if state is None:  # it is alive, but its launcher is unreachable, perhaps only for a moment
                 state = await first_result(self._ended(eager=False), asyncio.sleep(RECONNECT_SECONDS))
             if state is not None:
                 return state.exit_code or 0
@@ -306,11 +307,11 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             if connection is not None:
                 await connection_ended(connection)
                 return
-            await asyncio.sleep(LIVENESS_SECONDS)  # it cannot be asked
+            await asyncio.sleep(LIVENESS_SECONDS)  # it does not answer
         await asyncio.sleep(NEVER_ENDING)
 
     def send_signal(self, signum: int) -> bool | None:
-        """Signal the kernel: by its launcher; to end it, by the cluster."""
+        """Signal the kernel through its launcher, or through the cluster to end it."""
         if signum == 0:
             return None if self.poll() is None else False
         if signum == signal.SIGKILL:
@@ -331,7 +332,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
             return False
 
     def kill(self) -> bool | None:
-        """End the kernel for certain."""
+        """Kill the kernel."""
         self._is_ending = True
         if not self._is_submitted:
             return False
@@ -344,7 +345,7 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
         return None
 
     def cleanup(self) -> None:
-        """Have the cluster remove what there is of the kernel, and forget it."""
+        """Remove the kernel from the cluster, and forget it."""
         try:
             if self._is_submitted and not self._is_stopped:
                 self.kill()
@@ -355,11 +356,11 @@ class ClusterProcessProxy(RemoteProcessProxy, metaclass=ABCMeta):
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def get_process_info(self) -> dict[str, Any]:
-        """Add what the back end wants remembered."""
+        """Add the ``remembered`` attributes."""
         return {**super().get_process_info(), **{name: getattr(self, name) for name in self.remembered}}
 
     def load_process_info(self, process_info: dict[str, Any]) -> None:
-        """Set what the back end wanted remembered; what a record does not have stays as it is."""
+        """Restore the ``remembered`` attributes that the record has."""
         for name in self.remembered:
             if process_info.get(name) is not None:
                 setattr(self, name, process_info[name])

@@ -1,4 +1,4 @@
-"""The contract of a kernel back end: what the gateway, and process proxies of third parties, rely on."""
+"""The contract of a kernel back end, on which the gateway and third-party process proxies rely."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ class KernelChannel(Enum):
 class BaseProcessProxyABC(metaclass=ABCMeta):
     """One kernel's process, wherever it runs.
 
-    Constructed anew by the provisioner for every launch and relaunch. ``poll``, ``wait``, ``send_signal``, ``kill``
-    and ``terminate`` are Popen's: ``poll`` returns None while the kernel lives. They may be plain methods, which the
-    provisioner calls in a thread, or coroutines, which it awaits.
+    The provisioner constructs one for every launch and relaunch. ``poll``, ``wait``, ``send_signal``, ``kill``
+    and ``terminate`` work as in Popen: ``poll`` returns None while the kernel is alive. They may be plain methods,
+    which the provisioner calls in a thread, or coroutines, which it awaits.
 
     Parameters
     ----------
     kernel_manager
-        The kernel, as a proxy may see it: its id, kernelspec, options, shared resources.
+        The proxy's view of the kernel: its id, kernelspec, options and shared resources.
     proxy_config
         ``metadata.process_proxy.config`` of the kernelspec.
     """
 
     calls_block = True
-    """Whether plain ``poll``, ``send_signal`` … may wait for something and so must run in a thread."""
+    """Whether plain ``poll``, ``send_signal`` … may block and so must run in a thread."""
 
     keeps_output = False
-    """Whether :attr:`output_file` stays when the kernel is gone."""
+    """Whether :attr:`output_file` is kept after the kernel has ended."""
 
     starts_kernel_itself = False
-    """Whether :meth:`launch_kernel` starts the kernel, not a script that may end before it: its group ends with it."""
+    """Whether :meth:`launch_kernel` starts the kernel itself, and not a script: its process group ends with it."""
 
     def __init__(self, kernel_manager: LaunchedKernel, proxy_config: dict[str, Any] | None) -> None:
         self.kernel_manager = kernel_manager
@@ -91,34 +91,34 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         self.pid = 0
         self.pgid = 0
         self.remote_user = envvars.EG_REMOTE_USER() or gateway_user()
-        self._call_under_way = asyncio.Lock()
-        self._poll_under_way: asyncio.Task[Any] | None = None
+        self._call_lock = asyncio.Lock()
+        self._current_poll: asyncio.Task[Any] | None = None
 
     @property
     def _place(self) -> str:
-        """What the kernel's blocking methods wait for: calls for different places never wait for each other."""
+        """Names what the kernel's blocking methods wait for: calls for different names never wait for each other."""
         return type(self).__qualname__
 
     async def in_thread(self, method: Callable[..., Any], *args: Any, place: str = "", **kwargs: Any) -> Any:
         """Run one of the proxy's plain methods in a thread; called by the provisioner.
 
-        One at a time: third parties write them without a thought of two threads in one object.
+        One at a time, because third parties do not write them to be thread-safe.
         """
-        async with self._call_under_way:
+        async with self._call_lock:
             return await offload_to(place or self._place, method, *args, **kwargs)
 
     async def poll_in_thread(self) -> Any:
-        """Return what a plain :meth:`poll` says; who asks while it is asked already shares the answer."""
-        task = self._poll_under_way
+        """Return the result of a plain :meth:`poll`; a call shares the result of a poll in progress."""
+        task = self._current_poll
         if task is None:
-            task = self._poll_under_way = asyncio.create_task(self.in_thread(self.poll))
+            task = self._current_poll = asyncio.create_task(self.in_thread(self.poll))
             task.add_done_callback(self._poll_ended)
         return await asyncio.shield(task)
 
     def _poll_ended(self, task: asyncio.Task[Any]) -> None:
-        self._poll_under_way = None
+        self._current_poll = None
         if not task.cancelled():
-            task.exception()  # seen: those who asked have it, unless they went away
+            task.exception()  # marked as retrieved: the waiting callers, if any are left, got it
 
     @abstractmethod
     async def launch_process(self, kernel_cmd: list[str], **kwargs: Any) -> None:
@@ -153,7 +153,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         )
         self.user_rules.check_launch(username, spec.display_name)
         self.log.debug(
-            "Kernel %s is launched with env %s",
+            "Launching kernel %s with environment %s",
             self.kernel_id,
             kernelenv.redact(env, envvars.EG_SENSITIVE_ENV_KEYS(), envvars.EG_REDACTION_MASK()),
         )
@@ -165,7 +165,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
     def launch_kernel(self, cmd: list[str], **kwargs: Any) -> LocalProcess:
         """Start ``cmd`` as a child of the gateway; back ends use it for kernels and for launch scripts.
 
-        Its output goes to :attr:`output_file`, whose last lines explain an early end; ``stdin`` is what it can read.
+        Its output goes to :attr:`output_file`, whose last lines explain an early end; ``stdin`` is its input.
 
         Raises
         ------
@@ -187,18 +187,18 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
 
     @property
     def output_file(self) -> Path:
-        """Where the output of a process started by :meth:`launch_kernel` goes."""
+        """The file for the output of a process started by :meth:`launch_kernel`."""
         label = self.kernel_manager.resources.deployment.label
         return Path(self.kernel_manager.connection_file).with_suffix(f".{label}.log" if label else ".log")
 
     def poll(self) -> Any:
-        """Return None while the kernel lives, anything else when it does not; called by the provisioner."""
+        """Return None while the kernel is alive, and anything else otherwise; called by the provisioner."""
         if self.local_proc is not None:
             return self.local_proc.poll()
         return self.send_signal(0)
 
     def wait(self) -> Any:
-        """Block until the kernel has ended, at most ``EG_MAX_POLL_ATTEMPTS`` polls; runs in a thread."""
+        """Block until the kernel has ended, for at most ``EG_MAX_POLL_ATTEMPTS`` polls; runs in a thread."""
         if self.local_proc is not None:
             return self.local_proc.wait()
         for _ in range(envvars.EG_MAX_POLL_ATTEMPTS()):
@@ -208,13 +208,13 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         return None
 
     def send_signal(self, signum: int) -> bool | None:
-        """Signal the kernel's process group; return None when it was there, False when it was not."""
+        """Signal the kernel's process group; return None if it exists, False if not."""
         if self.local_proc is not None:
             return None if self.local_proc.send_signal(signum) is not False else False
         return False
 
     def kill(self) -> bool | None:
-        """End the kernel for certain; return None when that was done, False when it failed."""
+        """Kill the kernel; return None on success, False on failure."""
         return self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> bool | None:
@@ -222,7 +222,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         return self.send_signal(signal.SIGTERM)
 
     def cleanup(self) -> None:
-        """Release what the launch acquired; called once when the kernel is gone or its launch has failed."""
+        """Release the resources of the launch; called once, after the kernel has ended or its launch has failed."""
         if isinstance(self.local_proc, LocalProcess):
             self.local_proc.close()
         if not self.keeps_output:
@@ -232,7 +232,7 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
                 cut(self.output_file, envvars.EG_KERNEL_OUTPUT_LIMIT())
 
     def remove_leftovers(self) -> bool:
-        """Remove whatever a launch of this kernel that was cut short has left, and return whether a process was.
+        """Remove the leftovers of an interrupted launch of this kernel, and return whether a process was among them.
 
         Runs in a thread.
 
@@ -240,13 +240,13 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         """
         remnants = list(local_processes("KERNEL_ID", [self.kernel_id], self._owners))
         for remnant in remnants:
-            self.log.warning("Kernel %s has left behind %s; it is ended", self.kernel_id, remnant.what)
+            self.log.warning("Kernel %s has left behind %s, which is now removed", self.kernel_id, remnant.what)
             remnant.remove()
         return bool(remnants)
 
     @property
     def _owners(self) -> Owners:
-        """Whose processes may be the kernel's."""
+        """The users who may own the kernel's processes."""
         return Owners(self.kernel_manager.options.impersonation_enabled, [self.user_rules])
 
     @classmethod
@@ -256,33 +256,33 @@ class BaseProcessProxyABC(metaclass=ABCMeta):
         labels: Collection[str],  # noqa: ARG003
         configs: Collection[Mapping[str, Any]],  # noqa: ARG003
     ) -> Iterator[Remnant]:
-        """Yield what kernels of this back end have left behind by its label; runs in a thread.
+        """Yield the labelled leftovers of this back end's kernels; runs in a thread.
 
-        Called by the sweeper for every class that an installed kernelspec names. What is on the gateway's own machine
-        is found without this.
+        Called by the sweeper for every class that an installed kernelspec names. Leftovers on the gateway's own
+        machine are found without this.
 
         Parameters
         ----------
         resources
-            What all kernels of the gateway share, among it the options.
+            The resources that all kernels of the gateway share, including the options.
         labels
-            What it may be labelled with: the value of ``EG_DEPLOYMENT_ID`` in a kernel's environment.
+            The labels to look for: values of ``EG_DEPLOYMENT_ID`` in a kernel's environment.
         configs
             ``metadata.process_proxy.config`` of the installed kernelspecs that name the class.
 
         Raises
         ------
         KernelLaunchError
-            The back end, or some part of it, cannot be asked; what was yielded before counts.
+            The back end, or some part of it, does not answer; what was yielded before is valid.
         """
         yield from ()
 
     def select_ports(self, count: int) -> list[int]:
-        """Return free ports of this machine within the port range, reserved until the kernel is gone."""
+        """Return free ports of this machine within the port range, reserved until the kernel has ended."""
         return self.kernel_manager.resources.ports.take(count, self.port_range, envvars.EG_MAX_PORT_RANGE_RETRIES())
 
     def get_process_info(self) -> dict[str, Any]:
-        """Return what :meth:`load_process_info` needs after a restart of the gateway: a dict of JSON values."""
+        """Return the values that :meth:`load_process_info` needs after a restart of the gateway, in JSON types."""
         return {"pid": self.pid, "pgid": self.pgid, "ip": self.ip}
 
     def load_process_info(self, process_info: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""By what a gateway knows again what it, or another gateway on the same store, has made: its *label*.
+"""The *label* put on a kernel's processes and files, by which gateways on the same store recognize them.
 
-Every kernel carries it in its environment (``EG_DEPLOYMENT_ID``), connection files and logs of this machine carry it
-as well. Whatever has the label and belongs to no kernel on record was left behind.
+Every kernel has the label in its environment (``EG_DEPLOYMENT_ID``); connection files and logs on this machine have it
+as well. Anything that has the label and belongs to no recorded kernel was left behind.
 
-* Gateways with a store share the label of the store, which is kept beside the records.
-* A gateway without a store has a label of its own for each run. It holds a lock while it runs; so the next gateway
-  knows which runs are over, and that whatever has their labels is of no use.
+* Gateways with a store share the label of the store, which is kept next to the records.
+* A gateway without a store has its own label for each run. It holds a lock while it runs, so the next gateway knows
+  which runs are over, and that anything with their labels is stale.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _PREFIX, _SUFFIX = "gateway-run-", ".lock"
 
 
 class Deployment:
-    """The label in use; part of SharedResources. Without a place to keep it there is none, and nothing is swept."""
+    """The label in use; part of SharedResources. This class has none, so nothing is swept."""
 
     _is_known = False
 
     @property
     def label(self) -> str:
-        """The label; empty when things cannot be labelled."""
+        """The label; empty if there is none."""
         return ""
 
     async def known(self) -> str:
-        """Return the label, read or made in a thread at the first use: what comes later finds it at once."""
+        """Return the label; the first call reads or creates it in a thread, so that later uses do not block."""
         if not self._is_known:
             await offload(lambda: self.label)
             self._is_known = True
         return self.label
 
     def close(self) -> None:
-        """Say that this run is over; called when the gateway ends in order."""
+        """Mark this run as over; called at an orderly stop of the gateway."""
 
 
 class StoreDeployment(Deployment):
@@ -55,11 +55,11 @@ class StoreDeployment(Deployment):
     Parameters
     ----------
     directory
-        Where the label's random part is kept, made when it is missing.
+        Holds the random part of the label, which is created if it is missing.
     store
-        Says which store it is: two stores may have one directory.
+        Identifies the store, because two stores may use the same directory.
     label
-        Given by the administrator; nothing is kept then.
+        Configured by the administrator; if set, nothing is written.
     """
 
     def __init__(self, directory: Path, store: str, label: str = "") -> None:
@@ -69,7 +69,7 @@ class StoreDeployment(Deployment):
 
     @property
     def label(self) -> str:
-        """The label; read or made at the first use."""
+        """The label; read or created at the first use."""
         if not self._label:
             part = read_or_make(self._file)
             self._label = hashlib.sha256(f"{part}\n{self._store}".encode()).hexdigest()[:32]
@@ -93,7 +93,7 @@ class RunDeployment(Deployment):
 
     @property
     def label(self) -> str:
-        """The label; made, and its lock taken, at the first use."""
+        """The label; created, and its lock acquired, at the first use."""
         with self._making:
             if not self._label:
                 label = uuid.uuid4().hex
@@ -104,7 +104,7 @@ class RunDeployment(Deployment):
             return self._label
 
     def close(self) -> None:
-        """Give the lock up; nothing of the run is left."""
+        """Release the lock, because nothing of the run is left."""
         if self._lock >= 0:
             forget_run(self._directory, self._label)
             os.close(self._lock)
@@ -117,11 +117,11 @@ def ended_runs(directory: Path) -> Iterator[str]:
         try:
             lock = open_own(path, os.O_RDWR)
         except OSError:
-            continue  # another user's, or just removed
+            continue  # it is another user's, or was just removed
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            continue  # this run goes on
+            continue  # this run is still active
         else:
             yield path.name[len(_PREFIX) : -len(_SUFFIX)]
         finally:
@@ -134,7 +134,7 @@ def forget_run(directory: Path, label: str) -> None:
 
 
 def read_or_make(path: Path) -> str:
-    """Return the random text that is kept in a file, made by whoever comes first.
+    """Return the random text in a file, which the first gateway that needs it creates.
 
     Raises
     ------
@@ -148,10 +148,10 @@ def read_or_make(path: Path) -> str:
         with open(open_own(draft, os.O_WRONLY | os.O_CREAT), "w") as file:
             file.write(text)
         with suppress(FileExistsError):
-            os.link(draft, path)  # unlike a rename this never replaces
+            os.link(draft, path)  # unlike a rename, a link never replaces a file
     finally:
         draft.unlink(missing_ok=True)
-    kept = read_own(path, names=2).decode().strip()  # the second one, for a moment, is another gateway's draft
+    kept = read_own(path, names=2).decode().strip()  # for a moment, another gateway's draft is the second name
     if not kept:
-        raise InvalidRequestError(f"{path} is empty; remove it, and what was labelled before is not swept any more.")
+        raise InvalidRequestError(f"{path} is empty; if you remove it, anything labelled before is no longer swept.")
     return kept

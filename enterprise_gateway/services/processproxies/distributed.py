@@ -1,4 +1,4 @@
-"""Kernels on a set of hosts that are reached by SSH."""
+"""Kernels on a set of hosts that are reached through SSH."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from .watched import Watched
 
 __all__ = ["DistributedProcessProxy", "TrackKernelOnHost"]
 
-_GATEWAYS_OWN = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR")  # of the login on a host, not of the gateway's
+_GATEWAYS_OWN = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR")  # a login on another host has its own values
 
 
 class DistributedProcessProxy(ClusterProcessProxy):
-    """A kernel on one of ``remote_hosts``, chosen anew for every launch.
+    """A kernel on one of ``remote_hosts``, chosen for every launch.
 
     On the gateway's own host it is a child process, elsewhere it is started through the host's SSH connection. Its
-    output is appended to ``<EG_KERNEL_LOG_DIR>/kernel-<id>.log`` on its host, by default in a directory that nobody
-    but the user who starts the kernel may enter.
+    output is appended to ``<EG_KERNEL_LOG_DIR>/kernel-<id>.log`` on its host, by default in a directory that only
+    the user who starts the kernel can access.
 
     Parameters
     ----------
     proxy_config
-        ``remote_hosts`` (comma list), else the gateway's option of that name.
+        ``remote_hosts``, a comma-separated list; the default is the gateway's option of that name.
     """
 
     keeps_output = True
@@ -54,25 +54,25 @@ class DistributedProcessProxy(ClusterProcessProxy):
         super().__init__(kernel_manager, proxy_config)
         self.hosts = host_names(self.proxy_config.get("remote_hosts") or kernel_manager.options.remote_hosts)
         self.kernel_log = log_path(self.kernel_id, gateway_user())
-        self.started_pid = self.started_pgid = 0  # by us, on whose word a signal is sent
+        self.started_pid = self.started_pgid = 0  # as this gateway saw them; a reported id is not trusted for signals
         self.sudo_user = ""
         self._kernel_cmd: list[str] = []
-        self._host: OwnHost | RemoteHost | None = None  # None as long as none is chosen
+        self._host: OwnHost | RemoteHost | None = None  # None until one is chosen
 
     @property
     def output_file(self) -> Path:
-        """The kernel's log, where the kernel runs on the gateway's host."""
+        """The kernel's log, if the kernel runs on the gateway's host."""
         return Path(self.kernel_log)
 
     @property
     def tunnel_host(self) -> str:
-        """The host as it is named in ``remote_hosts`` and known_hosts."""
+        """The name of the host in ``remote_hosts`` and known_hosts."""
         return self.assigned_host
 
     # -- the verbs -----------------------------------------------------------------------------------------------------
 
     async def submit(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-        """Start the kernel on the first host that can be reached; every one that fails is avoided for a while."""
+        """Start the kernel on the first reachable host; hosts that fail are avoided for a while."""
         self._kernel_cmd = kernel_cmd
         env = kwargs["env"]
         user = self._impersonated(env)
@@ -92,7 +92,7 @@ class DistributedProcessProxy(ClusterProcessProxy):
                 if isinstance(error, OutcomeUnknownError):
                     with suppress(KernelLaunchError):
                         await self.in_thread(self.remove_leftovers)
-                    break  # it may be running there: a second one elsewhere would be one too many
+                    break  # it may be running there, and a second one elsewhere would be a duplicate
                 if self.deadline.expired:
                     break
             else:
@@ -102,7 +102,7 @@ class DistributedProcessProxy(ClusterProcessProxy):
         raise _no_host(self.kernel_id, failures)
 
     def probe(self) -> State | None:
-        """Ask the host for the process that was started; without one there is no kernel."""
+        """Ask the host for the state of the started process; if none was started, there is no kernel."""
         return self._host.state(self._process) if self._host is not None and self.started_pid else State(Phase.ENDED)
 
     @property
@@ -115,12 +115,12 @@ class DistributedProcessProxy(ClusterProcessProxy):
         return self._host is not None and self._host.signal(self._process, signum, self.sudo_user)
 
     def stop(self) -> None:
-        """Kill the process's group, and count the kernel on its host no more."""
+        """Kill the process group, and stop counting the kernel on its host."""
         self._ssh_hosts.choice.load.delete_kernel_id(self.kernel_id)
         self.signal(signal.SIGKILL)
 
     def describe(self) -> str:
-        """Return the end of the kernel's log, or where it is."""
+        """Return the last lines of the kernel's log, or its path."""
         return self._host.describe(self._kernel_cmd, self.kernel_log) if self._host is not None else ""
 
     # -- one host ------------------------------------------------------------------------------------------------------
@@ -144,18 +144,18 @@ class DistributedProcessProxy(ClusterProcessProxy):
         return Started(self.started_pid, self.started_pgid, start_time, self.pgid)
 
     def _impersonated(self, env: Mapping[str, str]) -> str:
-        """Return the user whom the kernel is to run as; empty: the one that starts it."""
+        """Return the user that the kernel is to run as; empty for the user that starts it."""
         from ...drivers.shell_scripts import is_user_name
 
         user = env["KERNEL_USERNAME"]
         if not self.kernel_manager.options.impersonation_enabled:
             return ""
         if user not in (self.remote_user, gateway_user()) and not is_user_name(user):
-            raise LaunchRefusedError(f"KERNEL_USERNAME {user[:64]!r} is no user name that a kernel can be started as.")
+            raise LaunchRefusedError(f"KERNEL_USERNAME {user[:64]!r} is not a user name that a kernel can run as.")
         return user
 
     def _allowed_hosts(self, wanted: str) -> list[str]:
-        """Return the hosts to choose from: the one that the client asks for, if the administrator allows it."""
+        """Return the hosts to choose from: only the client's choice, if there is one and it is configured."""
         if not wanted:
             return self.hosts
         if wanted not in self.hosts:
@@ -173,11 +173,11 @@ class DistributedProcessProxy(ClusterProcessProxy):
         await offload_to(name, self._start, self._host, login, env, cwd)
 
     def _start(self, host: OwnHost | RemoteHost, login: str, env: Mapping[str, str], cwd: str | None) -> None:
-        """Start the kernel; runs in a thread, and notes the process even if nobody waits for it any more."""
+        """Start the kernel; runs in a thread, and notes the process even if the launch was cancelled meanwhile."""
         try:
             started = host.start(self._job(env, cwd))
         except LogFolderTakenError as error:
-            # Another one, which nobody can have made: a local account must not keep all kernels from starting.
+            # Use a directory whose name nobody can guess: a local account must not be able to block all kernels.
             self.kernel_log = log_path(self.kernel_id, f"{login}-{secrets.token_hex(8)}")
             self.log.warning("The log of kernel %s will be %s: %s", self.kernel_id, self.kernel_log, error)
             started = host.start(self._job(env, cwd))
@@ -198,7 +198,7 @@ class DistributedProcessProxy(ClusterProcessProxy):
         )
 
     def _remote_environment(self, env: Mapping[str, str]) -> dict[str, str]:
-        """Leave out what describes the gateway's own login: the login on the host has its own."""
+        """Leave out the variables of the gateway's own login, because the login on the host has its own."""
         own = gateway_environment()
         named = {*self.kernel_manager.spec.env, *self.kernel_manager.options.inherited_envs}
         foreign = {name for name in _GATEWAYS_OWN if name not in named and env.get(name) == own.get(name)}
@@ -214,20 +214,20 @@ class DistributedProcessProxy(ClusterProcessProxy):
         return folder_text(log, private=not envvars.EG_KERNEL_LOG_DIR()) + startup_text(argv_list, env, log)
 
     def shutdown_listener(self) -> None:
-        """Tell the launcher to stop listening: signals that end the kernel go to its process here."""
+        """Tell the launcher to stop listening, because this back end signals the kernel's process directly."""
         self._stop_listener()
 
     # -- leftovers -----------------------------------------------------------------------------------------------------
 
     def remove_leftovers(self) -> bool:
-        """End what carries the kernel's id, wherever it may be, and return whether there was a process.
+        """End processes with the kernel's id on every possible host, and return whether there were any.
 
-        Where the record does not name the host, the gateway ended before it knew: all hosts are asked then.
+        If the record does not name the host, the gateway ended before it knew the host, and all hosts are searched.
 
         Raises
         ------
         KernelLaunchError
-            A host where the kernel may be cannot be asked.
+            A host on which the kernel may run does not answer.
         """
         was_running = super().remove_leftovers()
         failure: KernelLaunchError | None = None
@@ -237,7 +237,7 @@ class DistributedProcessProxy(ClusterProcessProxy):
                     remnant.remove()
                     was_running = True
             except KernelLaunchError as error:
-                self.log.warning("What is left of kernel %s may not have been removed: %s", self.kernel_id, error)
+                self.log.warning("Leftovers of kernel %s may not have been removed: %s", self.kernel_id, error)
                 failure = error
         if failure is not None:
             raise failure
@@ -268,14 +268,14 @@ class DistributedProcessProxy(ClusterProcessProxy):
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def get_process_info(self) -> dict[str, Any]:
-        """Add when a process of this machine has started: another one may get its id later."""
+        """Add the start time of a process on this machine, because its id may be reused later."""
         info = super().get_process_info()
         if isinstance(self.local_proc, LocalProcess):
             info["start_time"] = self.local_proc.start_time
         return info
 
     def load_process_info(self, process_info: dict[str, Any]) -> None:
-        """Find the process again, on whichever host it runs, and count it there."""
+        """Find the process again on its host, and count the kernel there."""
         super().load_process_info(process_info)
         if not self.assigned_ip:
             return
@@ -301,18 +301,18 @@ def remote_hosts(resources: SharedResources, names: Iterable[str]) -> list[Remot
 
 
 def host_names(configured: str | Iterable[str]) -> list[str]:
-    """Return the names in a value of ``remote_hosts``: a comma list or a list."""
+    """Return the host names in a value of ``remote_hosts``: a comma-separated list or a list."""
     return list(envvars.comma_list(configured if isinstance(configured, str) else ",".join(configured)))
 
 
 def log_path(kernel_id: str, login: str) -> str:
-    """Return the path of a kernel's log on its host, where ``login`` starts it."""
+    """Return the path of a kernel's log on its host, for a kernel that ``login`` starts."""
     folder = envvars.EG_KERNEL_LOG_DIR() or envvars.DEFAULT_KERNEL_LOG_DIR.format(login.replace("/", "_"))
     return str(PurePosixPath(folder) / f"kernel-{kernel_id}.log")
 
 
 def _no_host(kernel_id: str, failures: Sequence[KernelLaunchError]) -> KernelLaunchError:
-    """Return the error for a kernel that no host took: with each host's reason."""
+    """Return the error for a kernel that could not be started on any host, with each host's reason."""
     reasons = "; ".join(map(str, failures)) or "no remote hosts are configured"
     only_refusals = failures and all(isinstance(failure, HostAuthenticationError) for failure in failures)
     error_class = HostAuthenticationError if only_refusals else HostUnreachableError

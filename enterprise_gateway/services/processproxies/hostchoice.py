@@ -1,4 +1,4 @@
-"""Which of the hosts gets the next kernel: plain objects that contact nobody."""
+"""Chooses the host for the next kernel, without any network access."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AVOID_SECONDS = 30.0
 
 
 class TrackKernelOnHost:
-    """How many kernels there are on each host, those included that are being started."""
+    """Counts the kernels on each host, including those being started."""
 
     def __init__(self) -> None:
         self._hosts: dict[str, str] = {}  # by kernel id
@@ -34,14 +34,14 @@ class TrackKernelOnHost:
 
 
 class HostChoice:
-    """Puts hosts into the order in which they are to be tried; one for all kernels of a gateway.
+    """Puts hosts in the order in which to try them; one instance serves all kernels of a gateway.
 
     Parameters
     ----------
     clock
         Returns seconds; tests inject their own.
     avoid_seconds
-        How long a host that failed is tried after all others only.
+        How long a host that failed is tried only after all others.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, avoid_seconds: float = AVOID_SECONDS) -> None:
@@ -52,14 +52,14 @@ class HostChoice:
         self._turns: Counter[tuple[str, ...]] = Counter()
 
     def order(self, hosts: Sequence[str], algorithm: str) -> list[str]:
-        """Return ``hosts`` in the order in which they are to be tried for one kernel; called once for each launch.
+        """Return ``hosts`` in the order in which to try them for one kernel; called once per launch.
 
         Parameters
         ----------
         hosts
-            The allowed hosts; only these take part, whatever kernels there are elsewhere.
+            The allowed hosts; kernels on other hosts do not matter.
         algorithm
-            ``round-robin``: each host in its turn; ``least-connection``: that with the fewest kernels first.
+            ``round-robin``: each host in turn; ``least-connection``: the host with the fewest kernels first.
         """
         hosts = list(dict.fromkeys(hosts))
         if algorithm == "least-connection":
@@ -73,11 +73,11 @@ class HostChoice:
         return sorted(ordered, key=self.is_avoided)
 
     def is_avoided(self, host: str) -> bool:
-        """Tell whether a host has failed a short while ago."""
+        """Whether a host has failed recently."""
         return self._avoid_until.get(host, float("-inf")) > self._clock()
 
     def failed(self, host: str) -> None:
-        """Note that a host could not be reached: it is avoided for a while."""
+        """Note that a host could not be reached, and avoid it for a while."""
         self._avoid_until[host] = self._clock() + self._avoid_seconds
 
     def reached(self, host: str) -> None:

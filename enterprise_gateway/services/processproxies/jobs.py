@@ -1,4 +1,4 @@
-"""What a host is asked to start, and what it has started."""
+"""Descriptions of a process that a host is to start, and of one that it has started."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from ...core.errors import KernelLaunchError
 
 
 class LogFolderTakenError(KernelLaunchError):
-    """The directory of a kernel's log was to be private, and is somebody else's."""
+    """The directory of a kernel's log should be private, but belongs to another user."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to be started on a host.
+    """One kernel to start on a host.
 
     Parameters
     ----------
     env
-        What its environment has on the gateway's own machine.
+        Its environment on the gateway's own machine.
     env_elsewhere
-        The same without what describes the gateway's own login; also for another user on the gateway's machine.
+        The same without the variables of the gateway's own login; also used for other users on the gateway's machine.
     log
-        Path of the file that its output is appended to.
+        Path of the file to which its output is appended.
     has_private_log
-        Whether nobody else may enter the log's directory.
+        Whether no other user may access the log's directory.
     cwd_here, cwd_elsewhere
-        Working directory on the gateway's machine and on others; empty for the login's.
+        Working directory on the gateway's machine and on others; empty for that of the login.
     as_user
-        Whom it is to run as; empty: as who starts it.
+        The user it is to run as; empty for the user that starts it.
     timeout
-        Seconds that the start may take.
+        Time-out of the start in seconds.
     """
 
     kernel_id: str
@@ -53,11 +53,11 @@ class Started:
     Parameters
     ----------
     pgid
-        Its process group; 0 when that is not known.
+        Its process group; 0 if unknown.
     start_time
-        By which it is told from a later process with its id; -1 when that is not known.
+        Distinguishes it from a later process with the same id; -1 if unknown.
     reported_pgid
-        The group that the kernel itself says it is in: another one than sudo's, say.
+        The process group that the kernel itself reports, which differs from sudo's, for example.
     """
 
     pid: int = 0
@@ -67,5 +67,5 @@ class Started:
 
     @property
     def groups(self) -> list[int]:
-        """The process groups that belong to it, as far as they are known."""
+        """The process groups known to belong to it."""
         return sorted({group for group in (self.pgid, self.reported_pgid) if group > 1})

@@ -1,4 +1,4 @@
-"""What a process proxy may see of the kernel that it starts."""
+"""A process proxy's view of the kernel that it starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .shared import SharedResources
 
 
 class LaunchedKernel(Protocol):
-    """A kernel as its process proxy sees it; a proxy changes nothing of it.
+    """A process proxy's view of its kernel, which the proxy does not change.
 
-    ``RemoteKernelManager`` is one, for the gateway's kernels; the adapter makes one for kernels of other managers.
-    Proxies that were written for Enterprise Gateway 3.x find more in a gateway: every option by its name.
+    ``RemoteKernelManager`` implements it for the gateway's kernels; the adapter builds one for other managers' kernels.
+    In a gateway, it also has every option as an attribute, for proxies written for Enterprise Gateway 3.x.
     """
 
     @property
@@ -34,46 +34,46 @@ class LaunchedKernel(Protocol):
 
     @property
     def kernel_spec(self) -> KernelSpec | None:
-        """The same by the name of Enterprise Gateway 3.x."""
+        """The same, under its name in Enterprise Gateway 3.x."""
 
     @property
     def connection_file(self) -> str:
-        """The path of its connection file; beside it other files of the kernel are kept."""
+        """The path of its connection file; other files of the kernel are kept next to it."""
 
     @property
     def options(self) -> Any:
-        """The options in force, one attribute each."""
+        """The current options, one attribute each."""
 
     @property
     def resources(self) -> SharedResources:
-        """What it shares with other kernels: ports, the response server, clusters."""
+        """The resources shared with other kernels: ports, the response server, clusters."""
 
     @property
     def outlives_gateway(self) -> bool:
-        """Whether it is to live on when the gateway ends."""
+        """Whether it keeps running when the gateway ends."""
 
     @property
     def progress(self) -> Progress:
-        """How far its start has come: the one thing that a proxy adds to."""
+        """The progress of its start: the only thing that a proxy updates."""
 
     @property
     def log(self) -> logging.Logger | logging.LoggerAdapter[Any]:
-        """Where its proxy writes log lines."""
+        """The logger for its proxy."""
 
     def connection(self) -> ConnectionInfo:
-        """Return how it is reached now."""
+        """Return its present connection information."""
 
 
 @dataclass(frozen=True)
 class LaunchAddress:
-    """Where the launcher of a kernel reports to; returned by ``RemoteProcessProxy.prepare``.
+    """The address that a kernel's launcher reports to; returned by ``RemoteProcessProxy.prepare``.
 
     Parameters
     ----------
     response_address
         ``ip:port``, the ``{response_address}`` of a kernelspec's argv.
     public_key
-        What the launcher encrypts its report with, ``{public_key}``.
+        The key with which the launcher encrypts its report, ``{public_key}``.
     """
 
     response_address: str = ""

@@ -1,4 +1,4 @@
-"""What is known of a launcher before it is launched: the payload version it speaks, and where it will report from."""
+"""Properties of a launcher known before its launch: its payload version, and the addresses it may report from."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ...core import kernelargs
 from ...core.errors import KernelLaunchError
 from .addresses import is_local_address
 
-MARKED_BYTES = 8192  # a mark stands near the beginning of its file
+MARKED_BYTES = 8192  # a mark is near the beginning of its file
 _MARK = re.compile(rb"\beg-payload-version: *([12])\b")
 
 
 def marked_version(argv: Sequence[str], resource_dir: str) -> int:
-    """Return the payload version that the marks in a kernelspec's files promise, 1 where there is none; blocks.
+    """Return the payload version that the marks in a kernelspec's files declare, or 1 if there is none; blocks.
 
-    Looked at are the files of this machine that ``argv`` names by their absolute paths. Where the launcher is another
-    host's, the gateway's copy of the same path counts.
+    The files on this machine that ``argv`` names by absolute paths are searched. If the launcher runs on another host,
+    the gateway's copy at the same path counts.
     """
     words = kernelargs.fill(argv, {"resource_dir": resource_dir, "prefix": sys.prefix})
     return max((_version_in(word) for word in words if os.path.isabs(word)), default=1)
@@ -32,27 +32,27 @@ def marked_version(argv: Sequence[str], resource_dir: str) -> int:
 def _version_in(path: str) -> int:
     try:
         found = os.stat(path)
-        is_file = stat.S_ISREG(found.st_mode)  # a pipe or a device would have us wait
+        is_file = stat.S_ISREG(found.st_mode)  # reading a pipe or a device could block
         return _read_version(path, found.st_mtime_ns, found.st_size) if is_file else 1
-    except (OSError, ValueError):  # it is no path of this machine
+    except (OSError, ValueError):  # not a path on this machine
         return 1
 
 
 @functools.lru_cache(maxsize=1024)
 def _read_version(path: str, _mtime_ns: int, _size: int) -> int:
-    """Return the version in a file's mark; kept as long as the file is the same."""
+    """Return the version in a file's mark; cached until the file changes."""
     with open(path, "rb") as file:
         match = _MARK.search(file.read(MARKED_BYTES))
     return int(match[1]) if match else 1
 
 
 def demanded_version(config: Mapping[str, Any]) -> int | None:
-    """Return the ``payload_version`` of a kernelspec's config; None when it says nothing.
+    """Return the ``payload_version`` of a kernelspec's config; None if it is not set.
 
     Raises
     ------
     KernelLaunchError
-        It is no version that there is.
+        The version does not exist.
     """
     word = config.get("payload_version")
     if not word:
@@ -63,14 +63,14 @@ def demanded_version(config: Mapping[str, Any]) -> int | None:
 
 
 class Origins:
-    """The addresses from which reports of version 1 are taken: those of the kernel's host, and what a kernelspec adds.
+    """The addresses from which version 1 reports are accepted: the kernel's host, and those a kernelspec adds.
 
     Parameters
     ----------
     addresses
-        Of the host that the kernel is started on; one of this machine's stands for all of them.
+        Addresses of the kernel's host; any address of this machine includes all its others.
     others
-        ``payload_v1_from`` of the kernelspec: addresses and networks, a comma list or a list.
+        ``payload_v1_from`` of the kernelspec: addresses and networks, a comma-separated list or a list.
     """
 
     def __init__(self, addresses: Iterable[str] = (), others: str | Iterable[str] = ()) -> None:

@@ -21,12 +21,12 @@ _SUDO_SECONDS = 10.0
 
 
 class OwnHost:
-    """Runs one kernel as a child process, by sudo where it is another user's.
+    """Runs one kernel as a child process, through sudo if it runs as another user.
 
     Parameters
     ----------
     name
-        As it stands among the remote hosts.
+        Its name in the list of remote hosts.
     launch
         Starts a child process: ``BaseProcessProxyABC.launch_kernel``.
     """
@@ -45,7 +45,7 @@ class OwnHost:
         Raises
         ------
         LogFolderTakenError
-            The directory of its log was to be private, and is somebody else's.
+            The directory of its log should be private, but belongs to another user.
         KernelLaunchError
             It cannot be started.
         """
@@ -70,12 +70,12 @@ class OwnHost:
         return Started(self.process.pid, self.process.pgid, self.process.start_time)
 
     def adopt(self, started: Started) -> LocalProcess | None:
-        """Return the process of an earlier gateway; None when it is gone."""
+        """Return a process that an earlier gateway started; None if it is gone."""
         self.process = LocalProcess.adopt(started.pid, started.start_time, takes_group=True)
         return self.process
 
     def watched(self, started: Started) -> Watched:
-        """Return where the end of the process is told."""
+        """Return the table that reports the end of the process."""
         return Watched(self, started, exists=True, tells_at_once=True)
 
     def state(self, started: Started) -> State:
@@ -94,19 +94,19 @@ class OwnHost:
         return EndOfProcess(self.process, on_change)
 
     def signal(self, started: Started, signum: int, as_user: str) -> bool:
-        """Send a signal to the kernel's process group, as its user; return whether that was done."""
+        """Send a signal to the kernel's process group, as its user; return whether that succeeded."""
         if self.process is None:
             return False
         if not as_user:
             return self.process.send_signal(signum)
         sent = self._signal_by_sudo(started, signum, as_user)
         if signum == signal.SIGKILL:
-            # sudo stops when its kernel does, and then does not see it end; it may be signalled by root only.
+            # sudo suspends itself together with its kernel, and then does not see it end; only root may signal it.
             self.process.send_signal(signum)
         return sent
 
     def _signal_by_sudo(self, started: Started, signum: int, as_user: str) -> bool:
-        """Signal a kernel of another user: as that user, for we may not."""
+        """Signal another user's kernel as that user, because the gateway's user may not."""
         command = ["sudo", "-n", "-u", as_user, "--", "kill", "-s", str(int(signum)), "--"]
         command += [f"-{group}" for group in started.groups]
         try:
@@ -114,21 +114,21 @@ class OwnHost:
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SUDO_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            self._log.warning("Process %d could not be sent signal %d: %s", started.pid, signum, error)
+            self._log.warning("Signal %d could not be sent to process %d: %s", signum, started.pid, error)
             return False
         if done.returncode == 0:
             return True
         complaint = done.stderr.decode(errors="replace").strip()
-        self._log.warning("Process %d could not be sent signal %d by sudo: %s", started.pid, signum, complaint)
+        self._log.warning("Signal %d could not be sent to process %d through sudo: %s", signum, started.pid, complaint)
         return False
 
     def describe(self, argv: list[str], log: str) -> str:
-        """Return where the kernel's log is: its last lines are told with its exit code."""
+        """Return the path of the kernel's log; its last lines are reported with the exit code."""
         return f"The kernel's log is {log}"
 
 
 class EndOfProcess:
-    """Tells when a child process has ended; made on the event loop by :meth:`OwnHost.register`."""
+    """Reports the end of a child process; created on the event loop by :meth:`OwnHost.register`."""
 
     def __init__(self, process: LocalProcess | None, on_change: Callable[[State | None], None]) -> None:
         self._task = asyncio.ensure_future(self._tell(process, on_change))
@@ -139,7 +139,7 @@ class EndOfProcess:
         on_change(_state_of(await process.wait_for_exit() if process is not None else None, process is None))
 
     def cancel(self) -> None:
-        """Tell no more."""
+        """Stop reporting."""
         self._task.cancel()
 
 

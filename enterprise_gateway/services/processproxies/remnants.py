@@ -1,4 +1,4 @@
-"""What was left behind of kernels: found by its label, removed on request."""
+"""Leftovers of kernels: found by their label, removed on request."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _MOST_OF_A_CONNECTION_FILE = 65536
 
 @dataclass(frozen=True)
 class Remnant:
-    """One thing that carries a label.
+    """One labelled leftover.
 
     Parameters
     ----------
     kernel_id
-        The kernel that it was made for.
+        The kernel that it was created for.
     what
-        Says what and where it is, for the log and the report.
+        Describes what and where it is, for the log and the report.
     remove
-        Removes it; blocks. Raises an exception when that failed.
+        Removes it; blocks. Raises an exception if that fails.
     """
 
     kernel_id: str
@@ -46,16 +46,16 @@ class Remnant:
 
 
 class Owners:
-    """Whose processes a gateway may end: its own, and those of users that it starts kernels as.
+    """Decides whose processes a gateway may end: its own, and those of users that it starts kernels as.
 
-    A label is no proof: it stands in an environment, which whoever starts a process can fill as he likes.
+    A label alone proves nothing, because any user can start a process with that label in its environment.
 
     Parameters
     ----------
     impersonates
-        Whether kernels run as the users that they are started for.
+        Whether kernels run as the users they are started for.
     rules
-        Who these may be; one that permits a user is enough.
+        Which users these may be; a user is permitted if one of the rules permits it.
     """
 
     def __init__(self, impersonates: bool, rules: Collection[UserRules]) -> None:
@@ -68,11 +68,11 @@ class Owners:
         Parameters
         ----------
         is_own
-            Whether it runs as the gateway's user, or on another host as the login there.
+            Whether it runs as the gateway's user or, on another host, as the login there.
         owner
-            The name of the user whose it is.
+            The user that the process runs as.
         username
-            The user that its kernel was started for, as its environment says.
+            The user that its kernel was started for, according to its environment.
         """
         if is_own:
             return True
@@ -87,14 +87,14 @@ class Owners:
 
 
 def owners_of(resources: SharedResources, configs: Collection[Mapping[str, Any]]) -> Owners:
-    """Return whose processes kernels of these ``metadata.process_proxy.config`` may be."""
+    """Return the possible owners of kernels with these ``metadata.process_proxy.config``."""
     options = resources.options
     rules = [UserRules.for_spec(config, options.authorized_users, options.unauthorized_users) for config in configs]
     return Owners(options.impersonation_enabled, rules)
 
 
 def local_processes(variable: str, values: Collection[str], owners: Owners) -> Iterator[Remnant]:
-    """Yield the processes of this machine whose environment has one of ``values`` for ``variable``; blocks."""
+    """Yield the processes on this machine whose environment has one of ``values`` for ``variable``; blocks."""
     for pid, variables in environments():
         kernel_id, value = variables.get("KERNEL_ID", ""), variables.get(variable, "")
         if value not in values or not is_kernel_id(kernel_id) or not owners.include_local(pid, variables):
@@ -102,30 +102,30 @@ def local_processes(variable: str, values: Collection[str], owners: Owners) -> I
         process = LocalProcess.find(pid)
         if process is not None:
             end = partial(_end_local, process, variable, value, owners)
-            yield Remnant(kernel_id, f"process {pid} of this machine", end)
+            yield Remnant(kernel_id, f"process {pid} on this machine", end)
 
 
 def _end_local(process: LocalProcess, variable: str, value: str, owners: Owners) -> None:
-    # Looked at once more: it may have become another program, or another process, since it was found.
+    # Checked again, because it may have become another program or another process since it was found.
     variables = environment_of(process.pid)
     if variables.get(variable) == value and owners.include_local(process.pid, variables):
         process.kill()
 
 
-def local_files(directory: Path, labels: Collection[str], besides: Collection[str] = ()) -> Iterator[Remnant]:
-    """Yield the labelled connection files and logs in the Jupyter runtime directory, not ``besides``' ones; blocks."""
+def local_files(directory: Path, labels: Collection[str], excluded: Collection[str] = ()) -> Iterator[Remnant]:
+    """Yield the labelled connection files and logs in the Jupyter runtime directory, except of ``excluded``; blocks."""
     for path in directory.glob("kernel-*"):
         stem, _, rest = path.name.removeprefix("kernel-").partition(".")
-        if stem in besides:
+        if stem in excluded:
             continue
-        is_connection = rest == "json" or rest.startswith("json.")  # the latter was on its way into its place
+        is_connection = rest == "json" or rest.startswith("json.")  # the latter is a file that was not renamed yet
         label = rest.removesuffix(".log") if rest.endswith(".log") else label_in(path) if is_connection else ""
         if label in labels:
             yield Remnant(stem, f"file {path}", partial(path.unlink, missing_ok=True))
 
 
 def label_in(path: Path) -> str:
-    """Return the label in a connection file; empty when it has none or cannot be read."""
+    """Return the label in a connection file; empty if it has none or cannot be read."""
     try:
         content = json.loads(read_own(path, _MOST_OF_A_CONNECTION_FILE))
     except (OSError, ValueError):
@@ -140,7 +140,7 @@ def remote_processes(shell: SSHShell, variable: str, values: Collection[str], ow
     Raises
     ------
     KernelLaunchError
-        The host cannot be asked.
+        The host does not answer.
     """
     for value in values:
         assignment = f"{variable}={value}"
@@ -152,7 +152,7 @@ def remote_processes(shell: SSHShell, variable: str, values: Collection[str], ow
 
 @functools.cache
 def user_name(uid: int) -> str:
-    """Return a user's name; kept, for a directory service may take its time to tell it."""
+    """Return a user's name; cached, because a directory service may be slow."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

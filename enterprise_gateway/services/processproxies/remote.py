@@ -1,4 +1,4 @@
-"""Kernels elsewhere, whose launchers report where they listen."""
+"""Remote kernels, whose launchers report where they listen."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ NEVER_ENDING = 3600.0
 LIVENESS_SECONDS = 3.0
 ENDING_SECONDS = 0.1
 LAUNCHER_GRACE_SECONDS = 1.0
-OVERTIME_SECONDS = 10.0  # for what was begun in time, such as a connection, and to find out why a launch took too long
+OVERTIME_SECONDS = 10.0  # to finish what began in time, such as a connection, and to find out why a launch timed out
 
 
 class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
     """A kernel whose launcher reports where it listens.
 
-    A launch goes: :meth:`prepare` (expect the response) → :meth:`launch_process` (submit) →
+    The steps of a launch are: :meth:`prepare` (expect the response) → :meth:`launch_process` (submit) →
     :meth:`confirm_remote_startup` (await the response, take over the connection information).
 
-    Whether the kernel lives is what its launcher says, where nobody else knows: a back end that can ask its cluster
-    derives from :class:`ClusterProcessProxy`.
+    Only the launcher tells whether the kernel is alive; a back end that can ask its cluster derives from
+    :class:`ClusterProcessProxy`.
     """
 
     payload_version = 1
@@ -74,7 +74,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self.start_time = time.time()
 
     async def prepare(self) -> LaunchAddress:
-        """Expect the launcher's response from now on, and return where it is to go.
+        """Begin to expect the launcher's response, and return the address that it is to be sent to.
 
         Called by the provisioner before the command is filled.
         """
@@ -93,15 +93,16 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
 
     @classmethod
     def launcher_version(cls, argv: Sequence[str], resource_dir: str, config: Mapping[str, Any]) -> int:
-        """Return the payload version that a kernelspec's launcher is known to speak; 1 where it is not known.
+        """Return the payload version that a kernelspec's launcher is known to speak; 1 if unknown.
 
-        Called in a thread, before each launch and when the gateway starts. The kernelspec's word counts, else the mark
-        in a launcher's file that its argv names. Back ends whose launchers are in images override it: their labels say.
+        Called in a thread, before each launch and when the gateway starts. The kernelspec's ``payload_version`` has
+        priority over the mark in a launcher's file that its argv names. Back ends whose launchers are in images
+        override it, and read the images' labels.
         """
         return demanded_version(config) or max(cls.payload_version, marked_version(argv, resource_dir))
 
     def _minimum_version(self) -> tuple[int, str]:
-        """Return the least payload version for this launch, and what a refusal says of where that comes from."""
+        """Return the minimum payload version for this launch, and the explanation given in a refusal."""
         spec = self.kernel_manager.spec
         if not self.kernel_manager.options.allow_payload_v1:
             return 2, " (allow_payload_v1 is off)"
@@ -114,10 +115,10 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         )
 
     def restrict_reports(self, place: str, addresses: Collection[str]) -> None:
-        """Take reports of version 1 from these addresses only; called by back ends that know the kernel's host.
+        """Accept version 1 reports from these addresses only; called by back ends that know the kernel's host.
 
         They call it before anything is started, with all addresses of the host. ``payload_v1_from`` of the config adds
-        others: of a host that reports by another address than it is reached by, say.
+        others, for example if a host reports from an address other than the one at which it is reached.
         """
         self.expectation.restrict(Origins(addresses, self.proxy_config.get("payload_v1_from") or ()), place)
 
@@ -137,7 +138,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         self._start_counting()
 
     async def confirm_remote_startup(self) -> None:
-        """Wait until the launcher has responded; back ends call it at the end of ``launch_process``."""
+        """Wait until the launcher has responded; called by back ends at the end of ``launch_process``."""
         report = self.expectation.wait(self.deadline)
         info = await await_startup(report, self.watch_for_failure(), self.deadline, self.describe_timeout)
         await self._accept(info)
@@ -159,7 +160,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return f"The launcher of kernel {self.kernel_id} {ended}." + (f" Its last lines: {output}" if output else "")
 
     async def describe_timeout(self, seconds: float) -> str:
-        """Return the sentence for a launch that timed out; back ends add what they know."""
+        """Return the message for a launch that timed out; back ends add what they know."""
         output = await offload(last_lines, self.output_file)
         rejections = "; ".join(self.expectation.rejections)
         return (
@@ -169,7 +170,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         )
 
     async def receive_connection_info(self) -> bool:
-        """Wait a moment for the response and return whether it came; for third-party confirmation loops."""
+        """Wait briefly for the response, and return whether it came; for third-party confirmation loops."""
         try:
             info = await self.expectation.wait(Deadline(envvars.EG_POLL_INTERVAL()))
         except LaunchTimeoutError:
@@ -178,25 +179,25 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return True
 
     async def handle_timeout(self) -> None:
-        """Sleep for one poll, then fail the launch if its time is over; for third-party confirmation loops."""
+        """Sleep for one poll interval, then fail the launch if it has timed out; for third-party confirmation loops."""
         await asyncio.sleep(envvars.EG_POLL_INTERVAL())
         if self.deadline.expired:
             raise LaunchTimeoutError(await self.describe_timeout(self.deadline.seconds))
 
     def detect_launch_failure(self) -> None:
-        """Fail the launch if the launcher, a child of the gateway, ended badly; for third-party loops."""
+        """Fail the launch if the launcher, a child of the gateway, has failed; for third-party loops."""
         exit_code = self.local_proc.poll() if self.local_proc is not None else None
         if exit_code:
             raise LauncherFailedError(self._describe_early_end(exit_code))
 
     @property
     def conflict(self) -> Conflict | None:
-        """What makes it doubtful whose report was accepted; None where nothing does."""
+        """The reason for doubt whether the right report was accepted; None if there is no doubt."""
         return self.expectation.doubt if self.expectation is not None else None
 
     async def _accept(self, info: ConnectionInfo) -> None:
-        """Take over what the launcher reported."""
-        self.progress.reach(Phase.STARTED)  # it must have been, whoever noticed
+        """Apply what the launcher reported."""
+        self.progress.reach(Phase.STARTED)  # it must have started, even if that was not noticed
         self.progress.reach(Phase.REPORTED)
         await self._find_place()
         assert self.assigned_ip
@@ -210,11 +211,11 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
     async def _find_place(self) -> None:
         """Make sure that ``assigned_ip`` is known, now that the launcher has reported."""
         if not self.assigned_ip:
-            raise KernelLaunchError(f"The host of kernel {self.kernel_id} is not known.")
+            raise KernelLaunchError(f"The host of kernel {self.kernel_id} is unknown.")
 
     @property
     def _place(self) -> str:
-        """The kernel's host; before that is known, the back end."""
+        """The kernel's host or, until it is known, the back end."""
         return self.assigned_host or self.assigned_ip or super()._place
 
     @property
@@ -241,7 +242,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         )
 
     def send_signal(self, signum: int) -> bool | None:
-        """Have the launcher signal its kernel; where it cannot be asked, signal the process by other means."""
+        """Signal the kernel through its launcher or, if that cannot be reached, by other means."""
         self._is_ending = self._is_ending or signum in ENDING_SIGNALS
         answer = self._ask_launcher(signum)
         if answer is not None:
@@ -249,13 +250,13 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return super().send_signal(signum)
 
     def _ask_launcher(self, signum: int) -> bool | None:
-        """Have the launcher signal its kernel; return False when it is gone, None when it cannot be asked."""
+        """Signal the kernel through its launcher; return False if it is gone, None if that is not possible."""
         if self.comm is None:
             return None
         try:
             return self.comm.signal(signum)
         except (OSError, CommPortError) as error:
-            self.log.warning("The launcher of kernel %s did not take signal %d: %s", self.kernel_id, signum, error)
+            self.log.warning("The launcher of kernel %s did not accept signal %d: %s", self.kernel_id, signum, error)
             return None
 
     def poll(self) -> Any:
@@ -264,7 +265,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         Raises
         ------
         HostUnreachableError
-            Neither is known.
+            Neither is known, because the launcher's host does not answer.
         """
         if self.comm is None:
             return super().poll()
@@ -272,7 +273,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             is_there = self.comm.probe()
         except (OSError, CommPortError) as error:
             raise HostUnreachableError(
-                f"Whether kernel {self.kernel_id} lives is not known: {self.comm_ip} does not answer ({error})."
+                f"It is unknown whether kernel {self.kernel_id} is alive: {self.comm_ip} does not answer ({error})."
             ) from error
         if is_there and self._is_ending and not self.comm.is_authenticated and not self._kernel_answers():
             self._stop_listener()
@@ -280,9 +281,9 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return None if is_there else False
 
     def _kernel_answers(self) -> bool:
-        """Return whether the kernel itself is there: ZeroMQ greets those who connect.
+        """Return whether the kernel itself is there, because ZeroMQ sends a greeting to a new connection.
 
-        Listeners of version 1 may outlive their kernel, until they are told to stop.
+        Listeners of version 1 may outlive their kernel until they are told to stop.
         """
         kernel = self.connection or self.kernel_manager.connection()
         address = (kernel.ip, kernel.shell_port)
@@ -292,12 +293,12 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         except ConnectionError:
             return False
         except OSError:
-            return True  # it did not answer in time: that is not its end
+            return True  # no answer in time does not mean that it has ended
 
     def shutdown_listener(self) -> None:
-        """Note that the kernel has been asked to shut down; the provisioner tells.
+        """Note that the kernel has been asked to shut down; called by the provisioner.
 
-        The launcher goes on listening until its kernel is gone: one that does not obey has yet to be signalled.
+        The launcher keeps listening until its kernel is gone, because a kernel that does not obey must be signalled.
         """
         self._is_ending = True
 
@@ -307,13 +308,13 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             try:
                 self.comm.shutdown()
             except (OSError, CommPortError) as error:
-                self.log.debug("The launcher of kernel %s did not take the shutdown: %s", self.kernel_id, error)
+                self.log.debug("The launcher of kernel %s did not accept the shutdown: %s", self.kernel_id, error)
 
     async def wait_for_exit(self) -> int:
-        """Wait until the kernel is known to be gone; returns 0, for the exit code is not known.
+        """Wait until the kernel is known to be gone; return 0, because the exit code is unknown.
 
-        A launcher of version 2 keeps a connection open: its end is the event. With others, and while the host cannot
-        be asked, the kernel is polled.
+        A launcher of version 2 keeps a connection open, which ends with the kernel. For other launchers, and while the
+        host does not answer, the kernel is polled.
         """
         while True:
             try:
@@ -328,7 +329,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
                 await asyncio.sleep(ENDING_SECONDS if self._is_ending else LIVENESS_SECONDS)
 
     def disconnect(self) -> None:
-        """Close what leads to a kernel that lives on: this gateway ends, or another one has restarted it."""
+        """Close the connections to a kernel that keeps running; called if this gateway ends or another restarted it."""
         if self.comm is not None:
             self.comm.close()
         if self._tunnels is not None:
@@ -336,7 +337,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             self._tunnels = None
 
     def cleanup(self) -> None:
-        """Forget the expected response and where the kernel was, and end what is left of its launch here."""
+        """Forget the expected response and the kernel's address, and end what is left of its launch here."""
         if self.expectation is not None:
             self.expectation.close()
         if self.comm is not None and not self.comm.is_authenticated:
@@ -347,7 +348,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         super().cleanup()
 
     def _end_local_process(self) -> None:
-        """End the launch script, the ``spark-submit`` … that has not ended with the kernel."""
+        """End a launch script, such as ``spark-submit``, that did not end with the kernel."""
         process = self.local_proc
         if not isinstance(process, LocalProcess) or not process.send_signal(signal.SIGTERM):
             return
@@ -356,7 +357,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
             process.wait(LAUNCHER_GRACE_SECONDS)
 
     def get_process_info(self) -> dict[str, Any]:
-        """Add where the kernel runs and how its launcher is reached."""
+        """Add the kernel's host and the address of its launcher."""
         info = super().get_process_info()
         info.update(
             assigned_ip=self.assigned_ip,
@@ -370,7 +371,7 @@ class RemoteProcessProxy(BaseProcessProxyABC, metaclass=ABCMeta):
         return info
 
     def load_process_info(self, process_info: dict[str, Any]) -> None:
-        """Take over where the kernel runs and how its launcher is reached."""
+        """Restore the kernel's host and the connection to its launcher."""
         super().load_process_info(process_info)
         self.assigned_ip = process_info.get("assigned_ip")
         self.assigned_host = process_info.get("assigned_host") or ""

@@ -1,4 +1,4 @@
-"""What all kernels on remote hosts share: a connection, tunnels and a watch for each host."""
+"""Resources shared by all kernels on remote hosts: a connection, tunnels and a watch for each host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAST_LINES = 20
 class RemoteHost:
     """One host: its SSH connection, the tunnels through it, and the watch over processes on it.
 
-    Nothing is connected and no thread runs before it is needed.
+    Connections are opened, and threads started, only when they are needed.
     """
 
     def __init__(self, shell: SSHShell, log: logging.Logger) -> None:
@@ -48,16 +48,16 @@ class RemoteHost:
 
     @property
     def name(self) -> str:
-        """The host as it is named among the remote hosts."""
+        """The host's name in the list of remote hosts."""
         return self.shell.host
 
     def start(self, job: Job) -> Started:
-        """Start a kernel by SSH; runs in a thread.
+        """Start a kernel through SSH; runs in a thread.
 
         Raises
         ------
         LogFolderTakenError
-            The directory of its log was to be private, and is somebody else's.
+            The directory of its log should be private, but belongs to another user.
         KernelLaunchError
             The host cannot be reached, or could not start it.
         """
@@ -80,28 +80,28 @@ class RemoteHost:
         return Started(pid, pgid)
 
     def adopt(self, started: Started) -> LocalProcess | None:
-        """Return None: processes here are known by their ids."""
+        """Return None, because processes on another host are only known by their ids."""
         return None
 
     def watched(self, started: Started) -> Watched:
-        """Return where the end of a process is told."""
+        """Return the table that reports the end of a process."""
         return Watched(self.processes, started.pid, exists=True)
 
     def state(self, started: Started) -> State:
-        """Ask the host for a process; blocks.
+        """Return the state of a process on the host; blocks.
 
         Raises
         ------
         HostUnreachableError
-            It cannot be asked.
+            It does not answer.
         """
         try:
             return RUNNING if self.shell.alive([started.pid]) else State(Phase.ENDED)
         except KernelLaunchError as error:
-            raise HostUnreachableError(f"Whether a kernel on {self.name} lives is not known: {error}.") from error
+            raise HostUnreachableError(f"It is unknown whether a kernel on {self.name} is alive: {error}.") from error
 
     def signal(self, started: Started, signum: int, as_user: str) -> bool:
-        """Send a signal to a process's group, as its user; return False when it was not there. Blocks."""
+        """Send a signal to a process's group, as its user; return False if it does not exist. Blocks."""
         return started.pid > 1 and self.shell.signal(started.pid, started.pgid, signum, as_user=as_user)
 
     def describe(self, argv: list[str], log: str) -> str:
@@ -118,14 +118,14 @@ class RemoteHost:
         return f"{said}Last lines of {log}: {lines}"
 
     def close(self) -> None:
-        """Close everything; processes on the host live on."""
+        """Close everything; processes on the host keep running."""
         self.tunnels.close()
         self.processes.close()
         self.shell.close()
 
 
 class RemoteHosts:
-    """The hosts that kernels run on; one for a gateway, see :func:`ssh_hosts`."""
+    """The hosts that kernels run on; one instance per gateway, see :func:`ssh_hosts`."""
 
     def __init__(self, log: logging.Logger) -> None:
         self.choice = HostChoice()
@@ -135,7 +135,7 @@ class RemoteHosts:
         self._lock = threading.Lock()
 
     def host(self, name: str) -> RemoteHost:
-        """Return the host of that name or address; SSH settings are read when the first one is wanted."""
+        """Return the host of that name or address; SSH settings are read at the first call."""
         from ...drivers.ssh_shell import SSHPool
 
         with self._lock:
@@ -151,10 +151,10 @@ class RemoteHosts:
         for host in hosts:
             try:
                 host.close()
-            except Exception:  # noqa: BLE001 -- of one host; the others are closed
-                self._log.exception("The connection to %s was not closed in order; the others are", host.shell.host)
+            except Exception:  # noqa: BLE001 -- of one host; the others are still closed
+                self._log.exception("The connection to %s could not be closed cleanly", host.shell.host)
 
 
 def ssh_hosts(resources: SharedResources) -> RemoteHosts:
-    """Return the SSH hosts of a gateway; none is connected before it is needed."""
+    """Return the SSH hosts of a gateway, which connect when they are needed."""
     return resources.cluster("ssh", lambda: RemoteHosts(resources.log))

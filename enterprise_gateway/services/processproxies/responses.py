@@ -1,4 +1,4 @@
-"""The response server by the names of version 3, for process proxies that were written against it."""
+"""The response server under the names of version 3, for process proxies written for it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ResponseManager:
         Raises
         ------
         asyncio.TimeoutError
-            It was not reported within one poll.
+            It was not reported within one poll interval.
         """
         try:
             info = await self._expectation.wait(Deadline(envvars.EG_POLL_INTERVAL()))

@@ -1,4 +1,4 @@
-"""What all kernels of one gateway (or of one notebook client in library mode) share while they are launched."""
+"""Resources shared by all kernels of one gateway (or of one notebook client in library mode)."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ log = logging.getLogger(__name__)
 
 
 class Cluster(Protocol):
-    """What :meth:`SharedResources.cluster` keeps."""
+    """What :meth:`SharedResources.cluster` caches."""
 
     def close(self) -> None:
-        """End connections and threads, in a thread; kernels live on."""
+        """End connections and threads; called in a thread. Kernels keep running."""
 
 
 C = TypeVar("C", bound=Cluster)
 
 
 class SharedResources:
-    """The options in force, and what launches and kernels use together: ports, turns, clusters, output files.
+    """The current options, and the resources that launches and kernels share: ports, turns, clusters, output files.
 
-    Made by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
+    Created by :class:`RemoteMappingKernelManager`, or by a :class:`RemoteKernelManager` that has no such parent.
 
     Parameters
     ----------
     options
         The object that carries the traits of ``EnterpriseGatewayConfigMixin``; read at every use, so that a changed
-        option applies to kernels that exist already.
+        option also applies to existing kernels.
     """
 
     def __init__(self, options: Any) -> None:
@@ -62,14 +62,14 @@ class SharedResources:
     def cluster(self, key: Hashable, factory: Callable[[], C]) -> C:
         """Return what all kernels of one back end share: connections to a cluster, its table of states.
 
-        Made when it is first asked for, in whichever thread that is, and closed with the rest.
+        Created at the first call, in any thread, and closed with the other resources.
 
         Parameters
         ----------
         key
-            Says which: the name of the back end, and what tells its clusters apart (an endpoint, a context).
+            Identifies it: the name of the back end, and what distinguishes its clusters (an endpoint, a context).
         factory
-            Makes it. Nothing is to be contacted yet: others wait for it.
+            Creates it. It must not contact anything yet, because other callers wait for it.
         """
         with self._clusters_lock:
             if key not in self._clusters:
@@ -83,7 +83,7 @@ class SharedResources:
             try:
                 cluster.close()
             except Exception:
-                log.exception("What kernels on %s share was not closed in order; the rest is", key)
+                log.exception("The shared resources of %s could not be closed cleanly; the others are closed", key)
 
     async def responses(self) -> ResponseServer:
         """Return the response server, started when the first remote kernel needs it."""

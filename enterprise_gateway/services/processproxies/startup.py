@@ -1,4 +1,4 @@
-"""The one wait of a remote start."""
+"""The wait for the start of a remote kernel."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ async def await_startup(
 ) -> ConnectionInfo:
     """Wait for the launcher's report, for an early failure, or for the deadline: whichever comes first.
 
-    Called by :meth:`RemoteProcessProxy.confirm_remote_startup`, after the launcher was started.
+    Called by :meth:`RemoteProcessProxy.confirm_remote_startup` after the launcher was started.
 
     Parameters
     ----------
     report
         Returns what the launcher reports.
     failure
-        Raises why the launch has failed, and else does not return.
+        Raises an error if the launch fails, and does not return otherwise.
     describe_timeout
-        Returns a sentence with what is known of the reason; is given the seconds that were waited.
+        Takes the seconds that were waited, and returns a message with what is known about the reason.
 
     Raises
     ------

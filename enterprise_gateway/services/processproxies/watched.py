@@ -1,4 +1,4 @@
-"""Where process proxies are told of changes: tables of states that all kernels of one cluster share."""
+"""Tables of states, shared by all kernels of one cluster, that report changes to process proxies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ...core.states import State
 
 
 class Registration(Protocol):
-    """Somebody who is told of changes; returned by :meth:`Watch.register`."""
+    """A subscription to changes; returned by :meth:`Watch.register`."""
 
     def cancel(self) -> None:
-        """Tell no more."""
+        """Stop reporting changes."""
 
 
 class Watch(Protocol):
@@ -21,24 +21,24 @@ class Watch(Protocol):
     def register(
         self, key: Any, on_change: Callable[[State | None], None], *, eager: bool = False, exists: bool = False
     ) -> Registration:
-        """Have ``on_change`` called, in any thread, with the first known state of ``key`` and each later one.
+        """Call ``on_change``, in any thread, with the first known state of ``key`` and each later one.
 
-        None says that it is gone: it was seen before, or the caller knows that it ``exists``. ``eager``: it is about
-        to change.
+        None means that it is gone: it was seen before, or the caller knows that it ``exists``. ``eager`` means that it
+        is about to change.
         """
 
 
 class Watched(NamedTuple):
-    """Where the changes of one kernel's state are told.
+    """The entry of a table that reports changes of one kernel's state.
 
     Parameters
     ----------
     exists
-        Whether it was there when ``submit`` returned: then it is gone when the table does not have it. Else it may
-        come to be there later, made by a launch script.
+        Whether it existed when ``submit`` returned, so that it is gone if the table does not have it. Otherwise a
+        launch script may create it later.
     tells_at_once
-        Whether changes are told as they happen, not when they are asked for: then the end of the launcher's connection
-        says nothing new.
+        Whether changes are reported as they happen, not only when polled, so that the end of the launcher's connection
+        is no news.
     """
 
     watch: Watch

@@ -1,4 +1,4 @@
-"""What the gateway asks a session manager, and what an administrator configures of it."""
+"""The interface between the gateway and its session manager, and the options of session managers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .storecalls import StoreCalls
 class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
     """Keeps a record of every kernel in memory and, with persistence on, in a store.
 
-    The gateway calls the coroutines. Where the store is, subclasses say: :class:`StoreKernelSessionManager` has one
-    made; a class that was written for Enterprise Gateway 3.x derives from this one and supplies the four verbs.
+    The gateway calls the coroutines. Subclasses supply the store: :class:`StoreKernelSessionManager` builds one in
+    ``make_store``; a class written for Enterprise Gateway 3.x derives from this one and implements the four verbs.
 
-    A store says "there is none" by returning nothing, and "I could not find out" by raising any exception. Clients then
-    get 503. A write that failed is repeated in the background until it succeeds; no failure deletes a session.
+    A store that has no record returns nothing. Any exception means that the store could not answer, and clients get
+    503. A failed write is retried in the background until it succeeds; no failure deletes a session.
 
     Parameters
     ----------
@@ -38,25 +38,25 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
 
     enable_persistence = Bool(
         config=True,
-        help="Keep the records of running kernels in the store. (EG_KERNEL_SESSION_PERSISTENCE env var)",
+        help="Whether to keep the records of running kernels in the store. (EG_KERNEL_SESSION_PERSISTENCE env var)",
     )
     persistence_root = Unicode(
         config=True,
-        help="Directory below which records are kept when they are stored in files. (EG_PERSISTENCE_ROOT env var)",
+        help="Directory in which a file-based store keeps its records. (EG_PERSISTENCE_ROOT env var)",
     )
     sealing_key_file = Unicode(
         config=True,
-        help="""File of keys, each the base64 text of 32 random bytes, one per line, not readable by other users. When
-        set, connection keys, environments and credentials in records are encrypted with the first key and can be
-        decrypted with any of them.
+        help="""File with one key per line (32 random bytes, base64-encoded), not readable by other users. When set,
+        connection keys, environments and credentials in records are encrypted with the first key and decrypted with
+        any of them.
         (EG_SESSION_SEALING_KEY_FILE env var)""",
     )
     store_timeout = Float(
         config=True,
         min=0.1,
-        help="Seconds a request waits for the store before it is answered 503. (EG_SESSION_STORE_TIMEOUT env var)",
+        help="Seconds that a request waits for the store before it fails with 503. (EG_SESSION_STORE_TIMEOUT env var)",
     )
-    store_concurrency = Int(8, min=1, config=True, help="How many calls of the store may be under way at a time.")
+    store_concurrency = Int(8, min=1, config=True, help="Maximum number of concurrent calls to the store.")
 
     @default("enable_persistence")
     def _default_enable_persistence(self) -> bool:
@@ -88,7 +88,7 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
         self._table = RecordTable(self._store_of_table(), self._calls, user_of=self.get_kernel_username, log=self.log)
 
     def _store_of_table(self) -> SessionStore:
-        """Return what the gateway reads from and writes to."""
+        """Return the store that the gateway reads from and writes to."""
         return self._verbs
 
     # -- helpers for the verbs ----------------------------------------------------------------------------------------
@@ -100,20 +100,20 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
 
     @staticmethod
     def post_load_transformation(session: Mapping[str, Any]) -> Session:
-        """Return a copy of what JSON held, as the gateway uses it: connection keys are bytes."""
+        """Return a copy of a session read from JSON, in the form the gateway uses: connection keys are bytes."""
         return as_loaded(session)
 
     def encode_session(self, kernel_id: str) -> Session:
-        """Return ``{kernel_id: record}`` ready to be written: JSON types only and, with a sealing key, sealed."""
+        """Return ``{kernel_id: record}`` ready for the store: JSON types only, sealed if there is a sealing key."""
         return self._encode({kernel_id: self._sessions[kernel_id]})
 
     def decode_session(self, session: Any) -> Session:
-        """Return what a store held, unsealed and transformed.
+        """Return a session read from a store, unsealed and transformed.
 
         Raises
         ------
         ValueError
-            It is no session: the store should set it aside.
+            It is not a session: the store should set it aside.
         StoreUnavailableError
             It is sealed and cannot be opened with the configured keys.
         """
@@ -132,10 +132,10 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
         return str((kwargs.get("env") or {}).get("KERNEL_USERNAME") or gateway_user())
 
     def active_sessions(self, username: str) -> int:
-        """Return how many kernels of ``username`` this gateway knows, with persistence off, too."""
+        """Return how many kernels of ``username`` this gateway knows, even with persistence off."""
         return sum(record.get("username") == username for record in list(self._table.records.values()))
 
-    # -- what the gateway calls ---------------------------------------------------------------------------------------
+    # -- called by the gateway -----------------------------------------------------------------------------------------
 
     async def record_phase(
         self,
@@ -152,22 +152,22 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
     ) -> None:
         """Record that a kernel is ``starting``, ``running``, ``restarting`` or ``stopping``.
 
-        The kernel manager calls this before it does what the phase announces. What is not given stays as it was
-        recorded before. The table is changed at once, also if the store fails.
+        The kernel manager calls this before it acts on the phase. Values that are not given keep what was recorded
+        before. The table changes immediately, even if the store fails.
 
         Parameters
         ----------
         required
-            When False, a store that fails is only logged: the write is repeated in the background.
+            When False, a store failure is only logged, and the write is retried in the background.
         extra
-            More entries of the record, such as activity; merged into it.
+            Further entries, such as activity, to merge into the record.
 
         Raises
         ------
         StoreUnavailableError
             The store failed or did not answer in time.
         LeaseLostError
-            Another replica looks after the kernel now; nothing was written.
+            Another replica owns the kernel now; nothing was written.
         """
         given = {
             "username": username,
@@ -180,12 +180,12 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
         await self._save(kernel_id, required)
 
     async def note(self, kernel_id: str, extra: Mapping[str, Any]) -> None:
-        """Add entries to the record of a kernel that runs; in another phase, nothing is written.
+        """Add entries to the record of a running kernel; in any other phase, nothing is written.
 
         Raises
         ------
         LeaseLostError
-            Another replica looks after the kernel now; nothing was written.
+            Another replica owns the kernel now; nothing was written.
         """
         record = self._table.own(kernel_id)
         if record is not None and phase_of(record) == "running":
@@ -198,82 +198,82 @@ class KernelSessionManager(BlockingVerbs, LoggingConfigurable):
         await self._save(kernel_id, required)
 
     async def fetch_session(self, kernel_id: str) -> Record | None:
-        """Return the record of a kernel as the store has it, None when the store says that there is none.
+        """Return the record of a kernel from the store, or None if the store has none.
 
-        With persistence off, this is what the table has.
+        With persistence off, return the record in the table.
 
         Raises
         ------
         StoreUnavailableError
-            The store could not be asked: nobody knows whether there is such a kernel.
+            The store did not answer, so it is not known whether the kernel exists.
         """
         if not self.enable_persistence:
             return self._table.records.get(kernel_id)
         return await self._table.fetch(kernel_id)
 
     async def fetch_sessions(self) -> Session:
-        """Return every record of the store, and those of the table that wait to be saved.
+        """Return every record in the store, and the records in the table that are not saved yet.
 
         Raises
         ------
         StoreUnavailableError
-            The store could not be asked.
+            The store did not answer.
         """
         if not self.enable_persistence:
             return dict(self._table.records)
         return await self._table.fetch_all()
 
     async def start_session(self, kernel_id: str) -> bool:
-        """Take up one kernel from its record, through ``kernel_manager.start_kernel_from_session``.
+        """Recover one kernel from its record, with ``kernel_manager.start_kernel_from_session``.
 
-        Returns False, and forgets the record, when the kernel is dead; False, too, when there is no record.
+        Returns False if the kernel is dead, after removing its record; and False if there is no record.
         """
         return await Revival(self, revive_one=self._start_from_record).revive(kernel_id) is not None
 
     async def start_sessions(self) -> None:
-        """Take up every kernel in the store, through ``kernel_manager.start_kernel_from_session``."""
+        """Recover every kernel in the store, with ``kernel_manager.start_kernel_from_session``."""
         if self.enable_persistence:
             await Revival(self, revive_one=self._start_from_record).run()
 
     async def flush(self) -> set[str]:
-        """Try once more to write what the store has not yet; return the ids of kernels for which that failed."""
+        """Retry all pending writes once; return the ids of the kernels whose records are still not saved."""
         return await self._table.flush()
 
     async def close(self) -> None:
-        """Write what is not written yet, waiting ``store_timeout`` at most, and stop what goes on in the background."""
+        """Write pending records, waiting ``store_timeout`` at most, and stop the background tasks."""
         await self._table.close()
 
     @property
     def store_identity(self) -> str:
-        """What tells this store from others that have the same ``persistence_root``; no secrets."""
+        """Distinguishes this store from others with the same ``persistence_root``; contains no secrets."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def unusable(self) -> set[str]:
-        """The kernels whose record the store has, and which cannot be read now."""
+        """The ids of kernels whose stored records cannot be read at present."""
         return self._table.unusable
 
     @property
     def store_available(self) -> bool:
-        """Whether the last call of the store succeeded."""
+        """Whether the last call to the store succeeded."""
         return self._calls.available
 
     def recorded(self, kernel_id: str) -> Record | None:
-        """Return what this gateway has recorded or read of a kernel, None when that is nothing."""
+        """Return the record of a kernel in this gateway's table, or None."""
         return self._table.records.get(kernel_id)
 
-    def owes(self, kernel_id: str | None = None) -> bool:
-        """Whether the store has not yet what this gateway recorded of a kernel, or (None) of any."""
-        return self._table.owes(kernel_id)
+    def has_unsaved(self, kernel_id: str | None = None) -> bool:
+        """Whether a write for a kernel, or (None) for any kernel, is still pending."""
+        return self._table.has_unsaved(kernel_id)
 
     def interrupt_store(self) -> None:
-        """Make calls end that have been under way for longer than the time-out.
+        """Abort the calls that have exceeded the time-out.
 
-        Called on the event loop after a call took too long. Stores that have no way to do so do nothing.
+        Called on the event loop after a call has timed out. A store that cannot abort calls does nothing.
         """
 
     def adopt_session(self, record: Record) -> None:
-        """Put a record that was fetched into the table as this gateway's own; called when its kernel was revived."""
+        """Put a fetched record into the table as this gateway's own; called once its kernel is recovered."""
         self._table.adopt(record)
 
     async def _save(self, kernel_id: str, required: bool) -> None:

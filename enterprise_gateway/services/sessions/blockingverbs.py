@@ -1,4 +1,4 @@
-"""Session managers as Enterprise Gateway 3.x has them: blocking verbs, which work on a dictionary of records."""
+"""The blocking verbs of Enterprise Gateway 3.x's session managers, which work on a dictionary of records."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ P = ParamSpec("P")
 
 
 class BlockingVerbs:
-    """The part of ``KernelSessionManager`` that classes and scripts written for 3.x override and call; it blocks.
+    """The blocking part of ``KernelSessionManager``, which classes and scripts written for 3.x override and call.
 
-    A class makes a store of four verbs: :meth:`load_sessions`, :meth:`load_session`, :meth:`save_session` and
-    :meth:`delete_sessions`. They work on ``self._sessions``, which are records by kernel id: the table of the gateway
-    or, where that calls a verb, a dictionary of this call's own.
+    A subclass implements a store with four verbs: :meth:`load_sessions`, :meth:`load_session`, :meth:`save_session`
+    and :meth:`delete_sessions`. They work on ``self._sessions``, the records by kernel id: the gateway's table or,
+    when the gateway calls a verb, a dictionary private to that call.
     """
 
     kernel_manager: Any
@@ -27,11 +27,11 @@ class BlockingVerbs:
     _verbs: VerbStore
 
     def load_sessions(self) -> None:
-        """Load every record of the store into ``_sessions``; an unusable one is logged and left where it is."""
+        """Load every record in the store into ``_sessions``; log unusable ones and leave them where they are."""
         raise NotImplementedError("KernelSessionManager.load_sessions() requires an implementation!")
 
     def load_session(self, kernel_id: str) -> None:
-        """Load one record into ``_sessions``; leave it alone when the store has none of ``kernel_id``."""
+        """Load one record into ``_sessions``; change nothing if the store has none for ``kernel_id``."""
         raise NotImplementedError("KernelSessionManager.load_session(kernel_id) requires an implementation!")
 
     def save_session(self, kernel_id: str) -> None:
@@ -39,7 +39,7 @@ class BlockingVerbs:
         raise NotImplementedError("KernelSessionManager.save_session(kernel_id) requires an implementation!")
 
     def delete_sessions(self, kernel_ids: list[str]) -> None:
-        """Remove records from the store; those it does not have count as removed."""
+        """Remove records from the store; missing ones count as removed."""
         raise NotImplementedError("KernelSessionManager.delete_sessions(kernel_ids) requires an implementation!")
 
     @property
@@ -59,7 +59,7 @@ class BlockingVerbs:
         self._record_running(kernel_id, kernel, kernel_name=kernel.kernel_name, launch_args=kwargs)
 
     def refresh_session(self, kernel_id: str) -> None:
-        """Record anew how a kernel is reached, after a restart, and save the record."""
+        """Update the record with the connection information of a restarted kernel, and save it."""
         self._record_running(kernel_id, self.kernel_manager.get_kernel(kernel_id))
 
     def delete_session(self, kernel_id: str) -> None:
@@ -81,10 +81,10 @@ class BlockingVerbs:
 
 
 class VerbStore:
-    """Makes a :class:`SessionStore` of the four verbs.
+    """Adapts the four verbs to a :class:`SessionStore`.
 
-    A verb finds a dictionary of its own as ``_sessions``, bound to the thread that it is called in: nothing that it
-    reads is changed meanwhile, and what it loads is what the store has returned. Its records have bytes for keys.
+    Each call of a verb has its own ``_sessions`` dictionary, bound to the thread it runs in: nothing changes what it
+    reads, and it contains exactly what the store returned. Keys in its records are bytes.
     """
 
     def __init__(self, manager: BlockingVerbs) -> None:
@@ -93,7 +93,7 @@ class VerbStore:
 
     @property
     def sessions(self) -> Session | None:
-        """What the verb that runs in this thread works on, None where none does."""
+        """The dictionary of the verb that runs in this thread; None if none does."""
         sessions: Session | None = getattr(self._thread, "sessions", None)
         return sessions
 
@@ -110,11 +110,11 @@ class VerbStore:
         return self._run({}, self._manager.load_session, kernel_id).get(kernel_id)
 
     def save(self, kernel_id: str, record: Record) -> None:
-        """Have ``save_session`` save a record."""
+        """Save a record with ``save_session``."""
         self._run({kernel_id: record}, self._manager.save_session, kernel_id)
 
     def delete(self, kernel_ids: list[str]) -> None:
-        """Have ``delete_sessions`` remove records."""
+        """Remove records with ``delete_sessions``."""
         self._run({}, self._manager.delete_sessions, kernel_ids)
 
     def _run(self, sessions: Session, verb: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> Session:

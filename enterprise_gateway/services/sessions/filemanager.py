@@ -1,4 +1,4 @@
-"""Kernel sessions in files, one a kernel."""
+"""Kernel sessions in files, one per kernel."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class FileKernelSessionManager(StoreKernelSessionManager):
         return envvars.EG_PERSISTENCE_ROOT() or jupyter_data_dir()
 
     def make_store(self) -> FileStore:
-        """Return the files of ``sessions_directory``, whatever that is when they are asked for."""
+        """Return a store in ``sessions_directory``, which is looked up at every call."""
         return FileStore(lambda: self.sessions_directory, self.log)
 
     @property
     def sessions_directory(self) -> Path:
-        """Where the files are."""
+        """The directory that holds the files."""
         return Path(self.persistence_root) / "kernel_sessions"
 
 
 class FileStore:
     """Keeps each record in a file ``<kernel id>.json`` that holds ``{kernel id: record}``.
 
-    The directory belongs to one gateway at a time: files know no leases. They are written atomically, with mode 0600,
-    into a directory of mode 0700; a file that is no session is set aside as ``<name>.corrupt`` and logged.
+    Only one gateway at a time may use the directory, because files have no leases. Files are written atomically, with
+    mode 0600, into a directory of mode 0700; a file that is not a session is renamed to ``<name>.corrupt`` and logged.
     """
 
     def __init__(self, directory: Callable[[], Path], log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
@@ -54,7 +54,7 @@ class FileStore:
         self._prepared: Path | None = None
 
     def load_all(self) -> dict[str, Record | Unreadable]:
-        """Read every file of the directory; take other users' access to them away."""
+        """Read every file in the directory, and remove other users' access to the files."""
         directory = self._directory()
         _remove_abandoned_files(directory)
         found: dict[str, Record | Unreadable] = {}
@@ -68,10 +68,10 @@ class FileStore:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                reason = f"Kernel session file {path} cannot be used now and stays where it is: {error}"
+                reason = f"Kernel session file {path} cannot be used at present and is left in place: {error}"
                 found[path.stem] = Unreadable(reason)
         if loosened:
-            self._log.info("Took other users' access to %d kernel session files away (mode 0600).", loosened)
+            self._log.info("Removed other users' access to %d kernel session files (mode 0600).", loosened)
         return found
 
     def load(self, kernel_id: str) -> Record | Unreadable | None:
@@ -87,7 +87,7 @@ class FileStore:
     def save(self, kernel_id: str, record: Record) -> None:
         """Write the file of one kernel."""
         if not is_usable_id(kernel_id):
-            raise ValueError("this kernel id cannot be the name of a file")
+            raise ValueError("this kernel id cannot be used as a file name")
         write_atomically(self._directory() / f"{kernel_id}.json", json.dumps({kernel_id: record}))
 
     def delete(self, kernel_ids: list[str]) -> None:
@@ -98,9 +98,9 @@ class FileStore:
         sync_directory(directory)
 
     def _directory(self) -> Path:
-        """Return the directory, made and tightened at the first call; later it must still be there.
+        """Return the directory, which the first call creates and tightens; later it must still exist.
 
-        A directory that has vanished (a file system that is not mounted) is no directory without sessions.
+        A missing directory (an unmounted file system, for example) is an error, not an empty store.
         """
         directory = self._configured()
         if directory != self._prepared:
@@ -108,7 +108,7 @@ class FileStore:
             self._tighten(directory)
             self._prepared = directory
         elif not directory.is_dir():
-            raise FileNotFoundError(f"{directory} has vanished")
+            raise FileNotFoundError(f"{directory} no longer exists")
         return directory
 
     def _tighten(self, directory: Path) -> None:
@@ -120,18 +120,18 @@ class FileStore:
             self._log.warning("Other users may read %s, and its mode cannot be changed: %s", directory, error)
         else:
             if former:
-                self._log.info("Took other users' access to %s away (mode %04o, now 0700).", directory, former)
+                self._log.info("Removed other users' access to %s (mode %04o, now 0700).", directory, former)
         finally:
             os.close(descriptor)
 
 
 def _record(path: Path, text: bytes) -> Record | Unreadable:
-    """Return the record that a file holds, or what says that the file had to be set aside."""
+    """Return the record in a file; set the file aside, and return :class:`Unreadable`, if it holds none."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict) or list(content) != [path.stem]:
             raise ValueError("it does not hold the session of the kernel in its name")
-        as_loaded(content)  # only to see whether it is a record
+        as_loaded(content)  # only to check that it is a record
     except (ValueError, RecursionError) as error:
         aside = path.with_name(f"{path.name}.corrupt")
         path.replace(aside)
@@ -141,7 +141,7 @@ def _record(path: Path, text: bytes) -> Record | Unreadable:
 
 
 def _remove_abandoned_files(directory: Path) -> None:
-    """Remove what a writer that was killed has left of its unfinished file."""
+    """Remove temporary files left by writers that were killed."""
     for path in directory.glob(".*.json.*.tmp"):
         try:
             if _is_gone(path.name.split(".")[-3]) or path.stat().st_mtime < time.time() - _ABANDONED_AFTER_SECONDS:
@@ -151,11 +151,11 @@ def _remove_abandoned_files(directory: Path) -> None:
 
 
 def _is_gone(pid: str) -> bool:
-    """Whether the writer of an unfinished file, named in it, is no process of this machine any more."""
+    """Whether the process with this id, which wrote a temporary file, no longer exists on this machine."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, ValueError, OverflowError):
         return True
     except PermissionError:
-        pass  # another user's: it is there
+        pass  # it exists, and belongs to another user
     return False

@@ -16,7 +16,7 @@ SESSION_ID = r"(?P<session_id>\w+-\w+-\w+-\w+-\w+)"
 
 
 class SessionRequests(StartsKernels):
-    """What the session handlers have in common."""
+    """The common base of the session handlers."""
 
     @property
     def session_manager(self) -> SessionManager:
@@ -24,7 +24,7 @@ class SessionRequests(StartsKernels):
         return self.settings["session_manager"]
 
     def kernel_entries(self, body: dict[str, Any]) -> tuple[str | None, str | None]:
-        """Return ``kernel.name`` and ``kernel.id`` of a request; an empty one is none."""
+        """Return ``kernel.name`` and ``kernel.id`` of a request; empty strings become None."""
         kernel = body.get("kernel") or {}
         if not isinstance(kernel, dict):
             raise InvalidRequestError("'kernel' must be a JSON object.")
@@ -32,16 +32,16 @@ class SessionRequests(StartsKernels):
 
 
 class SessionRootHandler(SessionRequests):
-    """``/api/sessions``: lists sessions, creates one."""
+    """``/api/sessions``: lists and creates sessions."""
 
     async def get(self) -> None:
-        """Answer the models of all sessions, if listing is switched on."""
+        """Return the models of all sessions, if listing is enabled."""
         await self.authorize("read", "sessions")
         self.check_listing()
         self.finish_json(await self.session_manager.list_sessions())
 
     async def post(self) -> None:
-        """Create a session, for the kernel ``kernel.id`` or a new one; a path that has one is answered with that."""
+        """Create a session for the kernel ``kernel.id`` or a new one; return the existing session of a path."""
         await self.authorize("write", "sessions")
         body = self.get_json_body()
         if not body:
@@ -69,7 +69,7 @@ class SessionRootHandler(SessionRequests):
         return text_entry(body, "path") or "", text_entry(body, "type") or ""
 
     def _finish_unavailable(self, kernel_name: str, error: UnknownKernelSpecError) -> None:
-        """Answer 404 with a short message, which notebook clients show when they ask for another kernel."""
+        """Answer 404 with a short message, which notebook clients show when they offer a choice of other kernels."""
         self.finish_json(
             {
                 "reason": "Not Found",
@@ -81,10 +81,10 @@ class SessionRootHandler(SessionRequests):
 
 
 class SessionHandler(SessionRequests):
-    """``/api/sessions/<id>``: shows, changes, ends one session."""
+    """``/api/sessions/<id>``: returns, changes or ends one session."""
 
     async def get(self, session_id: str) -> None:
-        """Answer the session's model."""
+        """Return the session's model."""
         await self.authorize("read", "sessions")
         self.finish_json(await self.session_manager.model(await self.session_manager.get_session(session_id)))
 
@@ -107,7 +107,7 @@ class SessionHandler(SessionRequests):
             path = changes.get("path", session.path)
             kernel_id = started = await self.start_kernel(kernel_name=kernel_name, path=path)
         try:
-            session = await self.session_manager.get_session(session_id)  # it may have changed or ended meanwhile
+            session = await self.session_manager.get_session(session_id)  # it may have changed or ended in the meantime
             changed = replace(session, **changes, kernel_id=kernel_id or session.kernel_id)
             await self.session_manager.save_session(changed)
         except BaseException:
@@ -116,7 +116,7 @@ class SessionHandler(SessionRequests):
                     await self.kernel_manager.shutdown_kernel(started)
             raise
         if changed.kernel_id != session.kernel_id:
-            with suppress(NotFoundError):  # somebody else has stopped it
+            with suppress(NotFoundError):  # it has already been stopped
                 await self.kernel_manager.shutdown_kernel(session.kernel_id)
         self.finish_json(await self.session_manager.model(changed))
 

@@ -1,4 +1,4 @@
-"""Kernel sessions: what is kept of kernels so that they outlive the gateway, and where it is kept."""
+"""Kernel sessions: the records that let kernels outlive the gateway, and the stores that keep them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of the kernels' records, and how the store comes to have what is in it."""
+"""The table of kernel records in memory, and the writes that bring the store up to date with it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 
 
 class RecordTable:
-    """Has a record of every kernel in memory, and brings the store to what it has.
+    """Keeps a record of every kernel in memory, and keeps the store up to date with it.
 
-    Writes of one kernel happen in order, those of different kernels at the same time. One that failed is repeated in
+    Writes for one kernel happen in order; writes for different kernels run concurrently. A failed write is retried in
     the background until it succeeds.
 
     Parameters
     ----------
     store
-        Where the records are kept. Those that it is given and gives have bytes for keys, as :func:`as_loaded` says.
+        Keeps the records. In the records that it takes and returns, keys are bytes; see :func:`as_loaded`.
     calls
-        How its functions are called.
+        Runs the functions of the store.
     user_of
         Returns the user of a kernel that was started with the given arguments.
     """
@@ -51,13 +51,13 @@ class RecordTable:
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
         self.records: Session = {}
-        self.unusable: set[str] = set()  # kernels whose record the store has, and which cannot be read now
+        self.unusable: set[str] = set()  # ids of kernels whose stored records cannot be read at present
         self._store = store
         self._calls = calls
         self._user_of = user_of
         self._log = log
         self._own: set[str] = set()  # recorded by this process, not only loaded
-        self._unsaved: set[str] = set()  # what the store has of these is not what the table has
+        self._unsaved: set[str] = set()  # for these, the store is not up to date with the table
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._retry: asyncio.Task[None] | None = None
         self._closed = False
@@ -65,12 +65,12 @@ class RecordTable:
     # -- the table ----------------------------------------------------------------------------------------------------
 
     def record(self, kernel_id: str, phase: str, *, extra: Mapping[str, Any] | None = None, **given: Any) -> None:
-        """Record a phase of a kernel; what is not given, or None, stays as it was.
+        """Record a phase of a kernel; values that are None or not given keep what was recorded before.
 
         Raises
         ------
         ValueError
-            There is no such phase, or a kernel cannot have this id.
+            The phase is unknown, or the id is not usable as a kernel id.
         """
         if phase not in PHASES:
             raise ValueError(f"a kernel cannot be {phase!r}; phases are {', '.join(PHASES)}")
@@ -78,17 +78,17 @@ class RecordTable:
             raise ValueError(f"{kernel_id!r:.100} cannot be the id of a kernel")
         record: Record = {"connection_info": {}, "launch_args": {}, "process_info": {}, "kernel_name": ""}
         record.update(self.records.get(kernel_id, {}))
-        # Copied: what the caller changes later belongs to a later phase.
+        # Copied, because changes that the caller makes later belong to a later phase.
         record.update(as_loaded({"": {name: value for name, value in given.items() if value is not None}})[""])
         record.update(as_stored({"": extra or {}})[""])
         if "username" not in record:
             record["username"] = self._user_of(**record["launch_args"])
         record.update(kernel_id=kernel_id, state=phase, saved_at=time.time(), schema_version=SCHEMA_VERSION)
-        self.records[kernel_id] = record  # replaced, never changed: threads may be reading the former one
+        self.records[kernel_id] = record  # replaced, never modified: threads may be reading the previous one
         self._own.add(kernel_id)
 
     def adopt(self, record: Record) -> None:
-        """Take a record that was read for this process's own, unless that has recorded something newer."""
+        """Treat a fetched record as this process's own, unless the process has recorded a newer one."""
         if record["kernel_id"] not in self._own:
             self.records[record["kernel_id"]] = record
             self._own.add(record["kernel_id"])
@@ -99,17 +99,17 @@ class RecordTable:
         self._own.discard(kernel_id)
 
     def own(self, kernel_id: str) -> Record | None:
-        """Return the record of a kernel that this process has recorded or adopted."""
+        """Return the record of a kernel if this process has recorded or adopted it."""
         return self.records.get(kernel_id) if kernel_id in self._own else None
 
-    def owes(self, kernel_id: str | None = None) -> bool:
-        """Whether the store has not yet what the table has of a kernel, or (None) of any."""
+    def has_unsaved(self, kernel_id: str | None = None) -> bool:
+        """Whether a write for a kernel, or (None) for any kernel, is still pending."""
         return bool(self._unsaved) if kernel_id is None else kernel_id in self._unsaved
 
     # -- reading the store --------------------------------------------------------------------------------------------
 
     def sort_out(self, found: Mapping[str, Record | Unreadable | None]) -> Session:
-        """Return the records among what a store has returned, note and log what cannot be read; also in threads."""
+        """Return the readable records among ``found``; note and log the others. May run in threads."""
         for kernel_id, entry in found.items():
             if isinstance(entry, Unreadable):
                 self.unusable.add(kernel_id)
@@ -117,17 +117,17 @@ class RecordTable:
         return {name: entry for name, entry in found.items() if entry is not None and not isinstance(entry, Unreadable)}
 
     async def fetch(self, kernel_id: str) -> Record | None:
-        """Return a record as the store has it, or the table if that waits to be saved; None when there is none.
+        """Return a record from the store, or from the table if a write is pending; None when there is none.
 
         Raises
         ------
         StoreUnavailableError
-            The store could not be asked.
+            The store did not answer.
         """
         return await self._calls.in_time(self._fetch(kernel_id))
 
     async def fetch_all(self) -> Session:
-        """Return every record of the store, and those that wait to be saved; errors as :meth:`fetch`."""
+        """Return every record in the store, and those not saved yet; errors as :meth:`fetch`."""
         return await self._calls.in_time(self._fetch_all())
 
     async def _fetch(self, kernel_id: str) -> Record | None:
@@ -148,7 +148,7 @@ class RecordTable:
     async def _fetch_all(self) -> Session:
         before, unsaved = dict(self.records), set(self._unsaved)
         found = await self._calls.run(lambda: self.sort_out(self._store.load_all()))
-        unsaved |= self._unsaved  # what was, or is, on its way to the store may have been read as it was before
+        unsaved |= self._unsaved  # load_all may have read the old value of records that were being written
         for kernel_id in found.keys() | before.keys() | self.records.keys():
             if kernel_id in unsaved or self.records.get(kernel_id) is not before.get(kernel_id):
                 if kernel_id in self.records:
@@ -161,26 +161,26 @@ class RecordTable:
                 self.records.pop(kernel_id, None)
         return found
 
-    # -- writing to it ------------------------------------------------------------------------------------------------
+    # -- writing to the store ------------------------------------------------------------------------------------------
 
     async def save(self, kernel_id: str, required: bool) -> None:
-        """Have the store keep what the table has of a kernel, or remove what the table has not.
+        """Save the table's record of a kernel to the store, or delete it there if the table has none.
 
         Parameters
         ----------
         required
-            When False, a store that fails is only logged.
+            When False, a store failure is only logged.
 
         Raises
         ------
         StoreUnavailableError
-            The store failed or did not answer in time; the write is repeated in the background.
+            The store failed or did not answer in time; the write is retried in the background.
         LeaseLostError
-            Another replica looks after the kernel now; nothing was written.
+            Another replica owns the kernel now; nothing was written.
         """
         self._unsaved.add(kernel_id)
         if not required and not self._calls.available:
-            self._retry_later()  # it would only be waited for in vain
+            self._retry_later()  # waiting for an unavailable store would be pointless
             return
         try:
             await self._calls.in_time(self._write(kernel_id), finish=True)
@@ -190,7 +190,7 @@ class RecordTable:
                 raise
 
     async def flush(self) -> set[str]:
-        """Try once more to write what the store has not yet; return the ids of kernels for which that failed."""
+        """Retry all pending writes once; return the ids of the kernels whose records are still not saved."""
         writes = [self._calls.in_time(self._write(kernel_id), finish=True) for kernel_id in self._unsaved]
         await asyncio.gather(*writes, return_exceptions=True)
         if self._unsaved:
@@ -198,19 +198,19 @@ class RecordTable:
         return set(self._unsaved)
 
     async def close(self) -> None:
-        """Write what is not written yet, waiting as long as callers do, and stop what goes on in the background."""
+        """Write pending records, waiting no longer than callers do, and stop the background tasks."""
         if self._closed:
             return
         self._closed = True
         unsaved = await self.flush()
         if unsaved:
-            self._log.warning("Kernel sessions that could not be written to the store: %s", ", ".join(sorted(unsaved)))
+            self._log.warning("These kernel sessions could not be written to the store: %s", ", ".join(sorted(unsaved)))
         if self._retry:
             self._retry.cancel()
         await self._calls.drain()
 
     async def _write(self, kernel_id: str) -> None:
-        """Bring the store to what the table has: a later change that waits for its turn is thereby written, too."""
+        """Write the latest record; this covers later changes that are still waiting for the lock."""
         async with self._lock(kernel_id):
             if kernel_id not in self._unsaved:
                 return

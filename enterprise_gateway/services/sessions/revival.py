@@ -21,7 +21,7 @@ _Claim = Callable[[Record], Awaitable[bool]]
 
 @dataclass
 class RevivalReport:
-    """What has become of the recorded kernels; reasons are sentences for the log."""
+    """The outcome for the recorded kernels; reasons are sentences for the log."""
 
     revived: list[str] = field(default_factory=list)
     relaunched: list[str] = field(default_factory=list)
@@ -31,14 +31,14 @@ class RevivalReport:
 
 
 class RevivalRules(TypedDict, total=False):
-    """What replicas that share a store observe: parameters of :class:`Revival`."""
+    """Rules for replicas that share a store: parameters of :class:`Revival`."""
 
     is_wanted: Callable[[str], bool]
     claim: Callable[[str], Awaitable[bool]]
 
 
 class Records(Protocol):
-    """Where the records are; see ``KernelSessionManager``."""
+    """Gives access to the records; see ``KernelSessionManager``."""
 
     log: logging.Logger | logging.LoggerAdapter[Any]
 
@@ -51,50 +51,51 @@ class Records(Protocol):
         ...
 
     def adopt_session(self, record: Record) -> None:
-        """Take the record of a kernel that was taken up for one's own."""
+        """Treat the record of a recovered kernel as this gateway's own."""
         ...
 
     async def record_phase(self, kernel_id: str, phase: str, *, required: bool = True) -> None:
-        """Record what the kernel is about to do."""
+        """Record a phase of the kernel."""
         ...
 
     async def forget_session(self, kernel_id: str) -> None:
-        """Remove the record of a kernel of which nothing is left."""
+        """Remove the record of a kernel that is completely gone."""
         ...
 
 
 class Revival:
-    """Checks recorded kernels, many at a time: alive ones are recovered, dead ones removed, the others kept for later.
+    """Checks recorded kernels, many at a time: recovers live ones, removes dead ones, and keeps the others for later.
 
-    The kernel manager supplies what it takes:
+    The kernel manager supplies the functions for this.
 
     Parameters
     ----------
     manager
-        Where the records are.
+        Gives access to the records.
     revive_one
-        Connects to the kernel of a record (``running`` or ``restarting``), unless it is connected to already, and
-        returns whether it is of use. Raises
-        ``NotFoundError`` for a dead one when it knows the reason, and anything else when it could not find out.
+        Connects to the kernel of a record (``running`` or ``restarting``), unless it is connected already, and returns
+        whether the kernel is alive. Raises ``NotFoundError`` for a dead kernel if the reason is known, and any other
+        error if it could not find out.
     remove_one
-        Removes what is left of a kernel that is not of use, or whose start or stop was cut short: processes,
-        containers, files that carry its id. Raises when it could not; the record is kept then.
+        Removes the remains of a kernel that is dead, or whose start or stop was interrupted: processes, containers and
+        files that carry its id. Raises an error if that fails; the record is then kept.
     relaunch_one
-        Begins to launch a kernel anew whose restart was cut short after its process had ended, or that has died.
-        Without it, such a kernel is removed.
+        Begins to relaunch a kernel that has died, or whose restart was interrupted after its process had ended.
+        Without this function, such a kernel is removed.
     is_wanted
-        Returns whether a kernel that has died is launched anew, not removed. Where there is ``claim``, the same is done
-        for who asks for one: it has died while no replica looked after it.
+        Returns whether a kernel that has died is relaunched instead of removed. With ``claim``, a dead kernel is also
+        relaunched when a client asks for it, because it died while no replica owned it.
     claim
-        Returns whether this gateway may change or remove the kernel: takes its lease where replicas share the store.
-        Asked before a kernel is removed, and before one whose start, restart or stop was cut short is touched at all.
+        Returns whether this gateway may change or remove the kernel; takes its lease if replicas share the store.
+        Called before a kernel is removed, and before anything is done to one whose start, restart or stop was
+        interrupted.
     concurrency
         How many kernels are checked at a time.
     timeout_seconds
         How long one kernel may take before it is kept unchecked.
     settled_after_seconds
         For :meth:`revive` without ``claim``: a ``starting``, ``restarting`` or ``stopping`` record that was saved less
-        than this long ago belongs to a gateway that is at it.
+        than this long ago belongs to a gateway that is still working on it.
     """
 
     def __init__(
@@ -120,12 +121,12 @@ class Revival:
         self._timeout_seconds = timeout_seconds
         self._settled_after_seconds = settled_after_seconds
         self._slots = asyncio.Semaphore(concurrency)
-        self._under_way: dict[str, asyncio.Task[Record | None]] = {}
+        self._in_progress: dict[str, asyncio.Task[Record | None]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unsettled: dict[str, str] = {}  # recorded kernels that could not be checked so far, and why
 
     async def run(self, kernel_ids: Iterable[str] | None = None, *, store_patience_seconds: float = 0) -> RevivalReport:
-        """Check all kernels in the store, or those of ``kernel_ids``; called at start and to try ``kept`` ones again.
+        """Check all kernels in the store, or those of ``kernel_ids``; called at start, and to retry the ``kept`` ones.
 
         Raises
         ------
@@ -160,7 +161,8 @@ class Revival:
     async def settle(self, first_pause_seconds: float = _FIRST_PAUSE_SECONDS) -> None:
         """Check the ``unsettled`` kernels again, with growing pauses, until there are none.
 
-        A task of standalone gateways: when a host that was unreachable at start returns, so do its kernels.
+        A background task of standalone gateways: kernels are recovered when a host that was unreachable at the start of
+        the gateway is reachable again.
         """
         pause = first_pause_seconds
         while self.unsettled:
@@ -171,29 +173,29 @@ class Revival:
             except StoreUnavailableError:
                 continue
             except Exception:
-                self.log.exception("Recorded kernels could not be checked; they will be once more")
+                self.log.exception("Recorded kernels could not be checked; the check will be repeated")
 
     async def revive(self, kernel_id: str) -> Record | None:
-        """Recover one kernel that this gateway does not know: on request, where replicas share a store.
+        """Recover one kernel that this gateway does not know: on request, if replicas share a store.
 
-        Requests for the same kernel share one attempt. Returns its record, None when there is no such kernel.
+        Concurrent requests for one kernel share one attempt. Returns its record, or None if there is no such kernel.
 
         Raises
         ------
         StoreUnavailableError
-            The store could not be asked, or the kernel could not be checked: it may well exist.
+            The store did not answer, or the kernel could not be checked; the kernel may exist.
         """
-        task = self._under_way.get(kernel_id)
+        task = self._in_progress.get(kernel_id)
         if task is None:
             task = asyncio.create_task(self._revive(kernel_id))
-            self._under_way[kernel_id] = task
+            self._in_progress[kernel_id] = task
             task.add_done_callback(functools.partial(self._end_revival, kernel_id))
         return await asyncio.shield(task)
 
     def _end_revival(self, kernel_id: str, task: asyncio.Task[Record | None]) -> None:
-        self._under_way.pop(kernel_id, None)
+        self._in_progress.pop(kernel_id, None)
         if not task.cancelled():
-            task.exception()  # seen: those who asked have it, unless they went away
+            task.exception()  # marked as retrieved: the waiting callers, if any are left, got it
 
     async def _revive(self, kernel_id: str) -> Record | None:
         record = await self.manager.fetch_session(kernel_id)
@@ -206,7 +208,7 @@ class Revival:
         return record if report.revived or report.relaunched else None
 
     def _lock(self, kernel_id: str) -> asyncio.Lock:
-        """Return what keeps a request and :meth:`settle` from recovering the same kernel twice."""
+        """Return the lock that keeps a request and :meth:`settle` from recovering the same kernel twice."""
         return self._locks.setdefault(kernel_id, asyncio.Lock())
 
     async def _claim_at_start(self, record: Record) -> bool:
@@ -234,23 +236,23 @@ class Revival:
                 self.unsettled.pop(kernel_id, None)
             except (asyncio.TimeoutError, TimeoutError):
                 self._keep(kernel_id, f"it could not be checked within {self._timeout_seconds:g} seconds", report)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, nobody knows whether the kernel lives
+            except Exception as error:  # noqa: BLE001 -- after any error it is unknown whether the kernel is alive
                 self._keep(kernel_id, str(error).rstrip(".") or type(error).__name__, report)
 
     async def _settle(self, record: Record, report: RevivalReport, claim: _Claim, is_wanted: bool) -> None:
         kernel_id, phase = record["kernel_id"], phase_of(record)
         claimed = phase != "running" and await claim(record)
         if phase != "running" and not claimed:
-            report.kept[kernel_id] = f"another gateway has it as {phase}"
+            report.kept[kernel_id] = f"another gateway has recorded it as {phase}"
             return
         reason = await self._reason_to_remove(record, phase)
         if not reason:
             self.manager.adopt_session(record)
-            if phase != "running":  # what was begun with it has not come about
+            if phase != "running":  # the interrupted restart did not take place
                 await self.manager.record_phase(kernel_id, "running", required=False)
             report.revived.append(kernel_id)
         elif not claimed and not await claim(record):
-            report.kept[kernel_id] = f"{reason}, but another gateway looks after it"
+            report.kept[kernel_id] = f"{reason}, but another gateway owns it"
         elif self._relaunch_one and (phase == "restarting" or (phase == "running" and is_wanted)):
             self.manager.adopt_session(record)
             await self._relaunch_one(record)
@@ -263,7 +265,7 @@ class Revival:
         if self._remove_one:
             await self._remove_one(record)
         await self.manager.forget_session(record["kernel_id"])
-        self.log.info("Kernel %s is removed: %s.", record["kernel_id"], reason)
+        self.log.info("Removed kernel %s: %s.", record["kernel_id"], reason)
 
     async def _reason_to_remove(self, record: Record, phase: str) -> str:
         if phase == "starting":
@@ -273,9 +275,9 @@ class Revival:
         try:
             alive = await self._revive_one(record)
         except NotFoundError as error:
-            return str(error).rstrip(".") or "it is gone"
-        return "" if alive else "it is not alive any more"
+            return str(error).rstrip(".") or "it no longer exists"
+        return "" if alive else "it is no longer alive"
 
     def _keep(self, kernel_id: str, reason: str, report: RevivalReport) -> None:
         report.kept[kernel_id] = self.unsettled[kernel_id] = reason
-        self.log.warning("Kernel %s stays recorded but is not recovered: %s", kernel_id, reason)
+        self.log.warning("Kernel %s could not be recovered and stays recorded: %s", kernel_id, reason)

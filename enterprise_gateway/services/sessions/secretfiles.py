@@ -1,4 +1,4 @@
-"""Files and directories that hold secrets: read with care, written so that a crash leaves the old or the new."""
+"""Files and directories that hold secrets: permissions are checked, and writes are atomic and durable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def read_secret_file(path: str | Path) -> str:
     Raises
     ------
     ValueError
-        Its permissions let others read or change it. A group may read a file that belongs to root, as it is with
-        Kubernetes secrets mounted for a gateway that does not run as root.
+        Its permissions let other users read or change it. A group may read a file that belongs to root, because
+        Kubernetes mounts secrets that way for a gateway that does not run as root.
     OSError
         It cannot be read.
     """
@@ -28,7 +28,7 @@ def read_secret_file(path: str | Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by a file of mode 0600, durably: after a crash there is the old content or the new one.
+    """Replace ``path`` by a file of mode 0600, durably: after a crash it has the old or the new content.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make what happened to the entries of a directory durable."""
+    """Make changes to the entries of a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -59,9 +59,9 @@ def sync_directory(path: Path) -> None:
 
 
 def tighten(descriptor: int, mode: int) -> int:
-    """Take away the permissions that are not in ``mode``; return the former ones if any were too many.
+    """Remove the permissions that are not in ``mode``, and return the previous ones.
 
-    Returns 0 when there was nothing to do. Raises OSError when this user may not change them.
+    Returns 0 if there was nothing to remove. Raises OSError if this user may not change the permissions.
     """
     present = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if not present & 0o777 & ~mode:

@@ -1,4 +1,4 @@
-"""Sessions: which notebook uses which kernel. Kept in memory or, where replicas share a database, in that."""
+"""Sessions: which notebook uses which kernel. Kept in memory or, if replicas share a database, there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sharingstore import SharingStore
 
 @dataclass
 class Session:
-    """One session; ``path`` is the notebook's, or any name that a client chose."""
+    """One session; ``path`` is the notebook's path, or any name that a client chose."""
 
     session_id: str
     path: str
@@ -37,7 +37,7 @@ class _Opening:
 
 
 class SessionTable(Protocol):
-    """Where sessions are kept; those whose kernels are gone are not told."""
+    """Keeps sessions; leaves out those whose kernels are gone."""
 
     async def load(self) -> list[Session]:
         """Return all sessions, oldest first."""
@@ -50,18 +50,18 @@ class SessionTable(Protocol):
 
 
 class SessionSharing(Protocol):
-    """What is used here of the kernel manager's ``replicas``."""
+    """The part of the kernel manager's ``replicas`` that is used here."""
 
     @property
     def sessions(self) -> SessionTable:
         """The table of sessions."""
 
     def alone(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Let no other gateway run a block of this name until ours ends."""
+        """Hold a lock of this name, shared by all gateways, for the duration of the block."""
 
 
 class SessionKernels(Protocol):
-    """What is used here of the kernel manager."""
+    """The part of the kernel manager that is used here."""
 
     @property
     def replicas(self) -> SessionSharing:
@@ -111,7 +111,7 @@ class MemoryTable:
 
 
 class SharedTable:
-    """The sessions of all replicas; methods raise ``StoreUnavailableError`` when the store cannot be asked."""
+    """The sessions of all replicas; methods raise ``StoreUnavailableError`` when the store does not answer."""
 
     def __init__(self, store: SharingStore) -> None:
         self._store = store
@@ -165,14 +165,14 @@ class SessionManager(LoggingConfigurable):
 
         A path without a session gets one, for the running kernel ``kernel_id`` or, without an id, for a new kernel.
 
-        Requests for a path that come while its kernel is being started wait for that start, and share its failure;
-        when another replica is starting it, they wait for that one to be done.
-        Cancelling one of them leaves it to the others; the last one that is cancelled gives the start up.
+        Requests that arrive while the kernel of their path is starting share that start and its outcome; if another
+        replica is starting it, they wait until that replica is done. Cancelling a request does not affect the others;
+        cancelling the last one cancels the start.
 
         Raises
         ------
         GatewayError
-            The kernel could not be started, or there is none of that id.
+            The kernel could not be started, or there is no kernel with that id.
         """
         opening = self._openings.get(path)
         if opening is None:
@@ -204,7 +204,7 @@ class SessionManager(LoggingConfigurable):
         return session.session_id
 
     async def _start(self, path: str, name: str | None, type: str | None, kernel_name: str | None) -> Session:
-        """Start a kernel and enter a session for it."""
+        """Start a kernel and create a session for it."""
         kernel_id = await self.kernel_manager.start_kernel(kernel_name=kernel_name, path=path)
         try:
             return await self.create_session(path, kernel_id, name, type)
@@ -214,20 +214,20 @@ class SessionManager(LoggingConfigurable):
             raise
 
     def _close_opening(self, path: str, task: asyncio.Task[str]) -> None:
-        """Let the next request for a path open it anew."""
+        """Forget a start, so that the next request for the path begins a new one."""
         if path in self._openings and self._openings[path].task is task:
             del self._openings[path]
 
     async def create_session(
         self, path: str, kernel_id: str, name: str | None = None, type: str | None = None
     ) -> Session:
-        """Enter a session for a kernel that runs."""
+        """Create a session for a running kernel."""
         session = Session(str(uuid.uuid4()), path, name, type, kernel_id)
         await self._table.save(session)
         return session
 
     async def save_session(self, session: Session) -> None:
-        """Keep what was changed of a session."""
+        """Save a changed session."""
         await self._table.save(session)
 
     async def get_session(self, session_id: str) -> Session:
@@ -250,7 +250,7 @@ class SessionManager(LoggingConfigurable):
         return [_model(session, kernels[session.kernel_id]) for session in sessions if session.kernel_id in kernels]
 
     async def model(self, session: Session) -> dict[str, Any]:
-        """Return what the REST API says of a session.
+        """Return the REST API's model of a session.
 
         Raises
         ------

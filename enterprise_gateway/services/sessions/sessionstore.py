@@ -1,4 +1,4 @@
-"""Where records of kernels are kept: the four functions that a store has."""
+"""The interface of a store for kernel records: four functions."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ from enterprise_gateway.core.sessionrecords import Record
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a store returns in place of a record that it has and that is of no use now; ``reason`` is logged."""
+    """Returned by a store instead of a record that it has but that cannot be used now; ``reason`` is logged."""
 
     reason: str
 
     @classmethod
     def now(cls, kernel_id: str, error: BaseException) -> Unreadable:
-        """Return what stands for a record that stays in the store, and may be of use later."""
-        return cls(f"The session of kernel {kernel_id} cannot be used and stays where it is: {error}")
+        """Return the replacement for a record that stays in the store and may be usable later."""
+        return cls(f"The session of kernel {kernel_id} cannot be used and is left in place: {error}")
 
 
 class SessionStore(Protocol):
     """Keeps records by kernel id, so that kernels outlive the gateway.
 
-    Write a class with these four functions, and have a
-    :class:`~enterprise_gateway.services.sessions.storemanager.StoreKernelSessionManager` make one of it. No base class
-    is needed.
+    Write a class with these four functions, and return an instance of it from ``make_store`` of a
+    :class:`~enterprise_gateway.services.sessions.storemanager.StoreKernelSessionManager`. No base class is needed.
 
-    * Records are dictionaries of JSON types, ready to be written: where a sealing key is configured, their secrets are
-      sealed already. Return what was saved; nothing in it needs to be understood.
+    * Records are dictionaries of JSON types, ready to be written: if a sealing key is configured, their secrets are
+      already sealed. Return what was saved; a store need not understand the contents.
     * The functions may block. They are called in threads, several at a time; writes of one kernel come one after the
-      other. Who called stops waiting after ``store_timeout`` seconds.
-    * An exception, whichever, means "I could not find out" or "I could not write it". Do not catch it: it is logged
-      once per outage, clients get 503, writes are repeated until they succeed, and no kernel is taken for gone.
+      other. The caller stops waiting after ``store_timeout`` seconds.
+    * Any exception means that the store could not be read or written. Do not catch it: it is logged once per outage,
+      clients get 503, writes are retried until they succeed, and no kernel is considered gone.
     """
 
     def load_all(self) -> Mapping[str, Record | Unreadable]:
-        """Return every record by kernel id; what cannot be read as :class:`Unreadable`, so that the others can.
+        """Return every record by kernel id, and :class:`Unreadable` for a record that cannot be read.
 
-        Under the id ``""`` where it is not even known of which kernel it is.
+        If the kernel of an unreadable record is unknown, its key is ``""``.
         """
         ...
 
     def load(self, kernel_id: str) -> Record | Unreadable | None:
         """Return one record, None when there is none.
 
-        :class:`Unreadable` says that what there was is no record and never will be: the kernel counts as unknown, but
-        not as gone.
+        :class:`Unreadable` means that the stored data is not a record and never will be: the kernel counts as unknown,
+        but not as gone.
         """
         ...
 
@@ -56,5 +55,5 @@ class SessionStore(Protocol):
         ...
 
     def delete(self, kernel_ids: list[str]) -> None:
-        """Remove records; those that are not there count as removed."""
+        """Remove records; missing ones count as removed."""
         ...

@@ -1,4 +1,4 @@
-"""What a store of kernel sessions must be able to do for replicas of the gateway to share kernels by it."""
+"""What a store of kernel sessions must support so that replicas of the gateway can share kernels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from enterprise_gateway.core.sessionrecords import Activity, Beat, Record, Store
 
 @runtime_checkable
 class SharingStore(Protocol):
-    """A :class:`KernelSessionManager` with leases, places and notebooks' sessions; see ``SQLKernelSessionManager``.
+    """A :class:`KernelSessionManager` with leases, reservations and notebook sessions; see ``SQLKernelSessionManager``.
 
-    Other stores keep the kernels of gateways that do not know each other.
+    Gateways with other stores do not know of each other's kernels.
     """
 
     leases_required: bool
@@ -20,13 +20,13 @@ class SharingStore(Protocol):
 
     @property
     def store_available(self) -> bool:
-        """Whether the last call of the store succeeded."""
+        """Whether the last call to the store succeeded."""
 
-    def owes(self, kernel_id: str | None = None) -> bool:
-        """Whether the store has not yet what this gateway recorded of a kernel, or (None) of any."""
+    def has_unsaved(self, kernel_id: str | None = None) -> bool:
+        """Whether a write for a kernel, or (None) for any kernel, is still pending."""
 
     async def flush(self) -> set[str]:
-        """Try once more to write what the store has not yet."""
+        """Retry all pending writes once."""
 
     async def fetch_session(self, kernel_id: str) -> Record | None:
         """Return the record of a kernel."""
@@ -38,28 +38,28 @@ class SharingStore(Protocol):
         """Forget a kernel that another replica has removed."""
 
     async def acquire_lease(self, kernel_id: str, owner: str, seconds: float) -> int | None:
-        """Take the lease of a kernel that is free, expired or one's own; return its fencing token."""
+        """Acquire the lease of a kernel if it is free, expired or the owner's own; return its fencing token."""
 
     async def renew_lease(self, kernel_id: str, owner: str, seconds: float) -> bool:
-        """Prolong a lease; False when it is lost."""
+        """Renew a lease; False when it is lost."""
 
     async def release_lease(self, kernel_id: str, owner: str) -> bool:
-        """Give a lease up."""
+        """Release a lease."""
 
     async def release_stray_lease(self, name: str, owner: str, token: int) -> None:
-        """Give up a lease that nobody needs, if it still is the one with this token."""
+        """Release a lease that is no longer needed, if it still has this token."""
 
     async def seize_lease(self, kernel_id: str, owner: str, *, by_force: bool = False) -> bool:
-        """Take the lease of a recorded kernel, by force also from a replica that holds it."""
+        """Take the lease of a recorded kernel; with ``by_force``, even from a replica that holds it."""
 
     async def clear_leases(self) -> None:
-        """Give up the leases of all replicas."""
+        """Release the leases of all replicas."""
 
     async def beat(self, owner: str, activity: Mapping[str, Activity], connections: Mapping[str, int]) -> Beat:
-        """Prolong this replica's leases, tell what has changed here, and learn what has changed elsewhere."""
+        """Renew this replica's leases, publish the changes made here, and fetch those made elsewhere."""
 
     async def leave(self, owner: str) -> None:
-        """Give up all leases and places of this replica."""
+        """Release all leases and reservations of this replica."""
 
     async def reserve(
         self,
@@ -71,13 +71,13 @@ class SharingStore(Protocol):
         *,
         kernel_id: str | None = None,
     ) -> str:
-        """Hold a place under the limits of all replicas; return its id."""
+        """Reserve a place under the limits that all replicas share; return its id."""
 
     async def commit(self, reservation_id: str) -> bool:
-        """Turn a place into a kernel."""
+        """End the reservation of a kernel that has started."""
 
     async def cancel(self, reservation_id: str) -> bool:
-        """Give a place up."""
+        """Cancel a reservation."""
 
     async def fetch_notebooks(self) -> list[dict[str, Any]]:
         """Return the notebooks' sessions of all replicas."""

@@ -30,11 +30,11 @@ T = TypeVar("T")
 class SQLKernelSessionManager(StoreKernelSessionManager):
     """Keeps sessions in SQLite (one machine) or PostgreSQL (replicas), with leases and reservations.
 
-    A *lease* says which replica looks after a kernel: culls it, restarts it when it dies, writes its record. It comes
-    with a fencing token. A record that was ever written under a lease is only written with the token of the present
-    one: a replica that was frozen and has lost its leases cannot overwrite what its successor wrote.
+    A *lease* says which replica owns a kernel: culls it, restarts it when it dies, writes its record. It comes with a
+    fencing token. Once a record has been written under a lease, it is only written with the token of the current
+    lease, so that a replica that was frozen and lost its leases cannot overwrite what its successor wrote.
 
-    A *reservation* holds a place under the limits while a kernel starts, counted by all replicas.
+    A *reservation* holds a place under the limits while a kernel starts; all replicas count it.
     """
 
     database_url = Unicode(
@@ -44,19 +44,19 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
     )
     database_url_file = Unicode(
         config=True,
-        help="""File that holds the URL, not readable by other users; use it when the URL contains a password.
+        help="""File that holds the URL, not readable by other users; use it if the URL contains a password.
         (EG_SESSION_DATABASE_URL_FILE env var)""",
     )
 
     leases_required = False
-    """Whether writing a record requires its lease, so that a kernel another replica has removed does not come back."""
+    """Whether records are only written under a lease, so that a record that another replica removed stays removed."""
 
     lease_seconds = Float(
         3.0,
         min=0.5,
         config=True,
-        help="""Seconds after which another replica takes over the kernels of one that is dead or cannot reach the
-        database. Each replica sends the database three heartbeats in this period.""",
+        help="""Seconds after which another replica takes over the kernels of a replica that is dead or cannot reach the
+        database. Each replica renews its leases three times in this period.""",
     )
 
     @default("persistence_root")
@@ -79,7 +79,7 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
         self._url = self._read_url()
 
     def make_store(self) -> SQLRecordStore:
-        """Return the table of records, written with the fencing tokens that this manager has."""
+        """Return the store of records, which writes with this manager's fencing tokens."""
         return SQLRecordStore(self._store, self._tokens, lambda: self.leases_required)
 
     @property
@@ -89,12 +89,12 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
         return f"{url.drivername.partition('+')[0]}://{url.host}:{url.port}/{url.database}"
 
     def interrupt_store(self) -> None:
-        """Cut connections on which the database has not answered in time."""
+        """Close connections on which the database has not answered in time."""
         if self._opened:
             self._opened.interrupt()
 
     async def close(self) -> None:
-        """Write what is not written yet and close the connections."""
+        """Write pending records and close the connections."""
         await super().close()
         if self._opened:
             await self._calls.in_time(self._calls.run(self._opened.close))
@@ -102,19 +102,19 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
     # -- leases -------------------------------------------------------------------------------------------------------
 
     async def acquire_lease(self, kernel_id: str, owner: str, seconds: float) -> int | None:
-        """Take the lease of a kernel that is free, expired or one's own.
+        """Acquire the lease of a kernel if it is free, expired or the owner's own.
 
         Parameters
         ----------
         owner
-            Names this run of this replica: another one after each start.
+            Identifies this run of this replica; different after each start.
         seconds
             How long the lease lasts unless it is renewed.
 
         Returns
         -------
-        The fencing token, under which this manager writes the kernel's record from now on; None when another holds
-        the lease.
+        The fencing token, with which this manager writes the kernel's record from now on; None if another replica
+        holds the lease.
         """
         token = await self._ask(lambda store: store.acquire_lease(kernel_id, owner, seconds))
         if token is not None:
@@ -122,44 +122,45 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
         return token
 
     async def renew_lease(self, kernel_id: str, owner: str, seconds: float) -> bool:
-        """Prolong a lease, also an expired one that nobody took; False when it is lost: let go of the kernel then."""
+        """Renew a lease, even an expired one that no replica took; False when it is lost, and so is the kernel."""
         token = self._tokens.get(kernel_id)
         if token is None:
             return False
         return await self._ask(lambda store: store.renew_lease(kernel_id, owner, token, seconds))
 
     async def release_lease(self, kernel_id: str, owner: str) -> bool:
-        """Give a lease up, so that another replica may take it at once; False when it was lost before."""
+        """Release a lease, so that another replica can take it at once; False if it was already lost."""
         token = self._tokens.pop(kernel_id, None)
         if token is None:
             return False
         return await self._ask(lambda store: store.release_lease(kernel_id, owner, token))
 
     async def release_stray_lease(self, name: str, owner: str, token: int) -> None:
-        """Give up a lease that nobody here stands for, if it still is the one with this token."""
+        """Release a lease that this replica no longer needs, if it still has this token."""
         if self._tokens.get(name) == token:
             del self._tokens[name]
         await self._ask(lambda store: store.release_lease(name, owner, token))
 
     async def fetch_lease_owners(self) -> dict[str, str]:
-        """Return who holds the leases that have not expired, by kernel id."""
+        """Return the owners of the unexpired leases, by kernel id."""
         return await self._ask(lambda store: store.lease_owners())
 
     # -- replicas -----------------------------------------------------------------------------------------------------
 
     async def beat(self, owner: str, activity: Mapping[str, Activity], connections: Mapping[str, int]) -> Beat:
-        """Prolong this replica's leases, tell what has changed here, and learn what has changed elsewhere."""
+        """Renew this replica's leases, publish the changes made here, and fetch those made elsewhere."""
         beat = await self._ask(lambda store: store.beat(owner, self.lease_seconds, activity, connections))
         held = {kernel_id: token for kernel_id, token in beat.tokens.items() if self._tokens.get(kernel_id) == token}
         return beat._replace(tokens=held)
 
     async def seize_lease(self, kernel_id: str, owner: str, *, by_force: bool = False) -> bool:
-        """Take the lease of a kernel on record; False when it is held, or the kernel is not on record.
+        """Take the lease of a recorded kernel; False if the lease is held or the kernel is not recorded.
 
         Parameters
         ----------
         by_force
-            Take it also from a replica that holds it, unless that one is about to start, restart or stop the kernel.
+            Take it even from a replica that holds it, unless that replica is about to start, restart or stop the
+            kernel.
         """
         seconds = self.lease_seconds
         token = await self._ask(lambda store: store.seize_lease(kernel_id, owner, seconds, by_force=by_force))
@@ -172,12 +173,12 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
         return await self._ask(lambda store: store.kernels(owner, kernel_id))
 
     async def leave(self, owner: str) -> None:
-        """Give up all leases and places of this replica, so that others may take them at once."""
+        """Release all leases and reservations of this replica, so that others can take them at once."""
         self._tokens.clear()
         await self._ask(lambda store: store.leave(owner))
 
     async def clear_leases(self) -> None:
-        """Give up the leases of all replicas; for a gateway that is the only one."""
+        """Release the leases of all replicas; for a gateway that is the only one."""
         await self._ask(lambda store: store.clear_leases())
 
     def disown(self, kernel_id: str) -> None:
@@ -188,7 +189,7 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
     # -- notebooks' sessions ------------------------------------------------------------------------------------------
 
     async def fetch_notebooks(self) -> list[dict[str, Any]]:
-        """Return the notebooks' sessions of all replicas whose kernels are on record."""
+        """Return the notebooks' sessions of all replicas whose kernels are recorded."""
         return await self._ask(lambda store: store.load_notebooks())
 
     async def save_notebook(self, entry: Mapping[str, Any]) -> None:
@@ -211,16 +212,16 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
         *,
         kernel_id: str | None = None,
     ) -> str:
-        """Hold a place for a kernel that is about to start; kernels and places of all replicas count.
+        """Reserve a place for a kernel that is about to start; kernels and reservations of all replicas count.
 
         Parameters
         ----------
         max_total, max_per_user
             The limits; None (and, per user, a negative number) for no limit.
         ttl
-            Seconds after which the place falls away, should this replica die.
+            Seconds after which the reservation expires, in case this replica dies.
         kernel_id
-            The kernel for which it is: once that is recorded, the place does not count any more.
+            The kernel that it is for: once the kernel is recorded, the reservation no longer counts.
 
         Returns
         -------
@@ -238,15 +239,15 @@ class SQLKernelSessionManager(StoreKernelSessionManager):
         )
 
     async def commit(self, reservation_id: str) -> bool:
-        """Turn a reserved place into a kernel, which is on record by now; False when the place had expired."""
+        """End the reservation of a kernel that is now recorded; False if it had expired."""
         return await self._ask(lambda store: store.end_reservation(reservation_id))
 
     async def cancel(self, reservation_id: str) -> bool:
-        """Give a reserved place up, because the start failed; False when it had expired."""
+        """Cancel a reservation because the start failed; False if it had expired."""
         return await self._ask(lambda store: store.end_reservation(reservation_id))
 
     async def count_kernels(self, username: str | None = None) -> int:
-        """Return how many kernels and reserved places all replicas have, in total or of one user."""
+        """Return how many kernels and reservations all replicas have, in total or for one user."""
         return await self._ask(lambda store: store.count(username))
 
     async def _ask(self, question: Callable[[ReplicatedSqlStore], T]) -> T:
@@ -278,7 +279,7 @@ class SQLRecordStore:
     database
         Returns the database; called in threads.
     tokens
-        The fencing tokens of this replica's leases by kernel id; what is deleted here is taken out.
+        The fencing tokens of this replica's leases by kernel id; deleting a record removes its token.
     requires_lease
         Returns whether records are only written under a lease.
     """
@@ -304,14 +305,14 @@ class SQLRecordStore:
         return record
 
     def save(self, kernel_id: str, record: Record) -> None:
-        """Write one row; raises LeaseLostError when another replica looks after the kernel."""
+        """Write one row; raises LeaseLostError when another replica owns the kernel."""
         token = self._tokens.get(kernel_id)
         if token is None and self._requires_lease():
-            raise LeaseLostError(f"Kernel {kernel_id} is not looked after by this replica of the gateway.")
+            raise LeaseLostError(f"Kernel {kernel_id} is not owned by this replica of the gateway.")
         self._database().save(kernel_id, record, token)
 
     def delete(self, kernel_ids: list[str]) -> None:
-        """Remove rows, and with them this replica's leases."""
+        """Remove rows, and this replica's leases with them."""
         for kernel_id in kernel_ids:
             self._database().delete(kernel_id, self._tokens.get(kernel_id))
             self._tokens.pop(kernel_id, None)

@@ -1,4 +1,4 @@
-"""Blocking calls of a store, handed to threads: a bounded number, for a bounded time, with one log line per outage."""
+"""Runs the blocking calls to a store in threads: limited in number and time, with one log line per outage."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _USERINFO = re.compile(r"//[^/@\s]+@")
 
 
 class StoreCalls:
-    """The way to one store.
+    """Runs the calls to one store.
 
     Parameters
     ----------
     timeout
         Returns the seconds that a caller waits.
     concurrency
-        How many calls may be under way.
+        Maximum number of concurrent calls.
     interrupt
-        Called when a call took too long: may make such calls end.
+        Called when a call has timed out; may abort such calls.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class StoreCalls:
                 raise StoreUnavailableError(_UNAVAILABLE) from error
         if not self.available:
             self.available = True
-            self._log.info("The kernel session store answers again.")
+            self._log.info("The kernel session store is available again.")
         return result
 
     async def in_time(self, work: Coroutine[Any, Any, T], *, finish: bool = False) -> T:
-        """Wait for ``work`` as long as callers wait; if that is not enough it is given up or, with ``finish``, goes on.
+        """Wait for ``work`` until the time-out; then cancel it or, with ``finish``, let it continue.
 
         Raises
         ------
         StoreUnavailableError
-            It has not ended yet.
+            It has not finished in time.
         """
         task = self.keep(work)
         done, _ = await asyncio.wait({task}, timeout=self._timeout())
@@ -88,21 +88,21 @@ class StoreCalls:
         return task.result()
 
     def keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start ``work`` and hold on to it until it ends."""
+        """Start ``work`` as a task, and keep a reference to it until it ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._let_go)
+        task.add_done_callback(self._forget)
         return task
 
     async def drain(self) -> None:
-        """Wait for what goes on, as long as callers wait."""
+        """Wait for running tasks, until the time-out."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=self._timeout())
 
-    def _let_go(self, task: asyncio.Task[Any]) -> None:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: it was logged where it happened
+            task.exception()  # marked as retrieved; it was logged where it happened
 
     def _note_failure(self, error: BaseException) -> None:
         if self.available:

@@ -1,4 +1,4 @@
-"""Session managers whose records a plain store keeps, sealed if there is a key."""
+"""Session managers that keep their records in a plain store, sealed if there is a key."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _VERBS = ("load_sessions", "load_session", "save_session", "delete_sessions")
 
 
 class StoreKernelSessionManager(KernelSessionManager):
-    """Keeps records in the :class:`SessionStore` that :meth:`make_store` returns: derive from this one.
+    """Keeps records in the :class:`SessionStore` that :meth:`make_store` returns; derive from this class.
 
-    The four verbs of Enterprise Gateway 3.x are there, too, for subclasses that override some of them and call the
-    others: then the gateway goes through the verbs.
+    It also has the four verbs of Enterprise Gateway 3.x, for subclasses that override some of them and call the
+    others: the gateway then uses the verbs.
     """
 
     def make_store(self) -> SessionStore:
-        """Return the store; called once, by the constructor, when the options have their values."""
+        """Return the store; called once by the constructor, after the options are set."""
         raise NotImplementedError(f"{type(self).__name__}.make_store() requires an implementation!")
 
     def _store_of_table(self) -> SessionStore:
@@ -52,14 +52,14 @@ class StoreKernelSessionManager(KernelSessionManager):
 
 
 class EncodedStore:
-    """Stands before a store and has it keep records as they are at rest: JSON types only and, with a key, sealed.
+    """Wraps a store, and converts records to their stored form: JSON types only, and sealed if there is a key.
 
     Parameters
     ----------
     encode
-        Returns a session, ``{kernel_id: record}``, as it is at rest.
+        Returns the stored form of a session, ``{kernel_id: record}``.
     decode
-        Returns the session that was encoded; its errors are those of ``KernelSessionManager.decode_session``.
+        Returns the session from its stored form; its errors are those of ``KernelSessionManager.decode_session``.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EncodedStore:
         self._decode = decode
 
     def load_all(self) -> Mapping[str, Record | Unreadable]:
-        """Return every record; one that cannot be decoded now is :class:`Unreadable`."""
+        """Return every record, and :class:`Unreadable` for one that cannot be decoded at present."""
         return {kernel_id: self._usable(kernel_id, entry) for kernel_id, entry in self._store.load_all().items()}
 
     def load(self, kernel_id: str) -> Record | Unreadable | None:

@@ -24,7 +24,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class WebhookKernelSessionManager(StoreKernelSessionManager):
     """Keeps sessions in a web service at ``webhook_url``."""
 
-    webhook_url = Unicode(None, config=True, allow_none=True, help="Address of the service. (EG_WEBHOOK_URL env var)")
+    webhook_url = Unicode(None, config=True, allow_none=True, help="URL of the service. (EG_WEBHOOK_URL env var)")
     webhook_username = Unicode(
         None, config=True, allow_none=True, help="User name for the service. (EG_WEBHOOK_USERNAME env var)"
     )
@@ -59,15 +59,15 @@ class WebhookKernelSessionManager(StoreKernelSessionManager):
         super().__init__(kernel_manager, **kwargs)
         address = urlsplit(self.webhook_url or "")
         if address.scheme == "http" and address.hostname not in _LOOPBACK:
-            self.log.warning("webhook_url is not https: the keys of kernels cross the network in clear.")
+            self.log.warning("webhook_url is not https: kernels' connection keys are sent unencrypted.")
 
     @property
     def store_identity(self) -> str:
-        """The address of the service."""
+        """The URL of the service."""
         return self.webhook_url or ""
 
     def make_store(self) -> WebhookStore:
-        """Return the service, each request of which uses the options as they are then."""
+        """Return the store; each request uses the current values of the options."""
         return WebhookStore(self._client)
 
     def _client(self) -> WebhookClient:
@@ -87,23 +87,23 @@ class WebhookKernelSessionManager(StoreKernelSessionManager):
 class WebhookStore:
     """Keeps records in a web service.
 
-    It answers ``GET <url>`` with an array of objects whose ``kernel_session`` is ``{kernel id: record}``,
-    ``GET <url>/<kernel id>`` with one of them or 404, takes ``POST <url>/<kernel id>`` with the session as body, and
-    ``DELETE <url>`` with an array of kernel ids; the last two are answered by 204.
+    The service answers ``GET <url>`` with an array of objects whose ``kernel_session`` is ``{kernel id: record}``, and
+    ``GET <url>/<kernel id>`` with one of these objects or 404. It accepts ``POST <url>/<kernel id>`` with the session
+    as body, and ``DELETE <url>`` with an array of kernel ids; it answers both with 204.
     """
 
     def __init__(self, client: Callable[[], WebhookClient]) -> None:
         self._client = client
 
     def load_all(self) -> dict[str, Record | Unreadable]:
-        """Return every session of the service."""
+        """Return every session in the service."""
         found: dict[str, Record | Unreadable] = {}
         for entry in self._client().get_all():
             try:
                 found.update(_records(entry))
             except ValueError as error:
                 kernel_id = str(entry.get("kernel_id") or "") if isinstance(entry, dict) else ""
-                reason = f"A session of the web service cannot be used and stays where it is: {error}"
+                reason = f"A session in the web service cannot be used and is left in place: {error}"
                 found[kernel_id] = Unreadable(reason)
         return found
 
@@ -117,15 +117,15 @@ class WebhookStore:
         self._client().post(quote(kernel_id, safe=""), json.dumps({kernel_id: record}))
 
     def delete(self, kernel_ids: list[str]) -> None:
-        """Have the service remove the sessions of kernels."""
+        """Delete the sessions of kernels from the service."""
         if kernel_ids:
             self._client().delete(json.dumps(kernel_ids))
 
 
 def _records(entry: Any) -> dict[str, Record]:
-    """Return the records of what the service has of a kernel."""
+    """Return the records in the service's entry for a kernel."""
     session = entry.get("kernel_session") if isinstance(entry, dict) else None
-    if isinstance(session, str):  # some services keep the body as the text they were sent
+    if isinstance(session, str):  # some services keep the body as text
         session = json.loads(session)
     if not isinstance(session, dict) or not all(isinstance(record, dict) for record in session.values()):
         raise ValueError("not a kernel session record")

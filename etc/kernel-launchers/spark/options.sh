@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the run.sh of Spark kernelspecs. Option lists (SPARK_OPTS, LAUNCH_OPTS, TOREE_OPTS) come as one text, parts
-# of it from clients. They are split here by data alone: nothing is ever handed to `eval`.
+# Sourced by the run.sh of Spark kernelspecs. Option lists (SPARK_OPTS, LAUNCH_OPTS, TOREE_OPTS) are single strings,
+# parts of which come from clients. They are split here as plain data: nothing is ever passed to `eval`.
 
 fail() {
     printf '%s: %s\n' "$0" "$1" >&2
@@ -62,19 +62,19 @@ _split() {
     [[ -z $started ]] || WORDS+=("$word")
 }
 
-# Set `value` to the variable's value, or to the default where that is unset or empty.
+# Set `value` to the variable's value, or to the default if it is unset or empty.
 _look_up() {
     [[ $1 != EG_LAUNCH_SECRET ]] || fail 'EG_LAUNCH_SECRET must not become an argument'
     value=${!1-}
     value=${value:-$2}
 }
 
-# impersonate - fill the array AS_USER with the command that runs the kernel as KERNEL_USERNAME, when that is wanted.
+# impersonate - fill the array AS_USER with the command that runs the kernel as KERNEL_USERNAME, if that is required.
 impersonate() {
     AS_USER=()
     [[ ${EG_IMPERSONATION_ENABLED-} == True ]] || return 0
     local user=${KERNEL_USERNAME:-UNSPECIFIED}
-    # sudo takes "#0" for a uid, and a leading dash for an option.
+    # sudo interprets "#0" as a uid, and a leading dash as an option.
     [[ $user =~ ^[A-Za-z_][A-Za-z0-9_.@-]*$ ]] || fail 'KERNEL_USERNAME is not the name of a user'
     AS_USER=(sudo "PATH=$PATH" -H -E -u "$user")
 }

@@ -1,9 +1,9 @@
 # eg-payload-version: 2
 # Starts an R kernel (IRkernel) for the gateway.
 #
-# R itself has no cryptography and no threads, so a Python helper, server_listener.py beside this file, chooses the
-# ports, writes the connection file, reports to the gateway and takes the gateway's signals until this process ends.
-# It needs Python 3 with pycryptodomex. R needs IRkernel and what that brings; SparkR only where Spark is asked for.
+# R itself has no cryptography and no threads, so a Python helper, server_listener.py next to this file, chooses the
+# ports, writes the connection file, reports to the gateway and receives its signals until this process ends.
+# It needs Python 3 with pycryptodomex. R needs IRkernel and its dependencies; SparkR only if Spark is requested.
 #
 # Options, with or without "RemoteProcessProxy." in front of the first five names:
 #   --kernel-id ID --public-key KEY --response-address IP:PORT --port-range L..U
@@ -12,7 +12,7 @@
 local({
   OLD_PREFIX <- "RemoteProcessProxy."
   HELPER <- "server_listener.py"
-  HELPER_SECONDS <- 45 # the helper itself tries for 30 to reach the gateway
+  HELPER_SECONDS <- 45 # the helper itself retries for 30 seconds to reach the gateway
 
   say <- function(...) message("[R launcher] ", ...)
 
@@ -21,8 +21,8 @@ local({
     quit(save = "no", status = 1L)
   }
 
-  # A value may be absent, follow as the next argument or after "="; the new spelling wins where both are given.
-  # What has no leading dashes is the connection file (deprecated).
+  # A value may be absent, follow as the next argument or after "="; the new spelling takes precedence.
+  # An argument without leading dashes is the connection file (deprecated).
   parse_options <- function(args) {
     old <- list()
     new <- list()
@@ -78,7 +78,7 @@ local({
         function(name) if (is.null(options[[name]])) NULL else c(paste0("--", name), options[[name]])
       ))
     )
-    # With its output on stderr the helper does not hold the pipe over which its process id comes.
+    # With its output on stderr, the helper does not keep open the pipe that delivers its process id.
     command <- paste(c(vapply(as.character(arguments), shQuote, ""), ">&2 & echo $!"), collapse = " ")
     as.integer(system(command, intern = TRUE))
   }
@@ -90,7 +90,7 @@ local({
   wait_for_file <- function(file, helper) {
     deadline <- proc.time()[["elapsed"]] + HELPER_SECONDS
     repeat {
-      # Asked before looking for the file: without a response address the helper ends once it has written it.
+      # Checked before the file, because without a response address the helper ends after writing the file.
       alive <- tools::pskill(helper, 0L)
       if (is_complete(file)) return(invisible())
       if (!alive) give_up(HELPER, " ended without writing the connection file; its messages are above")
@@ -137,7 +137,7 @@ local({
   }
   file <- connection_file(options)
   launcher <- environment()
-  # The kernel ends the process itself when it is asked to shut down, so what follows main() may never run.
+  # At a shutdown request the kernel ends the process itself, so code after main() may never run.
   reg.finalizer(launcher, function(launcher) {
     unlink(launcher$file)
     if (!is.null(launcher$session)) try(SparkR::sparkR.session.stop(), silent = TRUE)

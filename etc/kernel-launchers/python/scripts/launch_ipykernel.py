@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import sys
 
-# Nothing is imported from the directory this file was shipped to, nor from the working directory: both may belong to
-# somebody else. The kernel itself adds the working directory when it is about to run user code.
+# Nothing is imported from the directory that contains this file, nor from the working directory, because both may
+# belong to another user. The kernel itself adds the working directory before it runs user code.
 if __name__ == "__main__":
     _distrusted = {"", os.path.dirname(os.path.realpath(__file__)), os.path.realpath(os.curdir)}
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) not in _distrusted]
@@ -42,25 +42,25 @@ import warnings
 from typing import Any, Callable, NamedTuple, NoReturn
 
 CHANNEL_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-REPORT_SECONDS = 30.0  # for how long an unreachable gateway is tried again
+REPORT_SECONDS = 30.0  # how long to retry an unreachable gateway
 MAX_COMMAND_BYTES = 65536
 MAX_CONNECTIONS = 64
-SILENCE_SECONDS = 10.0  # how long a peer that has not authenticated itself may stay
-LIVENESS_SECONDS = 0.25  # between two looks at the kernel where the system cannot tell of its end
+SILENCE_SECONDS = 10.0  # how long a peer may stay connected without authenticating itself
+LIVENESS_SECONDS = 0.25  # between checks of the kernel, if the system cannot report its end
 SPARK_NAMES = ("spark", "sc", "sql", "sqlContext", "sqlCtx")
 
 log = logging.getLogger("launch_ipykernel")
 
 
 class LaunchError(Exception):
-    """The kernel cannot be started; the text is the one line that the operator sees."""
+    """The kernel cannot be started; the message is the single line that the operator sees."""
 
 
 # -- command line and environment --------------------------------------------------------------------------------
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the options, the new spelling of each winning over the old one."""
+    """Return the options; the new spelling of an option takes precedence over the old one."""
     parser = argparse.ArgumentParser(prog="launch_ipykernel", allow_abbrev=False)
     parser.add_argument("connection_file", nargs="?", help="deprecated: file to write the connection to")
     for name, default, text in (
@@ -79,7 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**{"default_" + destination: default})
     parser.add_argument("--kernel-class-name", nargs="?", help="class of the kernel (ipykernel.ipkernel.IPythonKernel)")
     parser.add_argument("--transport-encryption", nargs="?", help="CurveZMQ: disabled, auto or required")
-    parser.add_argument("--bind-address", nargs="?", help="address the kernel's ports are bound to (all addresses)")
+    parser.add_argument("--bind-address", nargs="?", help="address for the kernel's ports (default: all addresses)")
     parser.add_argument("--listener-only", action="store_true", help="serve the kernel of process --parent-pid")
     parser.add_argument("--parent-pid", type=int, default=0, help="with --listener-only: the kernel's process")
     parser.add_argument(
@@ -122,7 +122,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def configure_logging() -> None:
-    """Log to a private copy of standard error: ipykernel sends the original to the notebook."""
+    """Log to a private copy of standard error, because ipykernel sends the original to the notebook."""
     handler = logging.StreamHandler(os.fdopen(os.dup(2), "w", buffering=1))
     handler.setFormatter(logging.Formatter("[%(levelname)1.1s %(asctime)s %(name)s] %(message)s"))
     log.addHandler(handler)
@@ -135,7 +135,7 @@ def configure_logging() -> None:
 
 
 def setting(name: str, default: str) -> str:
-    """Return environment variable ``name``, else its EG_ form, else the default."""
+    """Return the environment variable ``name``, or else its EG_ form, or else the default."""
     return os.environ.get(name) or os.environ.get("EG_" + name) or default
 
 
@@ -144,14 +144,14 @@ def take_secret() -> bytes | None:
     name = "EG_LAUNCH_SECRET"
     secret = os.environ.get(name, "")
     if secret:
-        try:  # /proc/<pid>/environ shows the original memory, which unsetenv leaves as it is
+        try:  # /proc/<pid>/environ shows the original memory, which unsetenv does not change
             libc = ctypes.CDLL(None)
             libc.getenv.restype = ctypes.c_void_p
             address = libc.getenv(name.encode())
             if address:
                 ctypes.memset(address, ord("-"), len(secret))
         except (OSError, AttributeError, TypeError):
-            log.debug("The launch secret stays readable in this process's initial environment")
+            log.debug("The launch secret remains readable in this process's initial environment")
     os.environ.pop(name, None)
     return secret.encode() or None
 
@@ -160,7 +160,7 @@ def take_secret() -> bytes | None:
 
 
 class PortRange:
-    """Finds ports in ``lower..upper``; a range of no size leaves the choice to the system."""
+    """Finds ports in ``lower..upper``; with an empty range the system chooses."""
 
     def __init__(self, text: str) -> None:
         lower, separator, upper = text.partition("..")
@@ -180,20 +180,20 @@ class PortRange:
         self.retries = int(setting("MAX_PORT_RANGE_RETRIES", "5"))
 
     def bind(self, bind: Callable[[int], int]) -> int:
-        """Call ``bind`` with candidates (0: any) until one is free; return the port it is bound to."""
+        """Call ``bind`` with candidates (0: any) until one is free; return the bound port."""
         if self.any_port:
             return bind(0)
         for _ in range(self.retries + 1):
             try:
                 return bind(random.randint(self.lower, self.upper))
-            except Exception as error:  # OSError, or zmq.ZMQError, which is none
+            except Exception as error:  # OSError or zmq.ZMQError, which is not an OSError
                 if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
                     raise
         raise LaunchError(f"found no free port in {self.lower}..{self.upper} after {self.retries} retries")
 
 
 def bind_address(options: argparse.Namespace) -> str:
-    """Return the address to bind: all addresses, of IPv6 too when the gateway has an IPv6 address."""
+    """Return the address to bind: all addresses, including IPv6 if the gateway has an IPv6 address."""
     return options.bind_address or ("::" if options.response_address.startswith("[") else "0.0.0.0")
 
 
@@ -216,7 +216,7 @@ def bound_socket(ports: PortRange, address: str) -> socket.socket:
 
 
 def connection_file_path(options: argparse.Namespace) -> str:
-    """Return the given path when its directory exists, else one in a new private directory."""
+    """Return the given path if its directory exists, otherwise a path in a new private directory."""
     given = os.path.abspath(options.connection_file) if options.connection_file else ""
     if given and os.path.isdir(os.path.dirname(given)):
         return given
@@ -225,15 +225,15 @@ def connection_file_path(options: argparse.Namespace) -> str:
 
 
 def write_connection_file(path: str, info: dict[str, Any]) -> None:
-    """Write the file, readable by its owner only, so that it is never seen half written."""
+    """Write the file atomically, readable only by its owner."""
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".kernel-")
-    with os.fdopen(descriptor, "w") as file:  # mkstemp made it 0600
+    with os.fdopen(descriptor, "w") as file:  # mkstemp created it with mode 0600
         json.dump(info, file, indent=2, sort_keys=True)
     os.replace(temporary, path)
 
 
 def remove_connection_file(path: str) -> None:
-    """Remove the file, and its directory when that is the one made for it."""
+    """Remove the file, and its directory if it was created for the file."""
     directory = os.path.dirname(path)
     try:
         os.unlink(path)
@@ -249,7 +249,7 @@ def remove_connection_file(path: str) -> None:
 def encode_payload(
     info: dict[str, Any], public_key: str, secret: bytes | None, random_bytes: Callable[[int], bytes] = os.urandom
 ) -> bytes:
-    """Return the wire form of the connection information: version 2 with a secret, else version 1."""
+    """Return the wire form of the connection information: version 2 with a secret, version 1 without."""
     try:
         from Cryptodome.PublicKey import RSA
     except ImportError as error:
@@ -316,7 +316,7 @@ def parse_response_address(text: str) -> tuple[str, int]:
 
 
 def send_report(address: tuple[str, int], payload: bytes) -> None:
-    """Deliver the payload, trying again for a while: a new container's network may need some seconds."""
+    """Deliver the payload, with retries, because a new container's network may need some seconds."""
     end = time.monotonic() + REPORT_SECONDS
     pause = 0.1
     while True:
@@ -325,7 +325,7 @@ def send_report(address: tuple[str, int], payload: bytes) -> None:
                 connection.sendall(payload)
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(2)
-                try:  # the gateway closes when it has read all; a reset means that it has not
+                try:  # the gateway closes after it has read everything; a reset means that it has not
                     connection.recv(1)
                 except socket.timeout:
                     pass
@@ -333,7 +333,7 @@ def send_report(address: tuple[str, int], payload: bytes) -> None:
         except OSError as error:
             if time.monotonic() + pause > end:
                 raise LaunchError("cannot report to the gateway at {}:{}: {}".format(*address, error)) from error
-            log.warning("Reporting to the gateway failed, trying again: %s", error)
+            log.warning("Reporting to the gateway failed, retrying: %s", error)
         time.sleep(pause)
         pause = min(2 * pause, 2.0)
 
@@ -342,7 +342,7 @@ def send_report(address: tuple[str, int], payload: bytes) -> None:
 
 
 class KernelProcess:
-    """The kernel's process as its listener sees it: alive or not, and to be signalled."""
+    """The kernel's process: checks whether it is alive, and signals it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -352,11 +352,11 @@ class KernelProcess:
         except ProcessLookupError:
             raise LaunchError(f"there is no process {pid}") from None
         except (AttributeError, OSError):  # Python 3.8, an old kernel, another system
-            log.debug("No pidfd: looking for the kernel every %s seconds", LIVENESS_SECONDS)
+            log.debug("No pidfd: checking the kernel every %s seconds", LIVENESS_SECONDS)
         self._started = self._start_time()
 
     def _start_time(self) -> str:
-        """Return what tells this process from a later one of the same id; empty for one that has ended."""
+        """Return the start time, which distinguishes a later process with the same id; empty if it has ended."""
         try:
             with open(f"/proc/{self.pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
@@ -367,7 +367,7 @@ class KernelProcess:
         return "" if fields[0] in "ZX" else fields[19]
 
     def alive(self) -> bool:
-        """Tell whether the process runs (a zombie does not)."""
+        """Whether the process is running (a zombie is not)."""
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -377,7 +377,7 @@ class KernelProcess:
         return bool(self._started) and self._start_time() == self._started
 
     def send_signal(self, signum: int) -> None:
-        """Signal the kernel, and its children when it leads its own process group, as Jupyter does."""
+        """Signal the kernel, and its children if it leads its own process group, as Jupyter does."""
         if not self.alive():
             raise ProcessLookupError(errno.ESRCH, "the kernel has ended")
         if signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) and os.getpgid(self.pid) == self.pid:
@@ -386,7 +386,7 @@ class KernelProcess:
             os.kill(self.pid, signum)
 
     def close(self) -> None:
-        """Give up the descriptor."""
+        """Close the descriptor."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -408,7 +408,7 @@ class _Peer:
 
 
 class Listener:
-    """Serves the communication port until the kernel ends or the gateway says ``{"shutdown": 1}``.
+    """Serves the communication port until the kernel ends or the gateway sends ``{"shutdown": 1}``.
 
     Without a secret it speaks version 1 (one JSON object per connection), with one version 2 (authenticated lines).
     """
@@ -429,7 +429,7 @@ class Listener:
         self._ended = False
 
     def serve(self) -> None:
-        """Serve until the end, then close everything."""
+        """Serve until the kernel ends or a shutdown command, then close everything."""
         self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         if self._process.descriptor >= 0:
@@ -443,13 +443,13 @@ class Listener:
                         log.warning("Communication port: %s", error)
                 self._drop_silent()
         finally:
-            self._server.close()  # first: who sees the end of a connection and makes another must be refused
+            self._server.close()  # first: a client that sees its connection end and reconnects must be refused
             for peer in list(self._peers.values()):
                 self._drop(peer)
             self._selector.close()
 
     def _patience(self) -> float | None:
-        """Return after how many seconds something has to be looked at although nobody called."""
+        """Return the seconds until the next check that is due without any input."""
         limits = [peer.deadline - time.monotonic() for peer in self._peers.values() if not peer.authenticated]
         if self._process.descriptor < 0:
             limits.append(LIVENESS_SECONDS)
@@ -461,7 +461,7 @@ class Listener:
     def _accept(self) -> None:
         try:
             connection, _ = self._server.accept()
-        except OSError:  # the caller is gone already
+        except OSError:  # the client has already disconnected
             return
         if len(self._peers) >= MAX_CONNECTIONS:
             strangers = [peer for peer in self._peers.values() if not peer.authenticated]
@@ -486,7 +486,7 @@ class Listener:
     def _send(self, peer: _Peer, message: dict[str, Any]) -> None:
         try:
             peer.connection.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:  # gone, or not reading its answers
+        except OSError:  # disconnected, or not reading responses
             self._drop(peer)
 
     def _read(self, peer: _Peer) -> None:
@@ -511,7 +511,7 @@ class Listener:
             self._drop(peer)
 
     def _read_object(self, text: bytes) -> None:
-        """Version 1: what came on a connection that its caller has ended."""
+        """Version 1: handle the data of a connection that the client has closed."""
         if not text.strip():
             return  # a port scan or a health probe
         try:
@@ -519,7 +519,7 @@ class Listener:
             if not isinstance(command, dict):
                 raise ValueError("not an object")
         except ValueError as error:
-            log.warning("Communication port: ignored %s bytes that are no command: %s", len(text), error)
+            log.warning("Communication port: ignored %s bytes that are not a command: %s", len(text), error)
             return
         self._obey(command)
 
@@ -536,14 +536,14 @@ class Listener:
             try:
                 self._obey(command)
             except ProcessLookupError:
-                self._end()  # the end of the connection is the answer
+                self._end()  # closing the connection is the response
                 return
             except (ValueError, OSError) as error:
                 answer.update(ok=False, error=str(error))
             self._send(peer, answer)
 
     def _authenticated(self, peer: _Peer, line: bytes) -> dict[str, Any] | None:
-        """Return the command of a line that only the gateway can have written, else None."""
+        """Return the command of an authentic line, otherwise None."""
         assert self._key
         try:
             message = json.loads(line.decode())
@@ -568,8 +568,8 @@ class Listener:
                 raise ValueError(f"signal {signum!r} is not allowed")
             self._process.send_signal(signum)
             if signum == signal.SIGINT and self._cancels_spark_jobs:
-                # Two signals at once may both be taken by a thread that is not the main one, whose system call then
-                # goes on as if nothing had happened (seen on Linux in half of the cases).
+                # Two simultaneous signals may both be delivered to a thread other than the main thread, whose system
+                # call then continues undisturbed (seen on Linux in half of the cases).
                 time.sleep(0.05)
                 self._process.send_signal(signal.SIGUSR2)
         if command.get("shutdown"):
@@ -577,11 +577,11 @@ class Listener:
 
 
 def fork_listener(server: socket.socket, secret: bytes | None, cancels_spark_jobs: bool, path: str) -> None:
-    """Serve the communication port in a process of its own, which ends when this one does.
+    """Serve the communication port in a separate process, which ends together with this one.
 
-    A process, because an interrupt must get through while the kernel holds the interpreter lock. It is no child of
-    the kernel (forked twice) so that user code that waits for or ends its children does not meet it, and leads its
-    own session so that it survives signals to the kernel's group. Must be called before any thread is started.
+    It is a process, because interrupts must work while the kernel holds the interpreter lock. It is forked twice, so
+    that it is not a child that user code could wait for or kill, and leads its own session, so that it survives
+    signals to the kernel's group. Must be called before any thread is started.
     """
     process = KernelProcess(os.getpid())
     middle = os.fork()
@@ -603,7 +603,7 @@ def fork_listener(server: socket.socket, secret: bytes | None, cancels_spark_job
 def run_listener(
     server: socket.socket, process: KernelProcess, secret: bytes | None, cancels_spark_jobs: bool, path: str
 ) -> None:
-    """Serve until the kernel's end or the gateway's farewell; then see to it that no connection file is left."""
+    """Serve until the kernel's end or a shutdown command, then make sure that the connection file is removed."""
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
         signal.signal(signum, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
@@ -618,29 +618,29 @@ def run_listener(
 
 
 def lead_process_group() -> None:
-    """Become leader of an own group, so that a kill reaches the kernel's children and not its neighbours.
+    """Become the leader of a process group, so that a kill reaches the kernel's children but no other processes.
 
-    Not under YARN or as the child of Spark's JVM: those end their children by group, and must find this one.
+    Not under YARN or as a child of Spark's JVM, because these kill their children by process group.
     """
     if os.getpgrp() == os.getpid() or "CONTAINER_ID" in os.environ or "PYSPARK_GATEWAY_PORT" in os.environ:
         return
     try:
         os.setsid()
     except OSError as error:
-        log.debug("No process group of its own: %s", error)
+        log.debug("Could not create a process group: %s", error)
 
 
 # -- variables for user code ---------------------------------------------------------------------------------------
 
 
 class _Placeholder:
-    """Stands for a Spark variable until it exists; using it makes it."""
+    """Placeholder of a Spark variable; its first use creates the variable."""
 
     def __init__(self, name: str, variables: SparkVariables) -> None:
         self.__dict__["_placeholder"] = (name, variables)
 
     def __getattr__(self, attribute: str) -> Any:
-        # Inspection by displays and completers is no use: it must not start a Spark application.
+        # Inspection by displays and completers does not count as use: it must not start a Spark application.
         if attribute.startswith(("__", "_repr_", "_ipython_")):
             raise AttributeError(attribute)
         name, variables = self.__dict__["_placeholder"]
@@ -661,8 +661,8 @@ class _Placeholder:
 class SparkVariables:
     """``spark``, ``sc``, ``sql``, ``sqlContext`` and ``sqlCtx`` in the user's namespace.
 
-    The session is made in a thread: at once (eager), or when a cell that names one of the variables is about to run
-    or a placeholder is used (lazy). After a failure the next cell tries again.
+    A thread creates the session: at once (eager), or when a cell that names one of the variables is about to run or a
+    placeholder is used (lazy). After a failure the next cell retries.
     """
 
     def __init__(self) -> None:
@@ -674,7 +674,7 @@ class SparkVariables:
         self._done: threading.Event | None = None
 
     def start(self) -> threading.Event:
-        """Begin to make the session unless that has begun; return the event that tells of its end."""
+        """Begin to create the session, unless that has begun; return the event that is set at its end."""
         with self._lock:
             if self._done is None or (self._done.is_set() and self._error is not None and not self._values):
                 self._done = threading.Event()
@@ -715,20 +715,20 @@ class SparkVariables:
             atexit.register(spark.stop)
             self._values["sc"] = spark.sparkContext
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # SQLContext is deprecated, old notebooks use it
+                warnings.simplefilter("ignore")  # SQLContext is deprecated, but old notebooks use it
                 from pyspark.sql import SQLContext
 
                 self._values["sqlContext"] = self._values["sqlCtx"] = SQLContext(spark.sparkContext, spark)
         except BaseException as error:
             self._error = error
-            log.error("The Spark session could not be made: %s", error)
+            log.error("The Spark session could not be created: %s", error)
         finally:
             self._publish()
             done.set()
         self._reap_jvm()
 
     def _reap_jvm(self) -> None:
-        """Wait for Spark's JVM: ipykernel's shutdown waits for its children, even those that only need reaping."""
+        """Reap Spark's JVM, because ipykernel's shutdown waits for its children, even for zombies."""
         gateway = getattr(getattr(sys.modules.get("pyspark"), "SparkContext", None), "_gateway", None)
         process = getattr(gateway, "proc", None)
         if process is not None:
@@ -736,7 +736,7 @@ class SparkVariables:
 
 
 def names_spark(shell: Any, info: Any) -> bool:
-    """Tell whether a cell's code names one of the Spark variables."""
+    """Whether a cell's code names one of the Spark variables."""
     try:
         tree = ast.parse(shell.transform_cell(info.raw_cell))
     except (SyntaxError, ValueError):
@@ -747,7 +747,7 @@ def names_spark(shell: Any, info: Any) -> bool:
 def cancel_spark_jobs(_signum: int, _frame: Any) -> None:
     """Cancel all Spark jobs (signal handler).
 
-    In a thread: the main thread may be in the middle of a call to the JVM on the connection that this one would use.
+    Runs in a thread, because the main thread may be in the middle of a call on the same connection to the JVM.
     """
 
     def cancel() -> None:
@@ -764,7 +764,7 @@ def cancel_spark_jobs(_signum: int, _frame: Any) -> None:
 
 
 def cluster_variables(options: argparse.Namespace) -> tuple[dict[str, Any], SparkVariables | None]:
-    """Return the variables that the cluster type gives to user code, and the Spark ones when there are any."""
+    """Return the variables that the cluster type provides to user code, and the Spark variables if there are any."""
     if options.cluster_type == "dask":
         try:
             from dask_yarn import YarnCluster
@@ -796,7 +796,7 @@ def cluster_variables(options: argparse.Namespace) -> tuple[dict[str, Any], Spar
 
 
 def curve_keys(mode: str, problem: str = "") -> tuple[bytes, bytes] | None:
-    """Return a new CurveZMQ key pair when encryption is asked for and there is no ``problem`` with the kernel.
+    """Return a new CurveZMQ key pair if encryption is requested and there is no ``problem`` with the kernel.
 
     Raises
     ------
@@ -823,7 +823,7 @@ def import_kernel_class(name: str) -> Any:
     Raises
     ------
     LaunchError
-        ipykernel is missing, or ``name`` is not that of a kernel's class.
+        ipykernel is missing, or ``name`` does not name a kernel class.
     """
     try:
         from ipykernel.kernelbase import Kernel
@@ -840,19 +840,19 @@ def import_kernel_class(name: str) -> Any:
 
 
 class ReportingKernelApp:
-    """What is added to ipykernel's application: it keeps to a port range and reports the ports that it has bound.
+    """Mix-in for ipykernel's application, which keeps to a port range and reports the bound ports.
 
-    A mix-in, because ipykernel is only imported when the listener has been forked; see :func:`kernel_application`.
+    A mix-in, because ipykernel is only imported after the listener was forked; see :func:`kernel_application`.
     """
 
     launch: Launch
 
     def init_connection_file(self) -> None:
-        """Set what must be so; called after the user's configuration was read, so this has the last word."""
+        """Set mandatory values; called after the user's configuration was read, so these take precedence."""
         self.ip, self.transport = "0.0.0.0", "tcp"
         self.connection_file = self.launch.path
         self.kernel_class = self.launch.kernel_class
-        self.parent_handle = 0  # the process that launched us may end at once: we live on
+        self.parent_handle = 0  # the process that launched us may end at once, and we keep running
         self.session.key = secrets.token_hex(32).encode()
         self.session.signature_scheme = "hmac-sha256"
         if self.launch.curve:
@@ -866,7 +866,7 @@ class ReportingKernelApp:
 
         host = self.launch.address
         if ":" in host:
-            self.context.setsockopt(zmq.IPV6, 1)  # for sockets made later, which connect to this one
+            self.context.setsockopt(zmq.IPV6, 1)  # for later sockets, which connect to this one
             bound.setsockopt(zmq.IPV6, 1)
             host = f"[{host}]"
 
@@ -877,7 +877,7 @@ class ReportingKernelApp:
         return self.launch.ports.bind(bind)
 
     def init_heartbeat(self) -> None:
-        """Bind the heartbeat's port here: ipykernel's own thread binds a port that was free some time ago."""
+        """Bind the heartbeat's port here, because ipykernel's thread binds a port that may no longer be free."""
         import zmq
         from ipykernel.heartbeat import Heartbeat
 
@@ -904,7 +904,7 @@ class ReportingKernelApp:
             self.launch.report(info)
 
     def log_connection_info(self) -> None:
-        """Record the ports; what ipykernel prints here is for people at a terminal."""
+        """Record the ports, without ipykernel's output for users at a terminal."""
         self._ports = {name[: -len("_port")]: getattr(self, name) for name in CHANNEL_PORTS}
 
 
@@ -922,7 +922,7 @@ def beat(bound: Any) -> None:
 
 
 class Launch(NamedTuple):
-    """What the kernel's application needs to know of its launch."""
+    """The parameters of the launch for the kernel's application."""
 
     path: str
     kernel_class: Any
@@ -933,12 +933,12 @@ class Launch(NamedTuple):
 
 
 def kernel_application(options: argparse.Namespace, path: str, report: Callable[[dict[str, Any]], None] | None) -> Any:
-    """Return ipykernel's application, which binds its ports first and reports those that it has bound."""
+    """Return ipykernel's application, which binds its ports and then reports them."""
     kernel_class = import_kernel_class(options.kernel_class_name)
     import ipykernel
     from ipykernel.kernelapp import IPKernelApp
 
-    # Not told by the application's traits: jupyter_client brings them to an ipykernel that does not heed them.
+    # The application's traits do not tell, because jupyter_client adds them even to an ipykernel that ignores them.
     can_encrypt = ipykernel.version_info[:2] >= (7, 3)
     curve = curve_keys(options.transport_encryption, "" if can_encrypt else "ipykernel 7.3 or later is needed")
     app_class: Any = type("ReportingKernelApp", (ReportingKernelApp, IPKernelApp), {})
@@ -959,7 +959,7 @@ def connection_basics(key: str) -> dict[str, Any]:
 
 
 class Reporter:
-    """Tells the gateway how the kernel can be reached."""
+    """Reports the kernel's connection information to the gateway."""
 
     def __init__(self, options: argparse.Namespace, secret: bytes | None, pid: int, comm_port: int) -> None:
         self._address = parse_response_address(options.response_address)
@@ -970,8 +970,8 @@ class Reporter:
             self._extra["comm_version"] = 2
 
     def __call__(self, info: dict[str, Any]) -> None:
-        """Send ``info`` with the launcher's own entries; raise LaunchError when nobody takes it."""
-        secret, self._secret = self._secret, None  # not to be found by user code
+        """Send ``info`` with the launcher's own entries; raise LaunchError if it cannot be delivered."""
+        secret, self._secret = self._secret, None  # user code must not find it
         send_report(self._address, encode_payload(dict(info, **self._extra), self._public_key, secret))
 
 
@@ -999,11 +999,11 @@ def launch_kernel(options: argparse.Namespace, path: str, secret: bytes | None) 
 
 
 def serve_other_kernel(options: argparse.Namespace, path: str, secret: bytes | None) -> None:
-    """Pick the ports of the kernel of process ``--parent-pid``, report them, and serve its communication port."""
+    """Choose the ports of the kernel of process ``--parent-pid``, report them, and serve its communication port."""
     curve_keys(options.transport_encryption, "this kernel cannot encrypt its messages")
     process = KernelProcess(options.parent_pid)
     ports, address = PortRange(options.port_range), bind_address(options)
-    held = [bound_socket(ports, address) for _ in CHANNEL_PORTS]  # until the kernel is told to take them
+    held = [bound_socket(ports, address) for _ in CHANNEL_PORTS]  # until the kernel is about to bind them
     info: dict[str, Any] = {name: bound.getsockname()[1] for name, bound in zip(CHANNEL_PORTS, held)}
     info.update(connection_basics(secrets.token_hex(32)))
     server = bound_socket(ports, address)
@@ -1016,12 +1016,12 @@ def serve_other_kernel(options: argparse.Namespace, path: str, secret: bytes | N
     if not options.response_address:
         return
     if os.getpgrp() != os.getpid():
-        os.setsid()  # survive what is sent to the kernel's group, to clean up after it
+        os.setsid()  # survive signals to the kernel's group, to clean up after it
     run_listener(server, process, secret, cancels_spark_jobs=False, path=path)
 
 
 def fail(message: str, path: str = "") -> NoReturn:
-    """End the process with one clear line, whatever threads there are."""
+    """End the process with one clear line, regardless of other threads."""
     if path:
         remove_connection_file(path)
     stream = log.handlers[0].stream if log.handlers else sys.stderr  # type: ignore[attr-defined]
@@ -1031,7 +1031,7 @@ def fail(message: str, path: str = "") -> NoReturn:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     configure_logging()
     path = ""
     try:

@@ -19,7 +19,7 @@ import java.util.function.IntPredicate;
  * The launcher's communication port, on which the gateway sends signals to the kernel.
  *
  * <p>Without a secret a connection carries one JSON object, {@code {"signum": 2}} or {@code {"shutdown": 1}}, and
- * nothing is answered. With one, {@link CommSession} authenticates every command. Whatever else arrives is dropped:
+ * there is no response. With one, {@link CommSession} authenticates every command. Anything else is discarded, because
  * the port must outlive port scans and health probes.
  */
 final class CommListener {
@@ -36,7 +36,7 @@ final class CommListener {
      * Serves a bound socket.
      *
      * @param secret the launch's secret, or null to speak version 1
-     * @param signals delivers a signal number; answers whether it may be sent
+     * @param signals delivers a signal number; returns whether it may be sent
      */
     CommListener(ServerSocket socket, byte[] secret, IntPredicate signals) throws GeneralSecurityException {
         this.socket = socket;
@@ -50,7 +50,7 @@ final class CommListener {
         workers = new ThreadPoolExecutor(1, MAX_CONNECTIONS, 30, TimeUnit.SECONDS, new SynchronousQueue<>(), daemons);
     }
 
-    /** Accepts callers until a shutdown command closes the port; the thread does not keep the JVM alive. */
+    /** Accepts clients until a shutdown command closes the port; the thread does not keep the JVM alive. */
     void start() {
         Thread thread = new Thread(this::accept, "launcher-listener");
         thread.setDaemon(true);
@@ -86,7 +86,7 @@ final class CommListener {
         }
     }
 
-    /** Carries out one command; answers an error, or null when it is done. */
+    /** Carries out one command; returns an error, or null on success. */
     private String obey(String command) {
         JsonNode request;
         try {

@@ -13,11 +13,11 @@ import java.security.SecureRandom;
 import java.util.function.Function;
 
 /**
- * One authenticated conversation (version 2) on the communication port.
+ * One authenticated session (version 2) on the communication port.
  *
- * <p>The launcher opens with a challenge; each of the caller's lines has the next number and a MAC over challenge,
- * number and command, so that nothing heard on the network can be said again. The first line that is not authentic
- * ends the conversation.
+ * <p>The launcher opens with a challenge; each of the client's lines has the next number and a MAC over challenge,
+ * number and command, so that nothing captured on the network can be replayed. The first line that is not authentic
+ * ends the session.
  */
 final class CommSession {
     private static final ObjectMapper JSON = new ObjectMapper();
@@ -30,9 +30,9 @@ final class CommSession {
     private long last;
 
     /**
-     * Talks to an accepted caller.
+     * Serves an accepted client.
      *
-     * @param obey carries out a command; answers an error, or null when it is done
+     * @param obey carries out a command; returns an error, or null on success
      */
     CommSession(Socket caller, byte[] key, Function<String, String> obey) {
         this.caller = caller;

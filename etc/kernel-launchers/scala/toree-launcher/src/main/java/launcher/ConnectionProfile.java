@@ -31,7 +31,7 @@ final class ConnectionProfile {
         this.content = content;
     }
 
-    /** Uses the file asked for when it exists, and otherwise writes one with ports of {@code range} and a new key. */
+    /** Uses the requested file if it exists, and otherwise writes one with ports in {@code range} and a new key. */
     static ConnectionProfile open(Path wanted, PortRange range) throws IOException {
         if (wanted != null && Files.exists(wanted)) {
             return new ConnectionProfile(wanted, JSON.readValue(wanted.toFile(), new TypeReference<>() {}));
@@ -50,7 +50,7 @@ final class ConnectionProfile {
         return new ConnectionProfile(path, content);
     }
 
-    /** Picks five different ports: all are held until the last is found. */
+    /** Picks five different ports; holds all of them until the last is found. */
     private static Map<String, Object> freePorts(PortRange range) throws IOException {
         Deque<ServerSocket> held = new ArrayDeque<>();
         try {
@@ -71,7 +71,7 @@ final class ConnectionProfile {
         return path;
     }
 
-    /** What the gateway is told: the file's content and how to reach this launcher. */
+    /** The report for the gateway: the file's content and the address of this launcher. */
     Map<String, Object> report(String kernelId, int commPort, boolean hasSecret) {
         Map<String, Object> report = new LinkedHashMap<>(content);
         report.put("kernel_id", kernelId);
@@ -91,14 +91,14 @@ final class ConnectionProfile {
     private static Long processGroup() {
         try {
             String stat = Files.readString(Path.of("/proc/self/stat"));
-            // The command name, in parentheses, may itself hold blanks; state, parent and group follow it.
+            // The command name, in parentheses, may itself contain blanks; state, parent and group follow it.
             return Long.valueOf(stat.substring(stat.lastIndexOf(')') + 2).split(" ")[2]);
         } catch (IOException e) {
             return null;
         }
     }
 
-    /** Removes the file, and its directory where that was made for it. */
+    /** Removes the file, and its directory if it was created for the file. */
     void delete() {
         try {
             Files.deleteIfExists(path);

@@ -5,7 +5,7 @@ import java.util.Set;
 import sun.misc.Signal;
 import sun.misc.SignalHandler;
 
-/** Turns the signal numbers that the gateway sends into signals this JVM can take. */
+/** Turns the signal numbers that the gateway sends into signals that this JVM can handle. */
 final class KernelSignals {
     private static final System.Logger LOG = System.getLogger("launcher");
     private static final int INTERRUPT = 2;
@@ -22,7 +22,7 @@ final class KernelSignals {
     private volatile SignalHandler handler;
 
     /**
-     * Knows one kernel's signals.
+     * Creates the signals of one kernel.
      *
      * @param alternateSigint name of the signal that interrupts instead of INT; empty for INT
      * @param cleanUp what to do before the JVM is halted, as halting skips its shutdown hooks
@@ -43,7 +43,7 @@ final class KernelSignals {
         }
     }
 
-    /** Delivers a signal; answers whether it is one the gateway may send. 0 only asks whether the kernel lives. */
+    /** Delivers a signal; returns whether the gateway may send it. 0 only checks that the kernel is alive. */
     boolean deliver(int number) {
         if (number == 0) {
             return true;
@@ -65,7 +65,7 @@ final class KernelSignals {
     }
 
     /**
-     * Has whoever handles {@code signal} by now do so with the class loader of this launcher.
+     * Runs the present handler of {@code signal} with the class loader of this launcher.
      *
      * <p>Toree's handler asks for the Spark context, and makes it where no cell has yet; the JVM's threads for signals
      * have a class loader that does not know Spark.
@@ -84,7 +84,7 @@ final class KernelSignals {
         handler.handle(signal);
     }
 
-    /** TERM lets Spark stop its executors; a JVM that does not end by it is halted. */
+    /** TERM lets Spark stop its executors; a JVM that does not end after it is halted. */
     private void haltLater() {
         Thread watchdog = new Thread(
                 () -> {

@@ -13,7 +13,7 @@ final class LaunchSecret {
     private LaunchSecret() {}
 
     /**
-     * Returns the secret, or null when there is none.
+     * Returns the secret, or null if there is none.
      *
      * <p>Java cannot change the environment its children inherit, so a starter that does not want cells to see the
      * secret (bin/run.sh of our kernelspecs) hands it over as the only line of standard input.

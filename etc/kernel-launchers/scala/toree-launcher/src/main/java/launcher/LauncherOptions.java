@@ -11,8 +11,8 @@ import java.util.Set;
  * The launcher's command line.
  *
  * <p>An option's value may be absent, follow as the next argument or after {@code =}. The spellings of Enterprise
- * Gateway 1 to 3, {@code --RemoteProcessProxy.kernel-id} and so on, mean the same; the new one wins where both are
- * given. What is not the launcher's goes to Toree unchanged.
+ * Gateway 1 to 3, {@code --RemoteProcessProxy.kernel-id} and so on, mean the same; the new one takes
+ * precedence if both are given. Other arguments are passed to Toree unchanged.
  */
 final class LauncherOptions {
     private static final String OLD_PREFIX = "RemoteProcessProxy.";
@@ -75,7 +75,7 @@ final class LauncherOptions {
         return required("public-key");
     }
 
-    /** Where the gateway waits for the connection information; empty when nobody does. */
+    /** The address to report the connection information to; empty for no report. */
     String responseAddress() {
         return values.getOrDefault("response-address", "");
     }
@@ -89,7 +89,7 @@ final class LauncherOptions {
         return PortRange.parse(values.getOrDefault("port-range", "0..0"));
     }
 
-    /** The connection file asked for, or null when the launcher chooses one. */
+    /** The requested connection file, or null if the launcher chooses one. */
     Path profile() {
         String profile = values.getOrDefault("profile", "");
         return profile.isEmpty() ? null : Path.of(profile);

@@ -8,7 +8,7 @@ import java.net.SocketTimeoutException;
 import java.nio.charset.StandardCharsets;
 import java.util.concurrent.TimeUnit;
 
-/** Reads commands from a caller who may be silent, slow or endless. */
+/** Reads commands from a client that may be silent, slow or send without end. */
 final class LimitedReader {
     private static final int MAX_BYTES = 4096;
     private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(5);
@@ -21,17 +21,17 @@ final class LimitedReader {
         this.input = socket.getInputStream();
     }
 
-    /** Reads until the caller closes. */
+    /** Reads until the client closes the connection. */
     String readAll() throws IOException {
         return read(-1, System.nanoTime() + PATIENCE_NANOS);
     }
 
-    /** Reads a first line, which must come within the reader's patience; null at the end. */
+    /** Reads a first line, which must arrive before the time-out; null at the end. */
     String readFirstLine() throws IOException {
         return read('\n', System.nanoTime() + PATIENCE_NANOS);
     }
 
-    /** Reads a line of a caller who is trusted to stay connected as long as he likes; null at the end. */
+    /** Reads a line from an authenticated client, without a time-out; null at the end. */
     String readLine() throws IOException {
         return read('\n', 0);
     }

@@ -33,7 +33,7 @@ final class Payload {
     private final String kernelId;
     private final PublicKey publicKey;
 
-    /** Takes the gateway's key as it stands on the command line: X.509 SubjectPublicKeyInfo in base64. */
+    /** Reads the gateway's key from its form on the command line: X.509 SubjectPublicKeyInfo in base64. */
     Payload(String kernelId, String publicKey) throws GeneralSecurityException {
         this.kernelId = kernelId;
         byte[] der = Base64.getDecoder().decode(publicKey);

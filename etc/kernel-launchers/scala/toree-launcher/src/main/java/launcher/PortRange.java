@@ -21,7 +21,7 @@ final class PortRange {
         this.upper = upper;
     }
 
-    /** Reads a range, whose least size is MIN_PORT_RANGE_SIZE (or EG_MIN_PORT_RANGE_SIZE, or 1000). */
+    /** Reads a range, whose minimum size is MIN_PORT_RANGE_SIZE (or EG_MIN_PORT_RANGE_SIZE, or 1000). */
     static PortRange parse(String text) {
         return parse(text, System.getenv());
     }
@@ -54,7 +54,7 @@ final class PortRange {
         return new PortRange(lower, upper);
     }
 
-    /** Binds a free port of the range on every address; tries MAX_PORT_RANGE_RETRIES times (5) more. */
+    /** Binds a free port of the range on every address; retries up to MAX_PORT_RANGE_RETRIES (5) times. */
     ServerSocket bind() throws IOException {
         int tries = lower == 0 ? 1 : 1 + setting(System.getenv(), "MAX_PORT_RANGE_RETRIES", 5);
         for (int i = 0; i < tries; i++) {

@@ -35,7 +35,7 @@ public final class ToreeLauncher {
         }
     }
 
-    /** Makes the connection file, reports it, and answers Toree's arguments. */
+    /** Writes the connection file, reports it, and returns Toree's arguments. */
     private static List<String> prepare(LauncherOptions options, byte[] secret)
             throws IOException, GeneralSecurityException, InterruptedException {
         Payload payload = new Payload(options.kernelId(), options.publicKey());
@@ -56,7 +56,7 @@ public final class ToreeLauncher {
         return options.toreeArguments(profile.path());
     }
 
-    /** Reads {@code ip:port} or {@code [ipv6]:port}; null when it is neither. */
+    /** Reads {@code ip:port} or {@code [ipv6]:port}; null if it is neither. */
     static InetSocketAddress address(String text) {
         int colon = text.lastIndexOf(':');
         if (colon < 1 || !text.substring(colon + 1).matches("[0-9]{1,5}")) {
@@ -70,7 +70,7 @@ public final class ToreeLauncher {
         return port < 1 || port > 65535 ? null : new InetSocketAddress(host, port);
     }
 
-    /** Delivers the message, trying again for a while: a new container's network may need some seconds. */
+    /** Delivers the message, with retries, because a new container's network may need some seconds. */
     private static void send(byte[] message, InetSocketAddress gateway) throws IOException, InterruptedException {
         long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(REPORT_SECONDS);
         long pauseMillis = 100;
@@ -102,7 +102,7 @@ public final class ToreeLauncher {
         }
     }
 
-    /** The gateway closes when it has read all; a reset means that it has not. */
+    /** The gateway closes after it has read everything; a reset means that it has not. */
     private static void awaitClose(Socket socket) throws IOException {
         try {
             socket.getInputStream().read();
