@@ -354,21 +354,21 @@ EG_RESTART_STATUS_POLL_INTERVAL = declare(
     "EG_RESTART_STATUS_POLL_INTERVAL",
     _seconds,
     1.0,
-    "Accepted for compatibility, without effect: who waits for a restart is told when it is done.",
+    "Accepted for compatibility, without effect: a restart is reported as soon as it is complete.",
     group=_LAUNCH,
 )
 EG_MAX_POLL_ATTEMPTS = declare(
     "EG_MAX_POLL_ATTEMPTS",
     _size,
     10,
-    "How often a kernel that was told to end is looked at before it is killed.",
+    "How many times a kernel that was asked to end is checked before it is killed.",
     group=_LAUNCH,
 )
 EG_POLL_INTERVAL = declare(
     "EG_POLL_INTERVAL",
     _seconds,
     0.5,
-    "Seconds between two looks at a cluster's state where the cluster does not report changes by itself.",
+    "Seconds between checks of a cluster's state where the cluster does not report changes by itself.",
     group=_LAUNCH,
 )
 EG_PROHIBITED_UIDS = declare(
@@ -421,8 +421,8 @@ EG_KERNEL_OUTPUT_LIMIT = declare(
     "EG_KERNEL_OUTPUT_LIMIT",
     Number(int, 4096),
     1024 * 1024,
-    "Bytes that are kept of what a kernel or launcher on the gateway's machine writes past Jupyter's messages: its "
-    "first 64 KiB and its last lines. It is looked at every ten seconds, so that the file can be larger meanwhile.",
+    "Bytes kept of a local kernel's or launcher's stdout and stderr outside Jupyter messages: its "
+    "first 64 KiB and its last lines. The size is checked every ten seconds, so the file can be larger meanwhile.",
     group=_LAUNCH,
 )
 
@@ -474,8 +474,8 @@ EG_ALLOW_PAYLOAD_V0 = declare(
     "EG_ALLOW_PAYLOAD_V0",
     boolean,
     False,
-    "Whether reports of launchers older than Enterprise Gateway 2.4 are taken. They are encrypted with the kernel id "
-    "alone: leave it off.",
+    "Whether reports from launchers older than Enterprise Gateway 2.4 are accepted. They are encrypted with the "
+    "kernel id alone: leave it off.",
     group=_RESPONSE,
 )
 EG_SOCKET_TIMEOUT = declare(

@@ -176,7 +176,7 @@ class ProcessProxyProvisioner(KernelProcess):
         assert self.process_proxy is not None
         # From here on something may exist that has to be cleaned up, whatever happens.
         self._launched = True
-        await self.kernel.resources.turns.come()
+        await self.kernel.resources.turns.wait()
         self._keep_output_small()
         try:
             await self.process_proxy.launch_process(cmd, **kwargs)

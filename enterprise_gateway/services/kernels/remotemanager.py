@@ -264,7 +264,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
         if env.get("KERNEL_LAUNCH_TIMEOUT"):
             check_launch_timeout(env["KERNEL_LAUNCH_TIMEOUT"])
         name, spec = await self._find_kernel_spec(kernel_name or self.default_kernel_name)
-        await self.resources.turns.come()
+        await self.resources.turns.wait()
         kernel = self._make_kernel_manager(kernel_id, name, spec)
         launch_args = {"env": env, "kernel_headers": kernel_headers or {}, "kernel_name": name, "path": path}
         try:
@@ -290,7 +290,7 @@ class RemoteMappingKernelManager(CullingOptions, AsyncMultiKernelManager):
             await self.records.starting(kernel, launch_args)
             await kernel.start_kernel(env=dict(env), kernel_headers=headers, **cwd, **kwargs)
             await self.records.running(kernel)
-            await self.resources.turns.come()
+            await self.resources.turns.wait()
             self._connect(kernel)
             if (conflict := kernel.conflict) is not None:
                 await kernel.prove(conflict)
