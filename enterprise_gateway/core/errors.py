@@ -7,7 +7,7 @@
     ├── NotFoundError                404  no such kernel or session
     │   └── UnknownKernelSpecError   404  no kernelspec of that name
     ├── ConflictError                409  the kernel id is taken, or the kernel is being shut down
-    │   └── LeaseLostError           409  another replica looks after the kernel now
+    │   └── LeaseLostError           409  another replica owns the kernel now
     ├── BrokenKernelSpecError        500  a kernelspec's kernel.json cannot be used
     ├── StoreUnavailableError        503  the kernel session store did not answer
     ├── PayloadError                 500  a launcher's response could not be used (never sent to clients)

@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 
 
 class Activity(NamedTuple):
-    """What the replica that looks after a kernel tells the others of it; ``last_activity`` in seconds of the epoch."""
+    """What the replica that owns a kernel tells the others about it; ``last_activity`` in seconds of the epoch."""
 
     execution_state: str
     last_activity: float
@@ -46,7 +46,7 @@ class StoredKernel(NamedTuple):
     version: float
     """Another number whenever the record was saved."""
     owner: str | None
-    """The replica that looks after it now."""
+    """The replica that owns it now."""
     execution_state: str | None
     last_activity: float | None
     connections: int
@@ -59,7 +59,7 @@ class Beat(NamedTuple):
     tokens: dict[str, int]
     kernels: dict[str, StoredKernel]
     unrecorded: dict[str, int]
-    """The tokens of those of its leases that are of no kernel on record."""
+    """The tokens of its leases whose kernels have no record."""
 
 
 _KEY_NAMES = ("key", "curve_publickey", "curve_secretkey")

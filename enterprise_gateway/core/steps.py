@@ -38,4 +38,4 @@ async def take_all(
                     raise TimeoutError(f"it has not ended within {patience:g} seconds")
                 task.result()
         except Exception:
-            log.exception("%s did not end in order; the rest does", what)
+            log.exception("%s did not end cleanly; the rest continues", what)

@@ -18,8 +18,8 @@ class Turns:
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
 
-    async def come(self) -> None:
-        """Return when it is the caller's turn and the loop has looked after everything else since the last one."""
+    async def wait(self) -> None:
+        """Wait for the caller's turn, which comes after the loop has run everything else since the previous one."""
         async with self._lock:
             for _ in range(ROUNDS):
                 await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What replicas of the gateway tell each other through the database: who is there, who looks after which kernel."""
+"""What replicas of the gateway share through the database: which replicas exist, and which owns which kernel."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ReplicatedSqlStore(SqlStore):
             return Beat(tokens, kernels, {name: token for name, token in tokens.items() if name not in kernels})
 
     def _forget_leases(self, connection: sa.Connection) -> None:
-        """Remove leases of starts, by replicas that are gone, of which nothing came on record."""
+        """Remove the leases of starts that replicas now gone never recorded."""
         recorded = sa.exists().where(_sessions.c.kernel_id == _leases.c.kernel_id)
         is_old = _leases.c.lease_expires < self._now() - _FORGOTTEN_AFTER_SECONDS
         # Another replica may be at the same: none waits for the other.
@@ -147,7 +147,7 @@ class ReplicatedSqlStore(SqlStore):
         return {row.kernel_id: StoredKernel(*row) for row in connection.execute(query)}
 
     def seize_lease(self, kernel_id: str, owner: str, seconds: float, *, by_force: bool) -> int | None:
-        """Take the lease of a kernel on record; return the fencing token, None when it cannot be had.
+        """Take the lease of a recorded kernel; return the fencing token, or None when it is not available.
 
         Parameters
         ----------
@@ -179,7 +179,7 @@ class ReplicatedSqlStore(SqlStore):
     # -- notebooks' sessions ------------------------------------------------------------------------------------------
 
     def load_notebooks(self) -> list[dict[str, Any]]:
-        """Return the notebooks' sessions whose kernels are on record, oldest first."""
+        """Return the notebooks' sessions whose kernels are recorded, oldest first."""
         columns = [column for column in _notebooks.c if column.name != "created_at"]
         recorded = sa.exists().where(_sessions.c.kernel_id == _notebooks.c.kernel_id)
         with self._transaction(write=False) as connection:

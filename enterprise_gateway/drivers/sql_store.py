@@ -271,7 +271,7 @@ class SqlStore:
             return self._count(connection, username)
 
     def _count(self, connection: sa.Connection, username: str | None) -> int:
-        """Count in one statement: between two, a kernel could come on record and be in neither number."""
+        """Count in one statement: between two, a kernel could be recorded and be in neither number."""
         kernels = sa.select(sa.func.count()).select_from(_sessions)
         recorded = sa.exists().where(_sessions.c.kernel_id == _reservations.c.kernel_id)
         places = (

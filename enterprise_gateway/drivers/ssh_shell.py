@@ -275,7 +275,7 @@ class SSHShell:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands, as far as is known."""
+        """Whether the connection is open, to the best of our knowledge."""
         return self._live() is not None
 
     def connect(self, timeout: float | None = None) -> None:
@@ -577,7 +577,7 @@ class _Resident:
 
     @property
     def usable(self) -> bool:
-        """Whether the shell still listens, as far as is known."""
+        """Whether the shell still listens, to the best of our knowledge."""
         return not (self._channel.closed or self._channel.eof_received)
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ State = TypeVar("State")
 class StateWatch(Generic[Key, State]):
     """Knows the states of all registered keys, from one query asked again and again as long as there are any.
 
-    While the query fails nothing is known, and nobody is told anything. Neither an error of the query nor one of
+    While the query fails nothing is known, and no callback is called. Neither an error of the query nor one of
     somebody's ``on_change`` ends the watch for the others. Where a cluster says itself what changes, use
     :meth:`following`.
 

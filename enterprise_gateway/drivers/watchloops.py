@@ -49,7 +49,7 @@ class Failures:
             log.debug("The state of %d on %s is not known: %s", count, name, error)
         elif self._logged != (reason := repr(error)):
             self._logged = reason
-            log.error("The state of %d on %s cannot be asked for", count, name, exc_info=error)
+            log.error("The state of %d on %s cannot be queried", count, name, exc_info=error)
 
     def end(self) -> None:
         """Note that the states are known again."""

@@ -1,4 +1,4 @@
-"""The last known states of what is watched, and who is told when they change."""
+"""The last known states of what is watched, and the callbacks to call when they change."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Registration(Generic[Key, State]):
 class StateTable(Generic[Key, State]):
     """States by key, and the registrations of those who want to hear of changes; safe to use from all threads.
 
-    No lock is held while somebody is told, and nobody is told two things at once.
+    No lock is held during a callback, and no callback is called twice at once.
 
     Parameters
     ----------
@@ -173,7 +173,9 @@ class StateTable(Generic[Key, State]):
                 try:
                     registration.on_change(news[0])
                 except Exception:  # of one listener; the others are to be told
-                    self.log.exception("What happened to %s on %s was not taken", registration.key, self.name)
+                    self.log.exception(
+                        "The change of state of %s on %s could not be handled", registration.key, self.name
+                    )
                 finally:
                     registration.being_told = False
 

@@ -180,7 +180,7 @@ class ProcessProxyProvisioner(KernelProcess):
 
     async def _launch(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         assert self.process_proxy is not None
-        await self.kernel.resources.turns.come()
+        await self.kernel.resources.turns.wait()
         self._keep_output_small()
         await self.process_proxy.launch_process(cmd, **kwargs)
         self._keep_output_small()  # it may be in another directory than was expected

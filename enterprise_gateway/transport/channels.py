@@ -549,7 +549,7 @@ class KernelChannels:
     def _send_missed(self, client: ChannelsClient, missed: Missed) -> None:
         if missed.dropped:
             self._log.warning("%d messages were dropped while no client was connected", missed.dropped)
-            text = f"[{missed.dropped} messages were dropped: more came than is kept while no client is connected]\n"
+            text = f"[{missed.dropped} messages were dropped while no client was connected; the backlog was full]\n"
             client.put(self._notice(text, missed.dropped_parent), unlimited=True)
         for message in missed.messages:
             client.put(message, unlimited=True)

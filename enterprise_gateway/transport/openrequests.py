@@ -68,7 +68,7 @@ class Request:
     def failure(
         self, factory: MessageFactory, ename: str, text: str, kernel_info: Mapping[str, Any]
     ) -> list[KernelMessage]:
-        """Return what the kernel still owes to this request, as an error: its output, the reply, and ``idle``.
+        """Return what the kernel has not yet sent for this request, as an error: its output, the reply, and ``idle``.
 
         ``kernel_info`` is what the kernel has said of itself. Who asks for that gets it with the error: papermill reads
         the language out of the reply whatever its status, when the cell that ended the kernel has failed.

@@ -147,7 +147,7 @@ class Expectation:
         Raises
         ------
         PayloadError
-            The kernel has reported already, its kernelspec demands a later version, or the report came from elsewhere.
+            The kernel has already reported, its kernelspec demands a later version, or the report came from elsewhere.
         """
         if self._report is not None:
             return self._contradict(self._report, report, peer)
@@ -179,7 +179,7 @@ class Expectation:
         is_same = report.connection_info == accepted.connection_info  # a launcher that was not sure, or a replay
         is_one_too_many = len(self.conflicts) >= MAX_CONFLICTS and not conflict.is_forged  # anybody can make others
         if is_same or conflict in self.conflicts or is_one_too_many:
-            raise PayloadError("the kernel has reported already")
+            raise PayloadError("the kernel has already reported")
         self.conflicts.append(conflict)
         return conflict
 
@@ -429,7 +429,7 @@ class ResponseServer:
 
     def _tell(self, conflict: Conflict) -> None:
         self._log.warning(
-            "Kernel %s has reported already, from %s; another report for it, from %s, was refused. %s",
+            "Kernel %s has already reported from %s; another report for it from %s was refused. %s",
             conflict.kernel_id,
             conflict.accepted_from,
             conflict.refused_from,
@@ -459,7 +459,7 @@ class ResponseServer:
         if expectation is None:
             raise PayloadError("no kernel of this id is being launched")
         if not expectation.is_heard:
-            raise PayloadError("the kernel has reported already")
+            raise PayloadError("the kernel has already reported")
         return expectation
 
     def _open(self, envelope: Envelope) -> Report:
@@ -483,7 +483,7 @@ class ResponseServer:
                     continue
                 self._log.warning("Kernel %s uses the insecure payload version 0", report.kernel_id)
                 return report
-        raise PayloadError("the message fits no kernel that is being launched")
+        raise PayloadError("the message matches no kernel that is being launched")
 
 
 class _Connection(asyncio.Protocol):

@@ -20,7 +20,7 @@ LOST_REPLY = (
 
 @dataclass
 class Memory:
-    """What is known of a kernel besides how it is reached; put on record, so JSON values only.
+    """What is known of a kernel apart from how to connect to it; recorded, so JSON values only.
 
     Parameters
     ----------

@@ -291,7 +291,7 @@ async def test_a_kernel_that_cannot_be_let_go_of_does_not_keep_others_from_it(
         "RemoteMappingKernelManager": {"kernel_manager_class": TROUBLESOME},
         "FileKernelSessionManager": {"persistence_root": str(tmp_path)},
     }
-    with expect_log("did not end in order|cannot be listed"):
+    with expect_log("did not end cleanly|cannot be listed"):
         async with running_gateway(config=config) as gateway:
             ids = [await gateway.app.kernel_manager.start_kernel(kernel_name=n) for n in ("troublesome", "python3")]
             await (await gateway.websocket(ids[1])).execute("x = 42")

@@ -145,7 +145,7 @@ async def test_a_step_that_does_not_end_keeps_no_others_from_being_taken(expect_
     async def step() -> None:
         taken.append(True)
 
-    with expect_log("Things did not end in order; the rest does"):
+    with expect_log("Things did not end cleanly; the rest continues"):
         await take_all([asyncio.Event().wait, step], "Things", logging.getLogger("enterprise_gateway"), patience=0.1)
     assert taken == [True]
 

@@ -12,7 +12,7 @@ async def test_other_work_comes_between_two_steps() -> None:
     turns, events = Turns(), list[str]()
 
     async def step() -> None:
-        await turns.come()
+        await turns.wait()
         events.append("step")
 
     async def others() -> None:
@@ -28,8 +28,8 @@ async def test_other_work_comes_between_two_steps() -> None:
 async def test_a_cancelled_task_gives_its_turn_up() -> None:
     """A start that is cancelled while it waits does not keep the next from its turn."""
     turns = Turns()
-    first = asyncio.ensure_future(turns.come())
-    second = asyncio.ensure_future(turns.come())
+    first = asyncio.ensure_future(turns.wait())
+    second = asyncio.ensure_future(turns.wait())
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait_for(second, 1)

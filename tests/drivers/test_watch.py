@@ -106,7 +106,7 @@ def test_a_query_with_a_defect_is_asked_again(table: Table, watch: StateWatch[in
     """It is told in the log, once as long as it stays the same; who registers later hears everything."""
     seen: list[str | None] = []
     table.states, table.broken = {1: "running", 2: "running"}, True
-    with expect_log("on test cannot be asked for") as records:
+    with expect_log("on test cannot be queried") as records:
         watch.register(1, seen.append)
         wait_for(lambda: len(table.asked) > 3)
     assert len(records) == 1
@@ -128,7 +128,7 @@ def test_one_that_fails_to_listen_keeps_nobody_from_hearing(
         raise ValueError("not what I expected")
 
     table.states = dict.fromkeys(range(9), "pending")
-    with expect_log("What happened to 4 on test was not taken") as records:
+    with expect_log("The change of state of 4 on test could not be handled") as records:
         for key in range(9):
             watch.register(key, fail if key == 4 else seen.append)
         wait_for(lambda: len(seen) == 8)

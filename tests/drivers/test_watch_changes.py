@@ -216,13 +216,13 @@ def test_a_stream_with_a_defect_is_opened_again(
 ) -> None:
     """It is told in the log, once until something was received; nobody is taken for gone."""
     seen = follow(cluster, watch)
-    with expect_log("on test cannot be asked for") as records:
+    with expect_log("on test cannot be queried") as records:
         for count in range(2, 6):
             cluster.breaks(KeyError("a defect of the stream"))
             wait_for(lambda count=count: len(cluster.cursors) == count)  # type: ignore[misc]
     assert len(records) == 1
     cluster.beats()
-    with expect_log("on test cannot be asked for") as records:
+    with expect_log("on test cannot be queried") as records:
         cluster.breaks(KeyError("a defect of the stream"))
         wait_for(lambda: len(cluster.cursors) == 6)
     assert len(records) == 1
@@ -240,7 +240,7 @@ def test_one_that_fails_to_listen_keeps_nobody_from_hearing(
     def fail(state: str | None) -> None:
         raise ValueError("not what I expected")
 
-    with expect_log("What happened to one on test was not taken") as records:
+    with expect_log("The change of state of one on test could not be handled") as records:
         registration = watch.register("one", fail)
         cluster.happens("one", "stopping")
         cluster.happens("one", None)

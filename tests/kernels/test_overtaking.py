@@ -167,7 +167,7 @@ async def test_networks_that_are_none_are_told(expect_log: Any) -> None:
         assert "payload_v1_from of the kernelspec cannot be used" in await refused(gateway, expect_log, "odd")
 
 
-CONTRADICTED = "has reported already, from 127.0.0.1; another report for it, from 127.0.0.1, was refused"
+CONTRADICTED = "has already reported from 127.0.0.1; another report for it from 127.0.0.1 was refused"
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ async def test_report_before_the_wait_is_kept(server):
 async def test_replay_is_refused(server, expect_log):
     """A recorded message is good neither for the same launch again nor for the next launch of the same kernel."""
     wire = message(server, "again", shell_port=41111)
-    with server.expect("again", secret=SECRET) as expectation, expect_log("reported already"):
+    with server.expect("again", secret=SECRET) as expectation, expect_log("has already reported"):
         await send(server, wire)
         await send(server, message(server, "again", shell_port=42222))
         assert (await expectation.wait(Deadline(1))).shell_port == 41111
@@ -168,7 +168,7 @@ async def test_a_second_report_is_told_with_both_addresses(server, first, second
             await eventually(lambda: not any(server._queues))
             await asyncio.sleep(0.05)
         assert len(told) == len(expectation.conflicts) == 1
-        assert "from 127.0.0.1; another report for it, from 127.0.0.1, was refused" in told[0].getMessage()
+        assert "from 127.0.0.1; another report for it from 127.0.0.1 was refused" in told[0].getMessage()
         assert (await expectation.wait(Deadline(1))).shell_port == 41111
         assert (expectation.doubt is not None) == doubt
         assert expectation.conflicts[0].is_forged == (first is None and second is not None)
@@ -206,7 +206,7 @@ async def test_second_reports_are_looked_at_for_some_time_only(server, expect_lo
         await send(server, message(server, "mine"))
         await expectation.wait(Deadline(1))
         await asyncio.sleep(0.15)
-        with expect_log("the kernel has reported already"):
+        with expect_log("the kernel has already reported"):
             await send(server, message(server, "mine", shell_port=42222))
         with expect_log("no kernel is being launched"):
             await send(server, message(server, "mine", None, shell_port=42222))

@@ -87,7 +87,7 @@ class RemoteKernelManager(KernelView, AsyncKernelManager):
         self.progress = Progress()
         self.progress.reach(Phase.QUEUED)
         try:
-            await self.resources.turns.come()
+            await self.resources.turns.wait()
             command, kwargs = await self._async_pre_start_kernel(**kwargs)
             await self._async_launch_kernel(command, **kwargs)
             await self._async_post_start_kernel(**kwargs)
@@ -228,7 +228,7 @@ class RemoteKernelManager(KernelView, AsyncKernelManager):
 
     async def _async_request_shutdown(self, restart: bool = False) -> None:
         """Ask the kernel to shut down, through the gateway's channels when there are any."""
-        await self.resources.turns.come()  # a socket is opened for it
+        await self.resources.turns.wait()  # a socket is opened for it
         if self.channels is None:
             await super()._async_request_shutdown(restart=restart)
             return

@@ -127,7 +127,7 @@ class KernelStarts:
         if request.env.get("KERNEL_LAUNCH_TIMEOUT"):
             check_launch_timeout(request.env["KERNEL_LAUNCH_TIMEOUT"])
         name, spec = await self._maker.find_spec(request.kernel_name)
-        await self._turns.come()
+        await self._turns.wait()
         kernel = self._maker.make(kernel_id, name, spec)
         kernel.username = request.username
         try:
@@ -153,7 +153,7 @@ class KernelStarts:
                 env=dict(request.env), kernel_headers=dict(request.headers), **cwd, **request.more
             )
             await self._records.running(kernel)
-            await self._turns.come()
+            await self._turns.wait()
             self._admission.connect(kernel)
             await prove(kernel)
             self._admission.manage(kernel)
