@@ -113,7 +113,7 @@ async def test_an_old_token_writes_nothing(kind, make):
     assert await successor.acquire_lease(kernel_id, "successor", 60)
     await successor.fetch_session(kernel_id)
     await successor.record_phase(kernel_id, "running", process_info={"pid": 99})
-    with pytest.raises(LeaseLostError, match="looked after by another replica") as raised:
+    with pytest.raises(LeaseLostError, match="managed by another replica") as raised:
         await frozen.record_phase(kernel_id, "restarting", required=False)
     assert raised.value.status == 409
     with pytest.raises(LeaseLostError):
