@@ -28,7 +28,8 @@ LAUNCHER = REPOSITORY / "etc" / "kernel-launchers" / "python" / "scripts" / "lau
 SUPPORT = REPOSITORY / "tests" / "support"
 PROXY = "enterprise_gateway.services.processproxies.distributed.DistributedProcessProxy"
 OPTIONS = ("--kernel-id", "{kernel_id}", "--port-range", "{port_range}", "--response-address", "{response_address}")
-AFTER_A_WHILE = ("sh", "-c", 'sleep 2; exec "$@"', "sh")
+OVERTAKEN = "/tmp/overtaken-{kernel_id}"  # exists when the attacker has reported
+WHEN_OVERTAKEN = ("sh", "-c", 'until [ -e "$0" ]; do sleep 0.05; done; exec "$@"', OVERTAKEN)
 OURS = (sys.executable, str(LAUNCHER), *OPTIONS, "--public-key", "{public_key}")
 OLD = ("env", "-u", "EG_LAUNCH_SECRET", *OURS)  # without a secret it reports as launchers of version 3 do
 CLUMSY = (sys.executable, str(SUPPORT / "bad_launcher.py"))
@@ -50,14 +51,24 @@ def spec(name: str, argv: Sequence[str], *, proxy: str = PROXY, **config: Any) -
 
 @asynccontextmanager
 async def attacker(kernel_id: str, *prefix: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run an attacker that waits for the kernel's launcher."""
+    """Run an attacker that waits for the kernel's launcher, which goes on when the attacker has reported."""
+    mark = Path(OVERTAKEN.format(kernel_id=kernel_id))
+
+    async def wait_for_report() -> None:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"reported\n"
+        mark.touch()
+
     command = (*prefix, sys.executable, str(SUPPORT / "overtaker.py"), kernel_id)
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
+        report = asyncio.create_task(wait_for_report())
         yield process
+        await report
     finally:
+        mark.unlink(missing_ok=True)
         with suppress(ProcessLookupError):  # the test has ended it
             process.kill()
         await process.wait()
@@ -70,7 +81,6 @@ async def attack(gateway: Gateway, expect_log: Any, name: str, refusal: str, *pr
         assert process.stdout is not None
         with expect_log(refusal):
             await gateway.start_kernel(name, env={"KERNEL_ID": kernel_id})
-            assert await asyncio.wait_for(process.stdout.readline(), 10) == b"reported\n"
         socket = await gateway.websocket(kernel_id)
         text, _ = await socket.execute("import os; print(os.environ['KERNEL_ID'], 'my password')")
         assert text == f"{kernel_id} my password\n"
@@ -89,7 +99,7 @@ async def refused(gateway: Gateway, expect_log: Any, name: str) -> str:
 
 async def test_a_launcher_of_ours_is_not_overtaken(expect_log: Any) -> None:
     """The mark in its file is enough: version 1 is refused, though the kernelspec does not demand version 2."""
-    spec("ours", (*AFTER_A_WHILE, *OURS))
+    spec("ours", (*WHEN_OVERTAKEN, *OURS))
     async with running_gateway() as gateway:
         await attack(gateway, expect_log, "ours", "payload version 1 is refused")
 
@@ -98,7 +108,7 @@ async def test_a_kernel_that_turns_out_to_be_anothers_is_ended(tmp_path: Path, e
     """A launcher that is not marked is overtaken, but what it reports then has its secret: the other one is cut off."""
     unmarked = tmp_path / "launch.py"
     unmarked.write_text(LAUNCHER.read_text().replace("# eg-payload-version: 2\n", ""))
-    spec("unmarked", (*AFTER_A_WHILE, sys.executable, str(unmarked), *OPTIONS, "--public-key", "{public_key}"))
+    spec("unmarked", (*WHEN_OVERTAKEN, sys.executable, str(unmarked), *OPTIONS, "--public-key", "{public_key}"))
     kernel_id = str(uuid.uuid4())
     async with running_gateway() as gateway, attacker(kernel_id):
         with expect_log("the kernel was taken over"), expect_log("is dead: another launcher, at 127.0.0.1"):
@@ -119,7 +129,7 @@ async def test_an_old_launcher_is_not_overtaken_from_another_host(
     """Version 1 is taken from the host that the kernel was started on only."""
     for name, value in lab.environment().items():
         monkeypatch.setenv(name, value)
-    spec("old", (*AFTER_A_WHILE, *OLD), remote_hosts=lab.hosts[0].address, payload_version=1)
+    spec("old", (*WHEN_OVERTAKEN, *OLD), remote_hosts=lab.hosts[0].address, payload_version=1)
     elsewhere = ("ip", "netns", "exec", lab.hosts[1]._namespace)
     async with running_gateway() as gateway:
         await attack(gateway, expect_log, "old", f"from {lab.hosts[1].address} .* is taken from .* only", *elsewhere)
