@@ -128,7 +128,7 @@ def occupied_pair(stack):
         return port
 
 
-def test_an_occupied_port_is_passed_over(tmp_path):
+def test_an_occupied_port_is_skipped(tmp_path):
     """With port and neighbour taken the gateway serves on a later one, and says which."""
     with ExitStack() as stack:
         port = occupied_pair(stack)
@@ -148,7 +148,7 @@ def test_without_retries_an_occupied_port_ends_the_start():
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_it_in_order(tmp_path, signum):
+def test_signals_stop_it_gracefully(tmp_path, signum):
     """SIGTERM and SIGINT end kernels and gateway; SIGHUP does nothing; the exit code is 0."""
     with gateway_process(tmp_path / "log", env={"EG_UNAUTHORIZED_USERS": ""}) as gateway:
         status, kernel = ask(gateway.url, "POST", "/api/kernels", "{}")

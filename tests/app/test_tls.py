@@ -155,7 +155,7 @@ async def test_a_header_of_a_known_client_has_seconds_to_come_over_tls(authority
         writer.close()
 
 
-async def test_who_is_refused_over_tls_sees_it(authority, server):
+async def test_a_client_refused_over_tls_is_told(authority, server):
     """Also when the body is under way: it is read and dropped for a moment."""
     argv = [f"--certfile={server[0]}", f"--keyfile={server[1]}", "--EnterpriseGatewayApp.auth_token=right"]
     async with running_gateway(argv) as gateway:
@@ -170,7 +170,7 @@ async def test_who_is_refused_over_tls_sees_it(authority, server):
         writer.close()
 
 
-def test_client_ca_without_certfile_is_said(tmp_path, authority):
+def test_client_ca_without_certfile_is_reported(tmp_path, authority):
     """TLS that no client could use ends the start."""
     with pytest.raises(AssertionError, match="client_ca and keyfile need certfile"):
         gateway_process(tmp_path / "log", [f"--client-ca={authority.certificate}"]).start()
@@ -193,7 +193,7 @@ def start_with_encrypted_key(server, tmp_path):
     return [sys.executable, "-m", "enterprise_gateway", *options]
 
 
-def test_an_encrypted_key_without_a_terminal_is_said(tmp_path, server):
+def test_an_encrypted_key_without_a_terminal_is_reported(tmp_path, server):
     """The program ends with a sentence that says what to do, and a status that is not 0."""
     command = start_with_encrypted_key(server, tmp_path)
     done = subprocess.run(

@@ -137,7 +137,7 @@ async def test_an_unknown_kernelspec_is_named(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "gateway.example:8888"])
-async def test_a_missing_url_is_said(url: str) -> None:
+async def test_a_missing_url_is_reported(url: str) -> None:
     """The error says which variable to set."""
     with pytest.raises(GatewayError, match="JUPYTER_GATEWAY_URL"):
         await manager_for(url).start_kernel()
@@ -181,7 +181,7 @@ async def test_tls_with_a_private_authority_and_a_client_certificate(tmp_path: P
             assert (await run(client, "print(6 * 7)"))[0] == ["42"]
 
 
-async def test_an_authority_that_is_not_trusted_is_said(tmp_path: Path, expect_log: ExpectLog) -> None:
+async def test_an_untrusted_authority_is_reported(tmp_path: Path, expect_log: ExpectLog) -> None:
     """Without the private authority nothing is sent, and the error says that the certificate is not accepted."""
     certificate, key = Authority(tmp_path).issue("127.0.0.1")
     argv = [f"--EnterpriseGatewayApp.certfile={certificate}", f"--EnterpriseGatewayApp.keyfile={key}"]
@@ -213,7 +213,7 @@ async def test_a_cut_connection_loses_no_output(gateway: Gateway) -> None:
             assert (await run(client, "print('next')"))[0] == ["next"]
 
 
-async def test_what_is_asked_while_the_connection_is_away_is_sent_later(gateway: Gateway) -> None:
+async def test_requests_made_while_disconnected_are_sent_later(gateway: Gateway) -> None:
     """A request waits for the next connection, and is executed once."""
     with TcpProxy(urlsplit(gateway.url).port or 0) as proxy:
         async with running_kernel(f"http://127.0.0.1:{proxy.port}") as (_, client):
@@ -228,7 +228,7 @@ async def test_what_is_asked_while_the_connection_is_away_is_sent_later(gateway:
             assert (await run(client, "print(count)"))[0] == ["1"]
 
 
-async def test_a_reply_that_was_lost_is_told() -> None:
+async def test_a_lost_reply_is_reported() -> None:
     """Where the gateway keeps nothing for absent clients, the request gets an error, and the kernel goes on."""
     argv = [*ARGV, "--RemoteMappingKernelManager.buffer_offline_messages=False"]
     async with running_gateway(argv) as gateway:

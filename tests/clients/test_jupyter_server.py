@@ -126,7 +126,7 @@ async def test_output_over_its_limit_arrives(server: Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["display_data", "execute_reply"])
-async def test_a_message_over_its_limit_is_told(server: Client, kind: str) -> None:
+async def test_a_message_over_its_limit_is_reported(server: Client, kind: str) -> None:
     """What cannot be split is replaced by a notice in its cell, and the cell ends."""
     socket = await server.websocket(await server.start_kernel())
     content: dict[str, Any] = {"code": "1", "user_expressions": {"x": "'y' * 15_000_000"}}

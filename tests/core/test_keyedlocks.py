@@ -7,7 +7,7 @@ import asyncio
 from enterprise_gateway.core.keyedlocks import KeyedLocks
 
 
-async def test_who_asks_for_a_name_waits_for_those_who_have_it() -> None:
+async def test_a_caller_waits_until_the_name_is_released() -> None:
     """Others' names are free meanwhile."""
     locks = KeyedLocks()
     order: list[str] = []

@@ -66,7 +66,7 @@ async def test_results_and_errors_pass() -> None:
         await uninterrupted(work(0))
 
 
-async def test_a_place_that_does_not_answer_holds_up_nobody_else() -> None:
+async def test_a_place_that_does_not_answer_does_not_block_others() -> None:
     """More calls than it has threads: other places and this machine's own work go on, and it takes them in turn."""
     answer = threading.Event()
     calls = [asyncio.create_task(offload_to("dead", answer.wait, 30)) for _ in range(3 * THREADS_PER_PLACE)]

@@ -102,7 +102,7 @@ async def test_a_refused_connection_is_an_outage(make, service, expect_log):
         await manager.fetch_sessions()
 
 
-async def test_a_slow_service_holds_nobody_up(make, service, expect_log):
+async def test_a_slow_service_does_not_block_others(make, service, expect_log):
     """A request waits for store_timeout only, and the event loop is free all the time."""
     manager, kernel_id = make("webhook", store_timeout=0.3), a_kernel_id()
     service.delay = 1.0

@@ -158,7 +158,7 @@ async def test_an_unreachable_host_is_skipped(
         assert time.monotonic() - started < 12
 
 
-async def test_a_host_that_never_answers_holds_up_nobody_else(
+async def test_a_host_that_never_answers_does_not_block_others(
     hosts: list[Host], monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     """With more starts waiting for it than it has threads, kernels start here and on other hosts as ever."""
@@ -426,7 +426,7 @@ def test_the_startup_command_of_version_3_is_still_there(tmp_path: Path, monkeyp
     assert " >> /tmp/enterprise-gateway-ted/kernel-abc.log " in text
 
 
-async def test_a_login_shell_that_runs_nothing_is_said(
+async def test_a_login_shell_that_runs_nothing_is_reported(
     hosts: list[Host], monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     """The error names host, user and what the shell said, and does not speak of a lost connection."""
@@ -440,7 +440,7 @@ async def test_a_login_shell_that_runs_nothing_is_said(
 
 
 @pytest.mark.parametrize("way", ["itself", "by a shell"])
-async def test_a_script_with_windows_line_ends_is_said(
+async def test_a_script_with_windows_line_ends_is_reported(
     hosts: list[Host], lab: HostLab, expect_log: Any, way: str
 ) -> None:
     """The error names the script and what to do, besides what the host said of it."""

@@ -154,7 +154,7 @@ def test_a_command_that_prints_without_end_is_given_up(shell: SSHShell) -> None:
     assert shell.run(["true"]).status == 0
 
 
-def test_a_cut_link_is_an_error_and_heals(lab: HostLab, connect: Connect, settings: SSHSettings) -> None:
+def test_a_cut_link_is_an_error_and_recovers(lab: HostLab, connect: Connect, settings: SSHSettings) -> None:
     """While a host's link is cut, commands fail within their time; when it is back, they work, and kernels live."""
     host = lab.hosts[2]
     shell = connect(host.address, replace(settings, connect_timeout=1.0))
@@ -249,7 +249,7 @@ class TestHostKeys:
 class TestCredentials:
     """Who we are must be known to the host."""
 
-    def test_a_password_opens(self, lab: HostLab, connect: Connect) -> None:
+    def test_a_password_logs_in(self, lab: HostLab, connect: Connect) -> None:
         """A user and a password are enough; what the login shell prints on its own is not part of any answer."""
         shell = connect(
             lab.hosts[1].address, SSHSettings(user="ted", password=PASSWORD, known_hosts=(str(lab.known_hosts),))
@@ -271,7 +271,7 @@ class TestCredentials:
         with pytest.raises(HostAuthenticationError, match="key file /nonexistent/id: no such file"):
             connect(lab.hosts[0].address, replace(settings, key_files=("/nonexistent/id",))).run(["true"])
 
-    def test_an_agent_opens(
+    def test_an_agent_logs_in(
         self, lab: HostLab, connect: Connect, settings: SSHSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """Keys of the SSH agent are used where no key files are named."""

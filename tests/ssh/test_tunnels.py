@@ -172,7 +172,7 @@ def test_tunnels_are_made_again_after_a_drop(host: Host, tunnels: HostTunnels, s
     assert shell.connections_made == 2
 
 
-def test_zeromq_heals_by_itself_when_a_cut_link_is_back(
+def test_zeromq_recovers_by_itself_when_a_cut_link_is_back(
     lab: HostLab, host: Host, settings: SSHSettings, expect_log: Callable[..., object]
 ) -> None:
     """A socket keeps working over a cut of the link: what is sent meanwhile arrives when the link is back."""

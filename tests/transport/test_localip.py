@@ -20,7 +20,7 @@ def test_no_pattern_prohibits_nothing():
     assert response_ip() == response_ip(prohibited=["", " "]) == local_ips()[0]
 
 
-def test_prohibited_addresses_are_passed_over():
+def test_prohibited_addresses_are_skipped():
     """Patterns match from the start of an address, as regular expressions; the next address is taken."""
     first, *others = local_ips()
     if others:

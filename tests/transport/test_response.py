@@ -66,7 +66,7 @@ async def never(expectation: response.Expectation, seconds: float = 0.2) -> str:
 
 
 @pytest.mark.parametrize("secret", [None, SECRET], ids=["no-secret", "secret"])
-async def test_report_reaches_who_waits(server, secret):
+async def test_a_report_reaches_the_waiting_launch(server, secret):
     """A message of either version, in one piece or in several, ends the wait of its kernel and of no other."""
     with server.expect("one", secret=secret) as one, server.expect("two", secret=secret) as two:
         waiting = asyncio.ensure_future(one.wait(Deadline(5)))
