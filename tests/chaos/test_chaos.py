@@ -310,7 +310,7 @@ async def chaos(tmp_path, store) -> AsyncIterator[Chaos]:
             client.close()
 
 
-async def test_whatever_fails_nobody_loses_work(chaos):
+async def test_no_work_is_lost_whatever_fails(chaos):
     """No kernel is lost, has two processes, or is called dead while it lives, and no counter goes back untold.
 
     Every request has a clean answer in time, the limits are neither exceeded nor stuck, and nothing is left.

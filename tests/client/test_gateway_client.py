@@ -104,7 +104,7 @@ def test_a_restart_gives_a_fresh_kernel(kernel: KernelClient) -> None:
     assert (kernel.kernel_id, kernel.get_state()) == (kernel_id, "idle")
 
 
-def test_code_that_takes_too_long_is_said_to(kernel: KernelClient) -> None:
+def test_code_that_takes_too_long_is_reported(kernel: KernelClient) -> None:
     """The time-out is an error of its own, and the kernel can still be used."""
     with pytest.raises(TimeoutError, match="still running the code after 0.5 s"):
         kernel.execute("import time; time.sleep(1.5)", timeout=0.5)

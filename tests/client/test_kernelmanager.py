@@ -256,7 +256,7 @@ async def test_a_gateway_that_stays_away_is_given_up(gateway: Gateway, expect_lo
             proxy.refuse = False
 
 
-async def test_a_kernel_that_died_is_told_within_a_second(gateway: Gateway, expect_log: ExpectLog) -> None:
+async def test_the_death_of_a_kernel_is_announced_within_a_second(gateway: Gateway, expect_log: ExpectLog) -> None:
     """The gateway starts it again, but what the program had there is gone: for its client it is dead."""
     async with running_kernel(gateway.url) as (_, client):
         with expect_log("died|is dead"):

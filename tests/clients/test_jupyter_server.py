@@ -109,7 +109,7 @@ async def test_input_asks_the_user(server: Client) -> None:
     await socket.receive_until("execute_reply", parent=msg_id)
 
 
-async def test_an_unknown_kernelspec_is_said_clearly(server: Client, tmp_path: Path) -> None:
+async def test_an_unknown_kernelspec_is_reported_clearly(server: Client, tmp_path: Path) -> None:
     """The status passes through, and Jupyter Server's log has the gateway's sentence."""
     response = await server.fetch("/api/kernels", "POST", {"name": "nonsense"})
     assert response.code == 404

@@ -84,7 +84,7 @@ def test_an_endless_loop_is_interrupted_and_the_kernel_restarted(gateway: Server
     assert lab.dialogue() == ""  # it would stay until somebody presses its button
 
 
-def test_a_death_is_told_and_the_notebook_goes_on(gateway: ServerProcess, open_lab: OpenLab) -> None:
+def test_a_death_is_shown_and_the_notebook_goes_on(gateway: ServerProcess, open_lab: OpenLab) -> None:
     """The dialogue says that the kernel has died, the cell has the reason and ends, and the next one runs."""
     lab = open_lab(gateway.url)
     # ZeroMQ sends in a thread of its own, which ends with the process.

@@ -173,7 +173,7 @@ def test_a_kernel_that_dies_ends_the_run_within_seconds(tmp_path: Path, autorest
     assert ended - died.stat().st_mtime < 30
 
 
-def test_a_wrong_token_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_a_wrong_token_is_reported_in_one_sentence(tmp_path: Path) -> None:
     """The last line names the gateway and the cause."""
     book = write(tmp_path / "in.ipynb", "1")
     with gateway_with_token(tmp_path) as (gateway, env):

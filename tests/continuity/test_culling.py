@@ -94,7 +94,7 @@ def test_text_in_a_kernelspec_is_read_where_it_is_clear(entry: str, value: objec
         ("connected", {}, "true or false"),
     ],
 )
-def test_what_a_kernelspec_cannot_mean_is_told_and_ignored(entry: str, value: object, wanted: str) -> None:
+def test_invalid_entries_of_a_kernelspec_are_logged_and_ignored(entry: str, value: object, wanted: str) -> None:
     """The option counts instead, and so do the kernelspec's other entries."""
     metadata = {f"cull_{entry}": value, "cull_busy_timeout": 9}
     assert unusable_entries(metadata) == [f"cull_{entry} must be {wanted}, not {value!r}"]
@@ -114,7 +114,7 @@ def later(seconds: float) -> Any:
     return lambda: datetime.now(timezone.utc) + timedelta(seconds=seconds)
 
 
-async def test_clients_are_told_before_and_when_it_happens(expect_log: ExpectLog) -> None:
+async def test_clients_are_warned_before_and_informed_when_it_happens(expect_log: ExpectLog) -> None:
     """A warning in time, then the reason as text and with a dead status; the websocket's closing has it as well."""
     async with culling_gateway(cull_idle_timeout=600, cull_connected=True, cull_warning=60) as (gateway, culler):
         kernel_id = await gateway.start_kernel()
@@ -216,7 +216,7 @@ async def test_the_timer_looks(expect_log: ExpectLog) -> None:
             await eventually(lambda: not gateway.app.kernel_manager.list_kernel_ids(), 15)
 
 
-async def test_a_kernelspec_that_says_nonsense_stops_nobody_from_being_culled(expect_log: ExpectLog) -> None:
+async def test_a_kernelspec_with_invalid_metadata_does_not_prevent_culling(expect_log: ExpectLog) -> None:
     """One warning names it, however often the culler looks; all kernels are culled by the rules they have."""
     write_kernelspec("nonsense", metadata={"cull_idle_timeout": "soon"})
     write_kernelspec("text", metadata={"cull_idle_timeout": "600"})
@@ -280,7 +280,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_culled_and_li
         assert kernels.list_kernel_ids() == [ids[1]]
 
 
-async def test_a_kernel_that_cannot_be_let_go_of_does_not_keep_others_from_it(
+async def test_a_kernel_that_cannot_be_detached_does_not_prevent_detaching_others(
     tmp_path: Path, expect_log: ExpectLog
 ) -> None:
     """A stop that leaves kernels running ends in order, and the other kernel is found as it was left."""

@@ -221,7 +221,7 @@ def small_group() -> Iterator[Path]:
     group.rmdir()
 
 
-async def test_a_kernel_that_ran_out_of_memory_is_said_to_have(small_group: Path, expect_log: ExpectLog) -> None:
+async def test_a_kernel_that_ran_out_of_memory_has_that_as_its_reason(small_group: Path, expect_log: ExpectLog) -> None:
     """The system ends it for lack of memory: log, model and notebook say so."""
     reason = "its process was killed by signal SIGKILL: the system ran out of memory"
     async with running_gateway(config={**LISTED, "RemoteKernelManager": {"autorestart": False}}) as gateway:

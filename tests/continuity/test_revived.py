@@ -195,7 +195,7 @@ async def test_a_kernel_whose_host_cannot_be_asked_is_not_unknown(
         assert await gateway.run(kernel_id, "print(x)") == "42\n"
 
 
-async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_up(tmp_path: Path) -> None:
+async def test_a_kernel_that_cannot_be_checked_does_not_prevent_the_recovery_of_others(tmp_path: Path) -> None:
     """Neither when the gateway starts nor when those that were kept are judged again, however its back end fails."""
     failing = {
         "cannot-load": write_fussy_kernelspec("cannot-load", tmp_path, "load"),
@@ -262,7 +262,7 @@ async def test_twenty_kernels_outlive_a_stop_and_a_kill(
             assert found == [f"{kernel_id}\n" for kernel_id in kernel_ids]
 
 
-async def test_two_hundred_kernels_are_taken_up_in_three_seconds(tmp_path: Path) -> None:
+async def test_two_hundred_kernels_are_recovered_in_three_seconds(tmp_path: Path) -> None:
     """The gateway says how long it took; stubs stand for the kernels, each a living process on record."""
     write_kernelspec("stub", argv=["sh", "-c", "exec sleep 600", "{connection_file}"])
     async with rolling_gateway(tmp_path) as gateway:

@@ -38,7 +38,7 @@ def slow_kernelspec(seconds: float) -> None:
     write_kernelspec("slow", metadata={"process_proxy": stanza})
 
 
-async def test_kernels_live_on_and_clients_are_told(tmp_path: Path) -> None:
+async def test_kernels_live_on_and_clients_are_informed(tmp_path: Path) -> None:
     """SIGTERM with persistence: websockets are closed with 1012, the kernel is the same process with its variables."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -56,7 +56,7 @@ async def test_kernels_live_on_and_clients_are_told(tmp_path: Path) -> None:
         assert await gateway.run(kernel_id, "print(x, os.getpid())") == f"42 {pid}"
 
 
-async def test_a_start_under_way_is_waited_for(tmp_path: Path) -> None:
+async def test_the_stop_waits_for_a_start_in_progress(tmp_path: Path) -> None:
     """The client whose kernel is being started when the stop comes gets its 201, and finds the kernel afterwards."""
     slow_kernelspec(2)
     async with rolling_gateway(tmp_path) as gateway:
@@ -109,7 +109,7 @@ async def test_a_gateway_that_drains_refuses_new_requests(tmp_path: Path) -> Non
         await gateway.start()
 
 
-async def test_a_back_end_that_fails_at_the_stop_keeps_nothing_from_being_returned(tmp_path: Path) -> None:
+async def test_a_back_end_that_fails_during_the_stop_does_not_prevent_the_release_of_resources(tmp_path: Path) -> None:
     """A kernel's proxy raises: the others are let go of all the same, and leases and places in the store given back."""
     stanza = {"class_name": f"{ClingingProxy.__module__}.ClingingProxy"}
     write_kernelspec("clinging", argv=LAUNCH, metadata={"process_proxy": stanza})
@@ -128,7 +128,7 @@ async def test_a_back_end_that_fails_at_the_stop_keeps_nothing_from_being_return
             assert await gateway.run(kernel_id, "print(x)") == "1\n"
 
 
-async def test_a_kernel_that_cannot_be_ended_keeps_no_other_from_it(tmp_path: Path) -> None:
+async def test_a_kernel_that_cannot_be_ended_does_not_prevent_the_end_of_others(tmp_path: Path) -> None:
     """A stop that ends the kernels ends those before and after it, and says what could not be done."""
     failing = write_fussy_kernelspec("fussy", tmp_path, "poll", "signal", "kill", "cleanup")
     async with rolling_gateway(tmp_path, [*STANDALONE, "--EnterpriseGatewayApp.keep_kernels_on_stop=False"]) as gateway:
@@ -175,7 +175,7 @@ async def test_keep_kernels_on_stop_decides_otherwise(tmp_path: Path) -> None:
         assert await offload(traces_of, kernel_id) == []
 
 
-def test_kernels_that_nobody_would_find_are_not_kept() -> None:
+def test_kernels_that_no_gateway_would_find_are_not_kept() -> None:
     """True without persistence is refused at start, with a sentence that says what is missing."""
     with pytest.raises(TraitError, match="keep_kernels_on_stop needs stored kernel sessions: set availability_mode"):
         make_app(keep_kernels_on_stop=True)

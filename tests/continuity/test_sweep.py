@@ -93,7 +93,7 @@ async def test_what_lost_its_record_is_reported_and_removed(tmp_path: Path) -> N
         assert await gateway.run(kept, "print(x)") == "42\n"
 
 
-async def test_a_back_end_that_fails_keeps_nothing_else_from_being_removed(tmp_path: Path) -> None:
+async def test_a_failing_back_end_does_not_prevent_the_removal_of_anything_else(tmp_path: Path) -> None:
     """What a third party's process proxy raises when it looks for remnants, or removes one, is told, with status 1."""
     write_kernelspec("littering", metadata={"process_proxy": {"class_name": "tests.support.proxies.LitteringProxy"}})
     async with rolling_gateway(tmp_path) as gateway:
@@ -120,7 +120,7 @@ async def test_a_gateway_sweeps_when_it_starts(tmp_path: Path) -> None:
         assert f"Leftover of kernel {lost} removed: process " in gateway.output
 
 
-async def test_nobody_elses_things_are_touched(tmp_path: Path) -> None:
+async def test_things_of_other_deployments_are_not_touched(tmp_path: Path) -> None:
     """Another deployment's kernel and files in the same directories, and processes with a KERNEL_ID, survive."""
     other_root = tmp_path / "other"
     other = (*STANDALONE, f"--FileKernelSessionManager.persistence_root={other_root}")
@@ -224,7 +224,7 @@ async def test_hosts_are_swept(tmp_path: Path, lab: HostLab, monkeypatch: pytest
 
 
 @as_root
-async def test_what_another_user_has_labelled_is_not_touched(tmp_path: Path) -> None:
+async def test_another_users_labelled_processes_are_not_touched(tmp_path: Path) -> None:
     """The label is in the environment of every kernel: put into one's own processes' it gets nothing ended."""
     label = {"EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label, "KERNEL_ID": str(uuid.uuid4())}
     with bystander(user=NOBODY, **label, KERNEL_USERNAME="nobody"):
@@ -281,7 +281,7 @@ def labelled_here(env: Mapping[str, str], owners: Owners) -> list[Remnant]:
 
 
 @pytest.mark.ssh
-async def test_nobody_has_anothers_kernel_ended_by_what_he_calls_his_own(
+async def test_a_user_cannot_have_anothers_kernel_ended_by_labelling_his_own(
     tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's process with the label, whose kernel id holds line breaks of any kind, is no word about other processes.

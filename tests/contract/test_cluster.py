@@ -57,7 +57,7 @@ async def test_a_kernel_lives_on_while_the_cluster_cannot_be_asked(expect_log: A
             assert (await websocket.execute("import os; os._exit(7)"))[1]["ename"] == "KernelDied"
 
 
-async def test_a_script_that_fails_is_told_with_its_last_lines(
+async def test_a_script_that_fails_is_reported_with_its_last_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, expect_log: Any
 ) -> None:
     """It has submitted nothing: the start does not wait for its time-out."""
@@ -81,7 +81,7 @@ async def test_a_back_end_that_fails_to_describe_hides_no_reason(expect_log: Any
         assert reason.endswith("ended on jobs: its job is over.")
 
 
-async def test_a_back_end_that_fails_to_probe_is_told_of(expect_log: Any) -> None:
+async def test_a_back_end_whose_probe_fails_is_named(expect_log: Any) -> None:
     """A defect of a back end fails the start at once, with a sentence that says which, and nothing of it is left."""
     name = JOBS.kernelspec(blind=True)
     async with running_gateway(config=CONFIG) as gateway:

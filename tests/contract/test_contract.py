@@ -74,7 +74,7 @@ async def test_a_kernel_starts_executes_and_stops(backend: Backend) -> None:
         await nothing_left(kernel_id)
 
 
-async def test_the_phases_of_a_start_are_told(backend: Backend) -> None:
+async def test_the_model_shows_the_phases_of_a_start(backend: Backend) -> None:
     """The model of a kernel has them in their order, with times that do not go back; after a restart, the new ones."""
     name = backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:
@@ -158,7 +158,7 @@ async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend, 
         assert (await websocket.execute("6 * 7"))[0] == "42"
 
 
-async def test_a_kernel_that_dies_for_good_leaves_nobody_waiting(backend: Backend, expect_log: Any) -> None:
+async def test_a_kernel_that_dies_for_good_leaves_no_client_waiting(backend: Backend, expect_log: Any) -> None:
     """Without automatic restarts what it was asked is replied to with an error; so is what comes afterwards."""
     name = backend.kernelspec()
     async with running_gateway(config={**CONFIG, "RemoteKernelManager": {"autorestart": False}}) as gateway:

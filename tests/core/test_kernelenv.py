@@ -131,7 +131,7 @@ def test_a_name_is_one_that_a_shell_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A B", "A.B"])
-def test_a_name_that_is_allowed_must_be_one_all_the_same(name: str) -> None:
+def test_an_allowed_name_must_still_be_a_valid_name(name: str) -> None:
     """An administrator cannot allow what is no name."""
     with pytest.raises(InvalidRequestError, match="must match"):
         accept_client_variables({name: "x"}, [name])
@@ -288,7 +288,7 @@ def test_nothing_that_was_given_is_changed() -> None:
 # What the gateway itself says.
 
 
-def test_the_gateways_own_variables_are_nobodys_to_set() -> None:
+def test_the_gateways_own_variables_cannot_be_set() -> None:
     """Not by a client that says it is somebody else, in another kernel, with another user's rights."""
     env = dict.fromkeys(
         ("KERNEL_ID", "KERNEL_USERNAME", "EG_IMPERSONATION_ENABLED", "EG_DEPLOYMENT_ID", "EG_REMOTE_PWD"),

@@ -23,7 +23,7 @@ async def test_a_caller_waits_until_the_name_is_released() -> None:
     assert order.index("other begins") < order.index("first ends")
 
 
-def test_a_lock_that_nobody_uses_is_gone() -> None:
+def test_an_unused_lock_is_removed() -> None:
     """However many names there have been."""
     locks = KeyedLocks()
     for number in range(1000):

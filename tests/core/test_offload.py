@@ -138,7 +138,7 @@ async def test_what_an_errand_has_begun_goes_on_without_it() -> None:
     assert errand.waits_for == ""
 
 
-async def test_a_step_that_does_not_end_keeps_no_others_from_being_taken(expect_log: ExpectLog) -> None:
+async def test_a_step_that_does_not_end_does_not_prevent_the_others(expect_log: ExpectLog) -> None:
     """When the gateway ends, and somebody is patient for so long only."""
     taken = []
 

@@ -84,7 +84,7 @@ def test_a_comma_text_becomes_what_the_option_holds(
     assert House().rooms == rooms
 
 
-def test_nobody_changes_the_default_of_others() -> None:
+def test_a_changed_default_stays_with_its_object() -> None:
     """What is added to one object's list is not in the next one's."""
     House().guests.add("carol")
     House().rooms.append("kitchen")

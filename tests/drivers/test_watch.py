@@ -69,7 +69,7 @@ def test_a_thousand_are_asked_for_in_one_query(table: Table, watch: StateWatch[i
     assert set(seen) == {"up"}
 
 
-def test_only_changes_are_told(table: Table, watch: StateWatch[int, str]) -> None:
+def test_only_changes_are_reported(table: Table, watch: StateWatch[int, str]) -> None:
     """Each state is told once; one that is gone is None; who has cancelled is told nothing."""
     seen: list[str | None] = []
     unheard: list[str | None] = []
@@ -116,7 +116,7 @@ def test_a_query_with_a_defect_is_asked_again(table: Table, watch: StateWatch[in
     wait_for(lambda: seen == ["running", "running"])
 
 
-def test_one_that_fails_to_listen_keeps_nobody_from_hearing(
+def test_a_failing_listener_does_not_keep_others_from_hearing(
     table: Table, watch: StateWatch[int, str], expect_log: ExpectLog
 ) -> None:
     """The error is logged; the others are told, and so is the one that failed when something changes again."""
@@ -195,7 +195,7 @@ def test_an_answer_says_nothing_of_who_came_after_the_question(table: Table, wat
     assert old == ["running", None, "young"]
 
 
-def test_what_is_known_is_told_at_once(table: Table) -> None:
+def test_a_known_state_is_reported_at_once(table: Table) -> None:
     """Who registers for something that is watched already waits for no query; each hears it once."""
     watch = StateWatch("test", table.query, interval=3600, eager_interval=0.01)
     table.states = {1: "running"}
@@ -209,7 +209,7 @@ def test_what_is_known_is_told_at_once(table: Table) -> None:
     wait_for(lambda: not any(thread.name == "eg-watch-test" for thread in threading.enumerate()))
 
 
-def test_what_nobody_watches_any_more_is_not_kept(table: Table, watch: StateWatch[int, str]) -> None:
+def test_states_that_are_no_longer_watched_are_dropped(table: Table, watch: StateWatch[int, str]) -> None:
     """The table holds what is registered, and a state from before the last cancellation does not come back."""
     seen: list[str | None] = []
     table.states = {1: "running", 2: "running"}

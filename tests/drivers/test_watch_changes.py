@@ -59,7 +59,7 @@ def test_it_lists_once_and_is_told_changes(cluster: QueuedChanges, watch: StateW
     assert len(cluster.listed) == 1
 
 
-def test_nothing_is_asked_before_somebody_registers(cluster: QueuedChanges, watch: StateWatch[str, str]) -> None:
+def test_nothing_is_queried_before_the_first_registration(cluster: QueuedChanges, watch: StateWatch[str, str]) -> None:
     """A gateway without kernels on a cluster has no thread and no connection for it."""
     assert (watch.get("one"), watch.seen("one"), watch.age) == (None, False, math.inf)
     assert not watching()
@@ -98,7 +98,7 @@ def test_a_new_list_tells_what_was_missed(cluster: QueuedChanges, watch: StateWa
     assert cluster.cursors == [1, 2]
 
 
-def test_who_comes_late_is_told_at_once(cluster: QueuedChanges, watch: StateWatch[str, str]) -> None:
+def test_a_late_registration_is_informed_at_once(cluster: QueuedChanges, watch: StateWatch[str, str]) -> None:
     """What the list or the stream said of a key that nobody had registered is known to who registers it."""
     cluster.states["listed"] = "running"
     follow(cluster, watch)
@@ -231,7 +231,7 @@ def test_a_stream_with_a_defect_is_opened_again(
     wait_for(lambda: seen == ["running", "stopping"])
 
 
-def test_one_that_fails_to_listen_keeps_nobody_from_hearing(
+def test_a_failing_listener_does_not_keep_others_from_hearing(
     cluster: QueuedChanges, watch: StateWatch[str, str], expect_log: ExpectLog
 ) -> None:
     """The error is logged, the stream goes on, and who registers with a known state gets its registration."""
@@ -298,7 +298,7 @@ def test_it_ends_at_once_when_it_is_closed(cluster: QueuedChanges) -> None:
     wait_for(lambda: not watching(), 2)
 
 
-def test_it_goes_on_while_nobody_is_registered(cluster: QueuedChanges, watch: StateWatch[str, str]) -> None:
+def test_it_goes_on_without_registrations(cluster: QueuedChanges, watch: StateWatch[str, str]) -> None:
     """Between two kernels the cluster is not listed again; who has cancelled is told nothing."""
     seen: list[str | None] = []
     registration = watch.register("one", seen.append)

@@ -32,7 +32,7 @@ async def test_a_gateway_as_a_program(tmp_path) -> None:
     assert gateway.process.returncode == 0, gateway.output
 
 
-async def test_a_websocket_of_which_nobody_reads_ends_with_its_gateway() -> None:
+async def test_a_websocket_that_is_not_read_ends_with_its_gateway() -> None:
     """However much has come: nothing of it is left, which is what every test checks."""
     async with running_gateway() as gateway:
         kernel_id = await gateway.start_kernel()

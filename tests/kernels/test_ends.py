@@ -133,7 +133,7 @@ async def test_a_back_end_that_fails_at_everything_but_kill_is_asked_to_kill(exp
         assert not gateway.app.kernel_manager.resources.ports._taken
 
 
-async def test_a_kernel_that_is_dead_for_good_holds_nothing(launches: Path, expect_log: Any) -> None:
+async def test_a_kernel_that_is_dead_for_good_holds_no_resources(launches: Path, expect_log: Any) -> None:
     """Its ports and the file with its key are given back at once, and a restart brings it to life again."""
     async with running_gateway(config={**CONFIG, "KernelRestarter": {"restart_limit": 0}}) as gateway:
         kernel_id = await gateway.start_kernel("tiny")
@@ -191,7 +191,7 @@ async def test_a_back_ends_plain_methods_are_called_one_at_a_time(expect_log: An
     assert CarelessProxy.inside == 0
 
 
-async def test_a_back_end_that_hangs_holds_up_its_own_kernels_only() -> None:
+async def test_a_back_end_that_hangs_blocks_only_its_own_kernels() -> None:
     """While its poll does not return, other kernels start and end, and its own are listed."""
     stanza = {"class_name": f"{CarelessProxy.__module__}.CarelessProxy"}
     write_kernelspec("hanging", metadata={"process_proxy": stanza})

@@ -68,7 +68,7 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_launches_that_hang_end_in_time_and_hold_up_nobody(pipe: Path, expect_log: ExpectLog) -> None:
+async def test_launches_that_hang_end_in_time_and_do_not_block_others(pipe: Path, expect_log: ExpectLog) -> None:
     """Each is answered with what it waits for, and takes no place any more; what it still does is undone later."""
     kernel_ids, before = [str(uuid.uuid4()) for _ in range(MANY)], set(psutil.Process().children())
     async with running_gateway(config=CONFIG) as gateway:

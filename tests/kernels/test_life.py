@@ -39,7 +39,7 @@ def test_deaths_are_counted_in_a_row() -> None:
     assert life.restarts == 0
 
 
-def test_a_restart_that_was_cut_short_counts_as_a_death_once() -> None:
+def test_an_interrupted_restart_counts_as_one_death() -> None:
     """For clients of other gateways it is as if the kernel had died; deaths that were counted stay counted."""
     life = KernelLife()
     life.restart_was_cut_short()

@@ -107,7 +107,7 @@ async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Pa
         assert (await websocket.execute("1"))[1]["status"] == "ok"
 
 
-async def test_what_is_asked_for_during_a_restart_is_refused_or_ends_it(expect_log: Any) -> None:
+async def test_requests_during_a_restart_are_refused_or_end_it(expect_log: Any) -> None:
     """An interrupt is 409; DELETE ends the restart, whose client gets 409, and nothing is left."""
     stanza = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": 1.5}}
     write_kernelspec("slow", argv=["sleep", "1000"], metadata={"process_proxy": stanza})

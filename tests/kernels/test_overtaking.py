@@ -136,7 +136,7 @@ async def test_an_old_launcher_is_not_overtaken_from_another_host(
 
 
 @pytest.mark.ssh
-async def test_who_reports_by_another_address_is_told_how_to_have_it_taken(
+async def test_a_launcher_that_reports_from_another_address_is_told_how_to_have_it_accepted(
     lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     """A launcher of version 1 behind an address that the gateway does not know fails with the word that helps."""
@@ -163,14 +163,14 @@ async def test_version_1_can_be_refused_altogether(expect_log: Any) -> None:
 
 
 @pytest.mark.parametrize("word", ["two", 3, [2]])
-async def test_a_version_that_there_is_not_is_told(word: Any, expect_log: Any) -> None:
+async def test_an_unknown_version_is_reported(word: Any, expect_log: Any) -> None:
     """A payload_version that cannot be used is not taken for none."""
     spec("odd", OURS, payload_version=word)
     async with running_gateway() as gateway:
         assert "payload_version of the kernelspec must be 1 or 2" in await refused(gateway, expect_log, "odd")
 
 
-async def test_networks_that_are_none_are_told(expect_log: Any) -> None:
+async def test_invalid_networks_are_reported(expect_log: Any) -> None:
     """A payload_v1_from that cannot be used does not let everybody report."""
     spec("odd", OLD, payload_v1_from="the office")
     async with running_gateway() as gateway:
@@ -194,7 +194,7 @@ async def release(folder: Path) -> None:
     (folder / "hold-launched").unlink()
 
 
-async def test_a_second_report_is_told_and_the_first_kernel_has_to_prove_its_key(
+async def test_a_second_report_is_logged_and_the_first_kernel_has_to_prove_its_key(
     slow_gateway: dict[str, str], tmp_path: Path, expect_log: Any
 ) -> None:
     """Where it does, clients get it; the operator has a warning with both addresses, and an event."""

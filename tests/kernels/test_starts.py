@@ -51,7 +51,7 @@ async def witnessed(gateway: Gateway, witness: Path, **body: Any) -> tuple[str, 
     return (witness / "cwd").read_text().strip(), dict(entry.split("=", 1) for entry in entries)
 
 
-async def test_a_process_proxy_that_takes_long_to_import_holds_nobody_up(
+async def test_a_process_proxy_that_takes_long_to_import_does_not_block_others(
     witness: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Modules of third parties are read in a thread; that the loop was not held is what every test checks."""
@@ -213,7 +213,7 @@ class FailingProvisioner(LocalProvisioner):
 
 @pytest.mark.parametrize("manager_class", [RemoteKernelManager, AsyncKernelManager])
 @pytest.mark.parametrize("process", ["proxy", "provisioner"])
-async def test_the_reason_of_a_failed_launch_is_told_whatever_fails_at_cleaning_up(
+async def test_the_reason_of_a_failed_launch_is_reported_even_if_the_clean_up_fails(
     process: str, manager_class: type[AsyncKernelManager], expect_log: ExpectLog
 ) -> None:
     """Nothing of the launch is left, whoever's manager and provisioner it is: who has launched cleans up."""

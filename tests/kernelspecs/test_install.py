@@ -78,7 +78,7 @@ def test_the_options_end_up_in_the_kernel_json(tmp_path: Path) -> None:
     assert spec.metadata["process_proxy"]["config"] == {"payload_version": 2, "remote_hosts": "a,b"}
 
 
-async def test_what_was_installed_for_a_user_starts_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kernelspecs_installed_for_a_user_start_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--user` puts it where the gateway of that user looks; its kernels run on the hosts it names."""
     monkeypatch.setenv("EG_RESPONSE_IP", "127.0.0.1")
     command = [sys.executable, "-m", "enterprise_gateway.services.kernelspecs.install", "install", "python_distributed"]

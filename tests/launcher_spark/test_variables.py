@@ -90,7 +90,7 @@ async def test_no_session(environment, tmp_path):
         assert await printed(kernel, "print('spark' in globals())") == "False"
 
 
-async def test_failing_session_is_told(environment, tmp_path):
+async def test_a_failing_session_is_reported(environment, tmp_path):
     """A session that cannot be made fails the cell that needs it, with the reason, and not the kernel."""
     broken = {**environment, "PYSPARK_SUBMIT_ARGS": "--master nonsense pyspark-shell"}
     async with launched(command("lazy"), log=Path(tmp_path / "log"), version=2, env=broken) as kernel:

@@ -54,7 +54,7 @@ async def test_content_is_passed_on_without_being_built(relay, kind, is_binary):
 
 
 @pytest.mark.parametrize("where", ["text", "v1 content", "v1 buffer", "binary"])
-async def test_the_largest_frame_holds_nobody_up(relay, where):
+async def test_the_largest_frame_does_not_block_others(relay, where):
     """A frame of 100 MB is received, signed and sent in the time that others leave."""
     kernel_id, _ = await relay.add()
 
@@ -93,7 +93,7 @@ async def test_the_largest_frame_holds_nobody_up(relay, where):
         *("v1 header", "v1 parent", "v1 buffers"),
     ],
 )
-async def test_what_is_too_large_closes_the_websocket(relay, expect_log, make_frame, options):
+async def test_a_message_that_is_too_large_closes_the_websocket(relay, expect_log, make_frame, options):
     """Headers over 64 kB, and too many buffers or members, are refused at once, and the client is told why."""
     kernel_id, _ = await relay.add()
     with expect_log("A websocket was closed: "):

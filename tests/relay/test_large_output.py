@@ -57,7 +57,7 @@ CONTENTS = {
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("where", list(CONTENTS))
-async def test_the_largest_message_holds_nobody_up(relay, where, v1):
+async def test_the_largest_message_does_not_block_others(relay, where, v1):
     """A message of 100 MB is checked, encoded and sent in the time that others leave."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel)

@@ -104,7 +104,7 @@ def test_a_frame_costs_a_small_multiple_of_its_size(attacked, make_frame: Callab
     assert attacked.peak < 4 * len(frame) / MEGABYTE
 
 
-def test_what_a_kernel_does_not_take_is_bounded(attacked):
+def test_messages_that_a_kernel_does_not_accept_are_bounded(attacked):
     """A kernel that stands still takes nothing; who goes on sending is told to try later."""
     frame = v1_frame(
         [json.dumps(HEADER).encode(), b"{}", b"{}", b"{}", b"x" * (20 * MEGABYTE)],

@@ -32,7 +32,7 @@ async def test_reconnect_with_the_same_session(relay, v1):
         assert types(await again.run("hello")).count("execute_result") == 1
 
 
-async def test_output_nobody_saw(relay):
+async def test_unseen_output(relay):
     """What came while no websocket was attached goes to the first that attaches, and to its own session as well."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
     first = await relay.open(kernel_id, "first")
@@ -84,7 +84,7 @@ async def test_session_that_shows_up_later(relay):
             assert texts(messages) == "line 0\nline 1\n"
 
 
-async def test_overflow_is_told(relay, expect_log):
+async def test_overflow_is_reported(relay, expect_log):
     """When more came than is kept, the oldest goes and the client reads in the cell how many messages are missing."""
     kernel_id, channels = await relay.add(replay=100_000)
     client = await relay.open(kernel_id, "s")

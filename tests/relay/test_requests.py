@@ -151,7 +151,7 @@ async def test_a_requested_restart_ends_what_the_old_process_was_asked(relay):
     assert enames == [None, "KernelRestarted", None]
 
 
-async def test_a_shutdown_is_told_before_the_websocket_is_closed(relay):
+async def test_a_shutdown_is_announced_before_the_websocket_is_closed(relay):
     """Who waits when a kernel is shut down gets an error and idle, then the websocket's end."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -235,7 +235,7 @@ async def test_the_same_message_id_twice(relay, sessions):
 
 
 @pytest.mark.parametrize("session", ["", "shared"])
-async def test_a_careless_client_that_comes_back_gets_its_reply(relay, session):
+async def test_a_careless_client_that_reconnects_gets_its_reply(relay, session):
     """The reply waits for the session_id of the websocket that asked, not for the next one with the same header."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "b") as other:
@@ -281,7 +281,7 @@ async def test_a_kernel_is_busy_as_long_as_one_of_its_shells_is(relay):
     assert channels.busy_since is None
 
 
-async def test_a_lost_idle_keeps_no_kernel_busy(relay):
+async def test_a_lost_idle_status_does_not_keep_a_kernel_busy(relay):
     """What the same shell says of a later request shows that the earlier one is over; so does a new process."""
     _, channels = await relay.add(kernel := relay.tiny_kernel())
     assert await say(kernel, channels, request(), "busy") == "busy"

@@ -31,7 +31,7 @@ async def test_restart_on_other_ports(relay):
     assert [m["content"]["code"] for m in first.received if "code" in m["content"]] == ["hello"]
 
 
-async def test_restart_while_nobody_is_attached(relay):
+async def test_restart_while_no_client_is_connected(relay):
     """A client that comes back after a death learns of it and works with the new process."""
     kernel_id, channels = await relay.add()
     await (await relay.open(kernel_id, "s")).close()
@@ -45,7 +45,9 @@ async def test_restart_while_nobody_is_attached(relay):
 
 @pytest.mark.parametrize("was_here", [True, False])
 @pytest.mark.parametrize("is_restarted_again", [False, True])
-async def test_a_death_is_no_news_to_who_has_used_the_new_process_elsewhere(relay, was_here, is_restarted_again):
+async def test_a_death_is_not_announced_to_clients_that_have_used_the_new_process_elsewhere(
+    relay, was_here, is_restarted_again
+):
     """A client that comes from another gateway is not told that the kernel, which it just used, has died; others are.
 
     All else that it missed it gets. The same after somebody has asked for another restart.

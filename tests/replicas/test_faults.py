@@ -145,7 +145,7 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, postgres, is_new):
+async def test_the_first_request_after_an_outage_finds_the_new_process(replicas, postgres, is_new):
     """A restart was done while PostgreSQL was away, and leases have expired: no replica takes it for cut short.
 
     Not the one that did not know the kernel before, nor one that has just been started.
@@ -170,7 +170,7 @@ async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, p
     assert "left behind" not in replicas.output
 
 
-async def test_who_may_have_used_a_process_that_nobody_can_reach_is_told_of_its_end(replicas, postgres):
+async def test_clients_that_may_have_used_an_unreachable_process_are_told_of_its_end(replicas, postgres):
     """A replica has restarted a kernel while PostgreSQL was away, and is killed before it could say how it is reached.
 
     Another replica replaces the process; clients of a third one hear of it, too.
@@ -241,7 +241,7 @@ async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause
 
 @pytest.mark.parametrize("step", ["ended", "launch"])
 @pytest.mark.parametrize("cause", ["client", "death"])
-async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_of_its_own(
+async def test_a_replica_that_wakes_up_in_an_outage_serves_no_client_with_its_own_process(
     replicas, postgres, cause, step
 ):
     """It was in the middle of a restart, which another replica has finished: its clients wait for the store to tell."""
@@ -360,7 +360,7 @@ async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, repl
     assert processes_of(kernel_id) == []
 
 
-async def test_a_kernel_that_could_not_be_judged_is_judged_again(line, replicas):
+async def test_a_kernel_that_could_not_be_checked_is_checked_again(line, replicas):
     """A replica dies while it starts a kernel, and the store fails when another one wants to know what that was.
 
     The half-started kernel is removed all the same, and its place under the limit is free again.

@@ -138,7 +138,7 @@ async def test_rolling_restarts_lose_nothing(replicas):
 @pytest.mark.needs("nginx")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("load_balancer", ["haproxy", "nginx"])
-async def test_starts_under_way_are_answered_when_their_replica_is_stopped(replicas, load_balancer):
+async def test_starts_in_progress_are_answered_when_their_replica_is_stopped(replicas, load_balancer):
     """However long they take; the load balancer finds the replica's port closed meanwhile and cuts nothing."""
     replicas.load_balancer = load_balancer
     await replicas.start()

@@ -294,7 +294,7 @@ async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
     await eventually(has_new_process)
 
 
-async def test_a_kernel_that_cannot_be_judged_keeps_no_other_from_being_taken_over(replicas, tmp_path):
+async def test_a_kernel_that_cannot_be_checked_does_not_prevent_the_takeover_of_others(replicas, tmp_path):
     """A back end that raises while a replica takes over another's kernels is asked again; the others are used."""
     load, poll = (write_fussy_kernelspec(f"no-{verb}", tmp_path, verb)[0] for verb in ("load", "poll"))
     first, second = await replicas.start()

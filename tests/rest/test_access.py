@@ -255,7 +255,7 @@ async def test_without_a_token_the_gateway_answers_to_its_own_names_only(
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0", ""])
-def test_a_foreign_name_is_told_what_to_do_whatever_address_is_served(ip: str, tmp_path: Path) -> None:
+def test_a_request_for_a_foreign_name_is_told_what_to_do_on_every_address(ip: str, tmp_path: Path) -> None:
     """It is told of both remedies; a health probe, which has no Host, is served."""
     with gateway_process(tmp_path / "log", [f"--ip={ip}"]) as gateway:
         port = int(gateway.url.rsplit(":", 1)[1])

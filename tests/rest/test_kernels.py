@@ -213,7 +213,7 @@ async def test_a_user_that_is_not_authorized_is_refused_and_nothing_is_left() ->
         assert not list(Path(gateway.app.runtime_dir).glob("kernel-*"))
 
 
-async def test_limits_count_starts_that_are_under_way() -> None:
+async def test_limits_count_starts_in_progress() -> None:
     """However fast clients are, no more than max_kernels run."""
     async with running_gateway(config=options(max_kernels=2)) as gateway:
         answers = await asyncio.gather(*(gateway.fetch("/api/kernels", "POST", {}) for _ in range(6)))

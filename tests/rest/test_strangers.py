@@ -100,7 +100,7 @@ async def test_a_refusal_does_not_wait_for_the_body(request_head: bytes, status:
         assert not gateway.app.traffic.requests
 
 
-async def test_who_sends_on_sees_the_refusal_nevertheless() -> None:
+async def test_a_client_that_is_still_sending_sees_the_refusal() -> None:
     """What is under way when a request is refused is read and dropped for a moment: a reset would eat the answer."""
     async with guarded_gateway() as gateway, line_to(gateway, head("POST", "/api/kernels", length=500_000)) as line:
         for _ in range(10):
@@ -110,7 +110,7 @@ async def test_who_sends_on_sees_the_refusal_nevertheless() -> None:
         assert (await line.answer())[0] == 401
 
 
-async def test_who_sends_on_for_ever_is_cut_off() -> None:
+async def test_a_client_that_never_stops_sending_is_cut_off() -> None:
     """The moment is over after a second or so, whatever still comes."""
     async with guarded_gateway() as gateway, line_to(gateway, head("POST", "/api", length=10**9)) as line:
         began = time.monotonic()
@@ -162,7 +162,7 @@ async def test_a_body_over_the_limit_is_413(form: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("POST", "/api/kernels", 400), ("GET", "/api", 200)])
-async def test_a_body_of_tiny_chunks_holds_nobody_up(method: str, path: str, status: int) -> None:
+async def test_a_body_of_tiny_chunks_does_not_block_other_requests(method: str, path: str, status: int) -> None:
     """Others have their turn while it is taken apart, be it kept or dropped."""
 
     def send(port: int) -> bytes:
@@ -185,7 +185,7 @@ CHUNKED = head("POST", "/api/kernels", RIGHT + "Transfer-Encoding: chunked\r\n")
 
 @pytest.mark.parametrize("size", [1000, 50_000])
 @pytest.mark.parametrize("ends", [True, False])
-async def test_who_sends_too_much_sees_that_nevertheless(size: int, ends: bool) -> None:
+async def test_a_client_that_sends_too_much_sees_the_refusal(size: int, ends: bool) -> None:
     """Also if that turns out only as it comes: what follows is dropped for a moment, and does nothing."""
     async with guarded_gateway(max_body_size=20_000, list_kernels=True) as gateway:
         async with line_to(gateway, CHUNKED) as line:
@@ -206,7 +206,7 @@ async def test_who_sends_too_much_sees_that_nevertheless(size: int, ends: bool) 
 
 
 @pytest.mark.parametrize("size", [1, 65_536])
-async def test_who_sends_too_much_for_ever_is_cut_off(size: int) -> None:
+async def test_a_client_that_never_stops_sending_too_much_is_cut_off(size: int) -> None:
     """After a second or so, or a few megabytes; nobody else is held up meanwhile."""
     async with guarded_gateway(max_body_size=20_000) as gateway, line_to(gateway, CHUNKED, chunk(20_001)) as line:
         began, sent, pieces = time.monotonic(), 0, chunk(size) * (1 if size > 1000 else 1000)
@@ -221,7 +221,7 @@ async def test_who_sends_too_much_for_ever_is_cut_off(size: int) -> None:
             assert sent < 4 * LINGER_BYTES
 
 
-async def test_a_body_that_stays_away_holds_up_no_stop() -> None:
+async def test_a_body_that_never_arrives_does_not_delay_the_stop() -> None:
     """A request whose client goes in the middle of the body is no longer under way."""
     async with guarded_gateway() as gateway:
         for path in ("/api/kernels", "/api/kernels/1-2-3-4-5/channels"):

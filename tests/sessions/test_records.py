@@ -33,7 +33,7 @@ def test_what_json_cannot_hold_is_left_out():
 
 
 @pytest.mark.parametrize("session", [{"k": "text"}, {"k": {"kernel_id": "other"}}, {"k": None}])
-def test_what_is_no_record_is_refused(session):
+def test_invalid_records_are_refused(session):
     """A session must be an object of records that name the kernel they are filed under."""
     with pytest.raises(ValueError, match="not a kernel session record"):
         as_loaded(session)

@@ -53,7 +53,7 @@ async def recorded(make, *phases, kind="file"):
 
 
 @pytest.mark.parametrize("kind", STORES)
-async def test_two_hundred_kernels_are_taken_up_in_three_seconds(kind, make):
+async def test_two_hundred_kernels_are_recovered_in_three_seconds(kind, make):
     """A store of 200 kernels, each of which takes 50 ms to connect to, is revived within 3 s, 50 at a time."""
     writer = make(kind, store_timeout=30.0)
     await asyncio.gather(*(writer.record_phase(a_kernel_id(), "running", **a_start()) for _ in range(200)))
@@ -83,7 +83,7 @@ async def test_the_dead_are_removed_and_the_log_says_why(make, caplog):
     assert "Recovered 1 of 3 recorded kernels (2 removed, 0 kept" in caplog.text
 
 
-async def test_starts_and_stops_that_were_cut_short_are_finished(make):
+async def test_interrupted_starts_and_stops_are_completed(make):
     """After a kill in the middle of a start or a stop, what the kernel owns is removed without trying to connect."""
     starting, stopping = await recorded(make, "starting", "stopping")
     kernels = Kernels()
@@ -94,7 +94,7 @@ async def test_starts_and_stops_that_were_cut_short_are_finished(make):
     assert await make("file").fetch_sessions() == {}
 
 
-async def test_what_could_not_be_judged_stays(make, expect_log):
+async def test_what_could_not_be_checked_stays(make, expect_log):
     """Errors, time-outs and failed removals keep the record; trying again later settles it."""
     broken, slow, stuck = await recorded(make, "running", "running", "stopping")
     kernels, manager = Kernels(), make("file")
@@ -120,7 +120,7 @@ async def test_what_could_not_be_judged_stays(make, expect_log):
     assert (set(report.revived), list(report.removed)) == ({broken, slow}, [stuck])
 
 
-async def test_kernels_that_could_not_be_judged_are_tried_again(make, service, expect_log):
+async def test_kernels_that_could_not_be_checked_are_retried(make, service, expect_log):
     """When a host returns, its kernels are taken up without a restart; outages of the store do not end the attempts."""
     kernel_ids = await recorded(make, "running", "running", kind="webhook")
     kernels = Kernels()

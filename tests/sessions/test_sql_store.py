@@ -239,7 +239,7 @@ async def test_a_server_that_restarts_is_used_again(make, postgres, database_url
 
 
 @pytest.mark.postgres
-async def test_a_server_that_freezes_holds_nobody_up(make, postgres, database_url, expect_log):
+async def test_a_server_that_freezes_does_not_block_others(make, postgres, database_url, expect_log):
     """With a server that never answers, callers get 503 in time and threads end; then it goes on."""
     manager = make("postgresql", database_url=database_url, store_timeout=1.0, store_concurrency=2)
     kernel_id = a_kernel_id()
@@ -260,7 +260,7 @@ async def test_a_server_that_freezes_holds_nobody_up(make, postgres, database_ur
 
 
 @pytest.mark.postgres
-async def test_a_replica_that_stands_still_in_a_transaction_soon_holds_nobody_up(make, database_url, expect_log):
+async def test_a_replica_suspended_in_a_transaction_blocks_others_only_briefly(make, database_url, expect_log):
     """What it has locked, among it the counter that all leases need, others have after two seconds."""
     port, kernel_id = urlsplit(database_url).port, a_kernel_id()
     with TcpProxy(port) as line:
@@ -342,7 +342,7 @@ async def test_the_directory_of_a_database_is_no_link_of_another_user(make, tmp_
     assert not list((tmp_path / "volume").iterdir())
 
 
-def test_a_database_that_is_a_link_is_told_at_start(tmp_path):
+def test_a_database_that_is_a_link_is_reported_at_start(tmp_path):
     """In one sentence, which says what to do; when that is done the gateway goes on with it."""
     (tmp_path / "link.sqlite").symlink_to(tmp_path / "database.sqlite")
     store = "enterprise_gateway.services.sessions.kernelsessionmanager.SQLKernelSessionManager"

@@ -277,7 +277,7 @@ async def test_a_kernel_is_known_to_be_dead_soon(hosts: list[Host], expect_log: 
         await gateway.fetch(f"/api/kernels/{kernel_id}", "DELETE")
 
 
-async def test_a_kernel_that_dies_for_good_takes_its_children_with_it(hosts: list[Host], expect_log: Any) -> None:
+async def test_the_children_of_a_kernel_that_dies_for_good_end_with_it(hosts: list[Host], expect_log: Any) -> None:
     """Also when it is not restarted, on a host as on this machine."""
     async with running_gateway(config={"RemoteKernelManager": {"autorestart": False}}) as gateway:
         kernel_id = await gateway.start_kernel("distributed")

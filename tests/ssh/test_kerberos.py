@@ -106,7 +106,9 @@ async def test_a_gateway_logs_in_by_its_ticket(site: Site, tmp_path: Path) -> No
     ],
     ids=["no-ticket", "another-user", "unknown-host"],
 )
-async def test_what_is_wrong_is_said(site: Site, tmp_path: Path, host: int, env: dict[str, str], sentence: str) -> None:
+async def test_a_missing_or_wrong_ticket_is_reported_clearly(
+    site: Site, tmp_path: Path, host: int, env: dict[str, str], sentence: str
+) -> None:
     """A ticket that is missing, another user's, or not to be had for the host: a refusal that says so."""
     site.spec("kerberized", host)
     async with site.gateway(tmp_path / "log", **env) as server, Client(server.url) as gateway:

@@ -109,7 +109,7 @@ def has_ended(pid: int) -> bool:
     return start_time_of(pid) is None
 
 
-async def test_what_a_process_leaves_of_its_group_goes_with_it(tmp_path: Path) -> None:
+async def test_the_rest_of_a_process_group_ends_with_its_leader(tmp_path: Path) -> None:
     """As soon as its end is noticed, if that is wanted; else the rest of the group lives on."""
     for takes_group in (True, False):
         output = tmp_path / f"output-{takes_group}"

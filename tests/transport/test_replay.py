@@ -199,7 +199,7 @@ class Budgeted:
         return ReplayLog(1_000_000, 16, 60.0, self._budget, user)
 
 
-def test_who_keeps_most_gives_way_first(expect_log):
+def test_the_user_with_the_most_output_loses_some_first(expect_log):
     """Beyond the limit of all kernels together the user's output goes who keeps most, of the kernel that keeps most."""
     budgeted = Budgeted(max_bytes=100_000)
     greedy, other, modest = budgeted.log("greedy"), budgeted.log("greedy"), budgeted.log("modest")

@@ -158,7 +158,7 @@ async def test_version_2_needs_a_kernel_with_a_secret(server, expect_log):
     ],
     ids=["2-2", "2-1", "1-1", "1-2"],
 )
-async def test_a_second_report_is_told_with_both_addresses(server, first, second, doubt, verdict, expect_log):
+async def test_a_second_report_is_logged_with_both_addresses(server, first, second, doubt, verdict, expect_log):
     """Once, however often it comes; the first one stays, and is in doubt unless the launch's secret vouches for it."""
     with server.expect("mine", secret=SECRET) as expectation:
         await send(server, message(server, "mine", first, shell_port=41111))
