@@ -208,7 +208,7 @@ def lab() -> Iterator[ssh_hosts.HostLab]:
 
 @pytest.fixture(scope="session")
 def local_sshd() -> Iterator[ssh_hosts.LocalServer]:
-    """Run an SSH server on 127.0.0.1 for whoever runs the tests."""
+    """Run an SSH server on 127.0.0.1 for the user who runs the tests."""
     requirements.skip_without("sshd", "ssh-keygen", "ps")
     with ssh_hosts.local_server() as server:
         yield server

@@ -158,7 +158,7 @@ def test_the_kernel_manager_has_the_option(name: str) -> None:
 
 
 def test_the_kernel_manager_makes_the_kernel_client() -> None:
-    """Both are those of jupyter_client to whoever asks, nbclient for instance."""
+    """Both are those of jupyter_client for every caller, nbclient for instance."""
     manager = resolve(f"{PACKAGE}.client.kernelmanager:GatewayKernelManager")
     assert issubclass(manager, AsyncKernelManager)
     assert manager.client_factory.klass is resolve(f"{PACKAGE}.client.kernelclient:GatewayKernelClient")

@@ -156,7 +156,7 @@ async def test_a_header_of_a_known_client_has_seconds_to_come_over_tls(authority
 
 
 async def test_a_client_refused_over_tls_gets_the_reason(authority, server):
-    """Also when the body is under way: it is read and dropped for a moment."""
+    """Also while the body is being sent: it is read and discarded for a moment."""
     argv = [f"--certfile={server[0]}", f"--keyfile={server[1]}", "--EnterpriseGatewayApp.auth_token=right"]
     async with running_gateway(argv) as gateway:
         reader, writer = await asyncio.open_connection(

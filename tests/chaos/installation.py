@@ -30,7 +30,7 @@ REQUEST_SECONDS = 42.0
 """How long an answer may take: what Jupyter Server's gateway client waits for by default."""
 STOP_SECONDS = 40.0
 RECORD_SECONDS = 3.0
-"""How long after the store's return it may take until what was launched without it is on record."""
+"""How long it may take after the store's return until what was launched without it is recorded."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Installation(Replicas):
         return sum(max(0.001, end - begin) for begin, end in recent)
 
     def may_be_unrecorded(self, number: int, began: float) -> bool:
-        """Whether what a replica launched then never came on record, as the replica failed before it could write it.
+        """Whether what a replica launched then was never recorded, because the replica failed before it could write it.
 
         Nobody else can reach such a process: it is replaced.
         """

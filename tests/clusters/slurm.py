@@ -61,7 +61,7 @@ PartitionName=closed Nodes=ALL State=DOWN
 
 
 class SlurmCluster:
-    """munged, slurmctld and slurmd, run by whoever runs the tests; jobs are that user's."""
+    """munged, slurmctld and slurmd, run by the user who runs the tests; jobs are that user's."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="eg-slurm-"))

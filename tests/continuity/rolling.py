@@ -61,7 +61,7 @@ class RollingGateway:
         self._clients.append(Client(self._process.url))
 
     async def stop(self) -> None:
-        """Stop the gateway in order."""
+        """Stop the gateway gracefully."""
         assert await offload(self.process.stop) == 0, self.output
         assert "Traceback" not in self.output, self.output
 
@@ -173,7 +173,7 @@ async def begin(socket: KernelSocket, code: str, **header: Any) -> str:
 
 
 def record_of(kernel_id: str) -> dict[str, Any]:
-    """Return what is on record of a kernel."""
+    """Return the record of a kernel."""
     path = Path(os.environ["JUPYTER_DATA_DIR"], "kernel_sessions", f"{kernel_id}.json")
     record: dict[str, Any] = json.loads(path.read_bytes())[kernel_id]
     return record

@@ -283,7 +283,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_culled_and_li
 async def test_a_kernel_that_cannot_be_detached_does_not_prevent_detaching_others(
     tmp_path: Path, expect_log: ExpectLog
 ) -> None:
-    """A stop that leaves kernels running ends in order, and the other kernel is found as it was left."""
+    """A stop that leaves kernels running ends cleanly, and the other kernel is found as it was left."""
     write_kernelspec("troublesome")
     gateway_options = {"availability_mode": "standalone", "list_kernels": True}
     config = {
@@ -318,7 +318,7 @@ async def test_a_kernel_that_fails_does_not_keep_others_from_being_started(expec
 async def test_a_kernel_that_fails_does_not_keep_others_from_being_recorded(
     name: str, tmp_path: Path, expect_log: ExpectLog
 ) -> None:
-    """What the others do is on record, each time that it is noted; the error is logged with the kernel's id."""
+    """The activity of the others is recorded each time; the error is logged with the kernel's id."""
     write_kernelspec(name)
     config = {
         "EnterpriseGatewayApp": {"availability_mode": "standalone", "keep_kernels_on_stop": False},

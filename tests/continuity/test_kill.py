@@ -118,7 +118,7 @@ async def test_killed_while_a_kernel_starts(kernelspec: str, holds: Holds, step:
 
 @pytest.mark.parametrize("step", ["ended", "launched"])
 async def test_killed_while_a_kernel_restarts(kernelspec: str, holds: Holds, step: str, tmp_path: Path) -> None:
-    """The old process was ended on purpose and the new one is not on record: the restart is done, by one process."""
+    """The old process was ended on purpose and the new one is not recorded: the restart is completed once."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel(kernelspec)
         before = (await gateway.run(kernel_id, "import os; print(os.getpid())")).strip()

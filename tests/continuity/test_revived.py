@@ -171,7 +171,7 @@ async def test_a_kernel_proves_stable_through_two_gateways(tmp_path: Path) -> No
 async def test_a_kernel_whose_host_cannot_be_asked_is_not_unknown(
     tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """503 while its host is cut off, not 404; taken up again without a restart of the gateway when it is back."""
+    """503 while its host is cut off, not 404; recovered without a restart of the gateway when the host is back."""
     monkeypatch.setenv("EG_SSH_CONNECT_TIMEOUT", "2")
     prepare_hosts(lab, monkeypatch, tmp_path)
     monkeypatch.setenv("EG_REMOTE_HOSTS", lab.hosts[0].address)
@@ -196,7 +196,7 @@ async def test_a_kernel_whose_host_cannot_be_asked_is_not_unknown(
 
 
 async def test_a_kernel_that_cannot_be_checked_does_not_prevent_the_recovery_of_others(tmp_path: Path) -> None:
-    """Neither when the gateway starts nor when those that were kept are judged again, however its back end fails."""
+    """Neither when the gateway starts nor when those that were kept are checked again, however its back end fails."""
     failing = {
         "cannot-load": write_fussy_kernelspec("cannot-load", tmp_path, "load"),
         "cannot-poll": write_fussy_kernelspec("cannot-poll", tmp_path, "poll"),
@@ -263,7 +263,7 @@ async def test_twenty_kernels_outlive_a_stop_and_a_kill(
 
 
 async def test_two_hundred_kernels_are_recovered_in_three_seconds(tmp_path: Path) -> None:
-    """The gateway says how long it took; stubs stand for the kernels, each a living process on record."""
+    """The gateway says how long it took; stubs stand for the kernels, each a recorded living process."""
     write_kernelspec("stub", argv=["sh", "-c", "exec sleep 600", "{connection_file}"])
     async with rolling_gateway(tmp_path) as gateway:
         for _ in range(20):

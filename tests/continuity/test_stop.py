@@ -110,7 +110,7 @@ async def test_a_gateway_that_drains_refuses_new_requests(tmp_path: Path) -> Non
 
 
 async def test_a_back_end_that_fails_during_the_stop_does_not_prevent_the_release_of_resources(tmp_path: Path) -> None:
-    """A kernel's proxy raises: the others are let go of all the same, and leases and places in the store given back."""
+    """A kernel's proxy raises: the others are detached nevertheless, and leases and places in the store released."""
     stanza = {"class_name": f"{ClingingProxy.__module__}.ClingingProxy"}
     write_kernelspec("clinging", argv=LAUNCH, metadata={"process_proxy": stanza})
     database = tmp_path / "store.sqlite"

@@ -71,7 +71,7 @@ def bystander(*, user: int | None = None, **env: str) -> Iterator[subprocess.Pop
 
 
 async def test_what_lost_its_record_is_reported_and_removed(tmp_path: Path) -> None:
-    """A dry run only reports; the sweep ends the process and removes its files, and keeps the kernels on record."""
+    """A dry run only reports; the sweep ends the process and removes its files, and keeps recorded kernels."""
     async with rolling_gateway(tmp_path) as gateway:
         lost, kept = [await gateway.client.start_kernel() for _ in range(2)]
         await gateway.run(kept, "x = 42")
@@ -206,7 +206,7 @@ async def test_without_the_records_nothing_is_removed(expect_log) -> None:
 
 @pytest.mark.ssh
 async def test_hosts_are_swept(tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel on an SSH host that lost its record is ended there; one on record is not."""
+    """A kernel on an SSH host that lost its record is ended there; a recorded one is not."""
     prepare_hosts(lab, monkeypatch, tmp_path)
     async with rolling_gateway(tmp_path) as gateway:
         lost, kept = [await gateway.client.start_kernel("distributed") for _ in range(2)]
@@ -373,7 +373,7 @@ def test_labels(tmp_path: Path) -> None:
 
 
 def test_runs(tmp_path: Path) -> None:
-    """A run that goes on is not over, one that was closed in order leaves nothing, a killed one is over."""
+    """A run that goes on is not over, one that was closed cleanly leaves nothing, a killed one is over."""
     run = RunDeployment(tmp_path)
     assert list(ended_runs(tmp_path)) == []
     label = run.label

@@ -56,7 +56,7 @@ def test_a_kernel_starts_within_the_limits(
 
 
 def test_those_that_are_starting_count() -> None:
-    """Ten requests at once do not get past a limit of three, whoever they are from."""
+    """Ten requests at once do not exceed a limit of three, whichever users they are from."""
     house = House(total=4, per_user=3, bob=1)
     with ExitStack() as starting:
         for _ in range(3):

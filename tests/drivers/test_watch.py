@@ -178,7 +178,7 @@ def test_what_is_known_to_exist_is_gone_when_it_is_not_found(table: Table, watch
 
 
 def test_an_answer_says_nothing_of_who_came_after_the_question(table: Table, watch: StateWatch[int, str]) -> None:
-    """A number that is given to a new process while a query is under way does not make the new one end with the old."""
+    """A number that is given to a new process during a query does not make the new one end with the old."""
     old: list[str | None] = []
     new: list[str | None] = []
     table.states = {1: "running"}
@@ -243,7 +243,7 @@ def test_the_age_counts_from_the_last_good_answer(table: Table) -> None:
 
 
 def test_many_threads_register_and_cancel(table: Table, watch: StateWatch[int, str]) -> None:
-    """Each hears each of its states once and in order, whoever else comes and goes meanwhile."""
+    """Each hears each of its states once and in order, also while others register and cancel."""
     table.states = dict.fromkeys(range(100), "running")
     heard: list[list[str | None]] = []
 

@@ -18,7 +18,7 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS") or 0)
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 SHORT = settings(_COMMON, max_examples=200, derandomize=True, database=None)
 LONG = settings(_COMMON, max_examples=2_000, print_blob=True)
-_SPARE_SECONDS = 120.0  # for the round under way when the time is over, and for making a failing input smaller
+_SPARE_SECONDS = 120.0  # for the round in progress when the time is over, and for making a failing input smaller
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Session records: a store may hold anything, and what is no record keeps no other kernel from being taken up."""
+"""Session records: a store may hold anything, and an invalid record does not prevent the recovery of other kernels."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ async def test_a_restart_that_hangs_is_answered(
 
 @pytest.mark.parametrize("name", ["stuck", "stuck-by-itself"])
 async def test_a_stop_ends_whatever_threads_do(pipe: Path, tmp_path: Path, name: str) -> None:
-    """With threads that hang, more than there are for anything, SIGTERM ends the gateway in order, with exit code 0."""
+    """With more hanging threads than any pool has, SIGTERM ends the gateway gracefully, with exit code 0."""
     async with rolling_gateway(tmp_path, env={"EG_DRAIN_TIMEOUT": "1"}) as gateway:
         kernel_id = await gateway.client.start_kernel()
         pid = int(await gateway.run(kernel_id, "import os; print(os.getpid())"))

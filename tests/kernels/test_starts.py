@@ -216,7 +216,7 @@ class FailingProvisioner(LocalProvisioner):
 async def test_the_reason_of_a_failed_launch_is_reported_even_if_the_clean_up_fails(
     process: str, manager_class: type[AsyncKernelManager], expect_log: ExpectLog
 ) -> None:
-    """Nothing of the launch is left, whoever's manager and provisioner it is: who has launched cleans up."""
+    """Nothing of the launch is left with any manager and provisioner: what has launched cleans up."""
     stanza = {"class_name": "tests.support.proxies.HelplessProxy"}
     write_kernelspec("failing", metadata={"process_proxy": stanza})
     manager = manager_class(kernel_name="failing")
@@ -246,7 +246,7 @@ async def test_the_reason_of_a_failed_launch_is_reported_even_if_the_clean_up_fa
 
 
 class KernelWhoseClientLeaves(RemoteKernelManager):
-    """Calls ``leave`` right after its start is complete, and before whoever waits for that goes on."""
+    """Calls ``leave`` right after its start is complete, before the task that waits for it continues."""
 
     leave: Callable[[], object]
 

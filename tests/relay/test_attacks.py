@@ -143,7 +143,7 @@ async def test_a_kernels_message_of_too_many_parts_is_dropped(relay, expect_log)
 
 @pytest.mark.parametrize("v1", [False, True], ids=["legacy", "v1"])
 async def test_many_attackers_together_take_one_slice_of_each_turn(relay, v1):
-    """Frames that are only just small enough, by twenty websockets at once, hold nobody up either."""
+    """Frames that are only just small enough, from twenty websockets at once, do not block others either."""
     kernel_id, _ = await relay.add()
     costly = '{"a":[' + "[]," * 20_000 + "0]}"
     header = json.dumps({**HEADER, "a": json.loads(costly)["a"]}, separators=(",", ":"))

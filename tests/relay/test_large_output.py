@@ -95,7 +95,7 @@ async def test_the_longest_text_is_cut_in_the_time_that_others_leave(relay):
 
 @pytest.mark.parametrize("size", [15_000_000, LARGEST - 5_000_000])
 async def test_a_client_may_go_in_the_middle_of_a_long_text(relay, expect_log, size):
-    """That holds nobody up. When it is back it is told what was dropped, and gets what was kept."""
+    """That does not block others. When it reconnects it is told what was dropped, and gets what was kept."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel)
     message = await made(kernel, "stream", lambda: b'{"name":"stdout","text":"' + b"x" * LARGEST + b'"}')

@@ -1,4 +1,4 @@
-"""A kernel changes hands, and hears whoever has it now.
+"""A kernel changes hands, and answers the gateway that has it now.
 
 Many kernels see to their sockets between two cells only: who comes and goes meanwhile is noticed in a row when the cell
 is over. A ROUTER socket that still knows an identity then does not listen to a second connection of it, unless it has

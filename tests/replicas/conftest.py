@@ -139,7 +139,7 @@ class Replicas:
         self.processes[number].start()
 
     async def restart(self, number: int) -> None:
-        """Stop a replica in order and start it again; ``close`` waits for one that was given up."""
+        """Stop a replica gracefully and start it again; ``close`` waits for one that was abandoned."""
         self._restarting = asyncio.ensure_future(asyncio.to_thread(self._restart, number))
         await asyncio.shield(self._restarting)
 

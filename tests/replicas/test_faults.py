@@ -1,4 +1,4 @@
-"""Replicas whose store goes away, or that stand still, in the middle of something: whoever comes next ends it well."""
+"""Replicas whose store goes away, or that are suspended, in the middle of a change: the next one completes it."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_kernels_that_die_with_their_replica_are_restarted(replicas):
 
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgres, cause):
-    """A delete gives up the restart under way, and is refused because PostgreSQL is away: the restart is done yet."""
+    """A delete cancels the restart in progress, and is refused because PostgreSQL is away: the restart is completed."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, "launch")
     async with postgres.away():
         assert (await replicas.clients[0].fetch(f"/api/kernels/{kernel_id}", "DELETE")).code == 503

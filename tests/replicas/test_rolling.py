@@ -108,7 +108,7 @@ async def _restart_in_turn(replicas, until):
 
 
 async def test_rolling_restarts_lose_nothing(replicas):
-    """Again and again a replica is stopped in order and started again under clients that never pause.
+    """A replica is gracefully stopped and started again and again under clients that never pause.
 
     Every request is answered or ends with a clean error (502 or 503, or a closed websocket, after which the client goes
     on through the other replica), and every kernel stays the same process with its variables.
@@ -122,7 +122,7 @@ async def test_rolling_restarts_lose_nothing(replicas):
     work = [*(notebook.run(until) for notebook in notebooks), requests.run(until), requests.start_and_delete(until)]
     await all_of(_restart_in_turn(replicas, until), *work)
     print({"done": [n.done for n in notebooks], "cut": [n.cut for n in notebooks]}, dict(requests.answers))
-    # 502: of the proxy, for a request that was under way to a replica as that ended; 409: a start that was given up
+    # 502: of the proxy, for a request in progress to a replica that ended; 409: a start that was cancelled
     # then; 404: a second attempt to delete, where only the answer to the first was lost.
     errors = {entry for entry in requests.answers if entry[1] >= 400}
     assert errors <= {(verb, code) for verb in ("GET", "POST", "DELETE") for code in (502, 503)} | {

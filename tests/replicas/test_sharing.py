@@ -201,7 +201,7 @@ async def test_a_kernel_that_dies_is_restarted_once(replicas):
 
 
 async def test_a_replica_ends_while_it_forgets_a_kernel(replicas, tmp_path):
-    """One that is told to stop while it lets go of what another one has restarted, and then deleted, ends in order."""
+    """A stop during a disconnect from a kernel that another replica restarted and deleted ends cleanly."""
     stanza = {"class_name": "tests.support.proxies.SteppingProxy", "config": {"steps": "$JUPYTER_RUNTIME_DIR"}}
     write_kernelspec("stepping", metadata={"process_proxy": stanza})
     one, two = await replicas.start()

@@ -101,7 +101,7 @@ async def test_a_refusal_does_not_wait_for_the_body(request_head: bytes, status:
 
 
 async def test_a_client_that_is_still_sending_sees_the_refusal() -> None:
-    """What is under way when a request is refused is read and dropped for a moment: a reset would eat the answer."""
+    """What is still being sent when a request is refused is read and discarded: a reset would lose the answer."""
     async with guarded_gateway() as gateway, line_to(gateway, head("POST", "/api/kernels", length=500_000)) as line:
         for _ in range(10):
             await asyncio.sleep(0.02)
@@ -222,7 +222,7 @@ async def test_a_client_that_never_stops_sending_too_much_is_cut_off(size: int) 
 
 
 async def test_a_body_that_never_arrives_does_not_delay_the_stop() -> None:
-    """A request whose client goes in the middle of the body is no longer under way."""
+    """A request whose client disconnects in the middle of the body is no longer in progress."""
     async with guarded_gateway() as gateway:
         for path in ("/api/kernels", "/api/kernels/1-2-3-4-5/channels"):
             method = "POST" if path == "/api/kernels" else "GET"

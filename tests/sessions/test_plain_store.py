@@ -120,7 +120,7 @@ async def test_its_errors_are_outages(make_shelf, expect_log):
 
 
 async def test_what_it_cannot_read_costs_no_other_its_kernel(make_shelf, expect_log):
-    """It is logged, and known as a kernel on record; so is what is no record, whatever the store took it for."""
+    """It is logged, and counts as a recorded kernel; so does an invalid record."""
     manager, good, faded, odd = make_shelf(), a_kernel_id(), a_kernel_id(), a_kernel_id()
     await manager.record_phase(good, "running", **a_start())
     manager.shelf.texts.update({faded: "faded", odd: "[5]"})

@@ -121,7 +121,7 @@ async def test_what_could_not_be_checked_stays(make, expect_log):
 
 
 async def test_kernels_that_could_not_be_checked_are_retried(make, service, expect_log):
-    """When a host returns, its kernels are taken up without a restart; outages of the store do not end the attempts."""
+    """When a host returns, its kernels are recovered without a restart; outages of the store do not stop the retries."""
     kernel_ids = await recorded(make, "running", "running", kind="webhook")
     kernels = Kernels()
     kernels.fate = dict.fromkeys(kernel_ids, OSError("no route to host"))
@@ -156,7 +156,7 @@ async def test_an_unavailable_store_is_waited_for(make, service, expect_log):
 
 
 async def test_requests_for_an_unknown_kernel_share_one_revival(make):
-    """On request, a kernel of the store is taken up once, however many ask; unknown ones are not found."""
+    """On request, a kernel of the store is recovered once, however many ask; unknown ones are not found."""
     (kernel_id,) = await recorded(make, "running")
     kernels, manager = Kernels(), make("file")
     kernels.pause = 0.05
@@ -177,7 +177,7 @@ async def test_on_request_a_dead_kernel_is_removed(make):
 
 
 async def test_on_request_an_unreachable_kernel_is_not_lost(make, expect_log):
-    """A kernel that cannot be judged now is 503, not 404, and stays on record."""
+    """A kernel that cannot be checked now is 503, not 404, and stays recorded."""
     (kernel_id,) = await recorded(make, "running")
     kernels = Kernels()
     kernels.fate = {kernel_id: OSError("no route to host")}

@@ -43,7 +43,7 @@ async def test_one_replica_holds_a_lease_at_a_time(kind, make):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_leases_of_starts_by_replicas_that_are_gone_do_not_stay(kind, make):
-    """What expired a minute ago is forgotten if nothing came on record; of a recorded kernel it stays, as what is new.
+    """What expired a minute ago is removed if nothing was recorded; leases of recorded kernels and new ones stay.
 
     Several replicas may find it at the same time.
     """
@@ -131,7 +131,7 @@ async def test_an_old_token_writes_nothing(kind, make):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_limits_count_kernels_and_reservations_of_all_replicas(kind, make):
-    """A place is refused when kernels on record and places held by others reach the limit; sentences name the limit."""
+    """A place is refused when recorded kernels and places held by others reach the limit; sentences name the limit."""
     one, two = make(kind), make(kind)
     first = await one.reserve("one", "alice", 3, 2, 60)
     kernel_id = a_kernel_id()
@@ -155,7 +155,7 @@ async def test_limits_count_kernels_and_reservations_of_all_replicas(kind, make)
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_start_counts_at_every_moment(kind, make):
-    """Others who count while a place becomes a kernel on record always count one, never none or two."""
+    """Others who count while a place becomes a recorded kernel always count one, never none or two."""
     one, two = make(kind), make(kind)
     for _ in range(60):
         kernel_id = a_kernel_id()

@@ -71,7 +71,7 @@ class StubKernel:
 
 
 class StubKernelManager:
-    """Has one kernel of any id, and takes up those that are not in ``dead``."""
+    """Has one kernel of any id, and recovers those that are not in ``dead``."""
 
     def __init__(self) -> None:
         self.dead: set[str] = set()

@@ -36,7 +36,7 @@ class SessionService:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the port and wait for what is under way."""
+        """Close the port and wait for requests in progress."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -205,7 +205,7 @@ class _CollectorTime:
 
 
 class _Watchdog:
-    """One thread for the whole run that looks at every loop now and then."""
+    """One thread for the whole run that checks every loop now and then."""
 
     def __init__(self) -> None:
         self._selectors: weakref.WeakSet[WatchedSelector] = weakref.WeakSet()

@@ -336,7 +336,7 @@ class CarelessProxy(ThirdPartyProxy):
 
 
 class ClingingProxy(ScriptProxy):
-    """Cannot let go of its kernel."""
+    """Cannot detach from its kernel."""
 
     def disconnect(self) -> None:
         """Raise as a client library does whose service has changed."""

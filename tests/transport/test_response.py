@@ -379,7 +379,7 @@ async def test_thousand_bad_connections_do_not_delay_a_launch(server, kind, expe
     ids="-".join,
 )
 async def test_whatever_a_payload_holds_ends_that_payload_only(server, entries, expect_log):
-    """After two at once that hold what cannot be used, the launch under way and the next one get their reports."""
+    """After two invalid ones at once, the launch in progress and the next one get their reports."""
     wire = message(server, "pending", None, **entries)
     with server.expect("pending", secret=SECRET) as pending:
         with expect_log(REFUSED, required=False) as records:
