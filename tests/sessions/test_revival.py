@@ -121,7 +121,7 @@ async def test_what_could_not_be_checked_stays(make, expect_log):
 
 
 async def test_kernels_that_could_not_be_checked_are_retried(make, service, expect_log):
-    """When a host returns, its kernels are recovered without a restart; outages of the store do not stop the retries."""
+    """When a host returns, its kernels are recovered without a restart; outages of the store do not stop retries."""
     kernel_ids = await recorded(make, "running", "running", kind="webhook")
     kernels = Kernels()
     kernels.fate = dict.fromkeys(kernel_ids, OSError("no route to host"))
