@@ -96,7 +96,7 @@ class ConnectionInfo:
 
 
 def shown(value: Any) -> str:
-    """Return what a log line or an error says of a value that somebody else chose: short, in one line."""
+    """Return a short, one-line form of an untrusted value, for log lines and errors."""
     if value is None or isinstance(value, str | int | float):
         return repr(value)[:40]
     return f"a {type(value).__name__}"  # it may hold whatever there is, and be of any depth

@@ -93,7 +93,7 @@ def _as_seconds(value: object) -> float:
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What culling looks at of one kernel; times are UTC, ``busy_since`` is None unless it is busy now."""
+    """What culling checks of one kernel; times are UTC, ``busy_since`` is None unless it is busy now."""
 
     state: str
     connections: int

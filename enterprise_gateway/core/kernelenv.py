@@ -6,9 +6,9 @@ The layers, later ones win:
 2. the *inherited*: gateway variables that the administrator names in ``inherited_envs``,
 3. the *client's*: ``KERNEL_*`` and what the administrator names in ``client_envs``,
 4. the kernelspec's ``env``, where ``${NAME}`` is replaced from the layers above,
-5. the client's and the inherited ones again, as far as they start with ``KERNEL_`` or are named literally in
+5. the client's and the inherited ones again, if they start with ``KERNEL_`` or are named literally in
    ``client_envs`` or ``inherited_envs``: these override the kernelspec,
-6. the gateway's own (:func:`finish`), which nobody overrides.
+6. the gateway's own (:func:`finish`), which cannot be overridden.
 
 The gateway's environment reaches a kernel through layers 1 and 2 only.
 """
@@ -59,7 +59,7 @@ def accept_client_variables(
     requested
         The request's ``env``: must be an object of strings.
     client_envs
-        Names that the administrator allows besides ``KERNEL_*``; ``*`` allows all but loader variables.
+        Names that the administrator allows in addition to ``KERNEL_*``; ``*`` allows all but loader variables.
     unrestricted
         Names whose values may hold any character but NUL and be of any length.
 

@@ -1,4 +1,4 @@
-"""One lock for each name, as long as somebody has it."""
+"""One lock for each name, while it is in use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 
 class KeyedLocks:
-    """Locks by name; one that nobody uses any more is gone."""
+    """Locks by name; one that is no longer used is removed."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

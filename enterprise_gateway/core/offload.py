@@ -1,8 +1,8 @@
 """The one hand-over of blocking calls to threads.
 
 What waits for one place - an SSH host, a back end, a store - has threads of its own (:func:`offload_to`), so that a
-place that does not answer holds nobody up but those who want something from it. So has an :class:`Errand`: a launch
-whose files are on a file system that hangs holds up no other one.
+place that does not answer blocks only the callers that need it. So has an :class:`Errand`: a launch whose files are
+on a file system that hangs blocks no other launch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Errand:
         self._executor: ThreadPoolExecutor | None = None
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what comes of ``work``, whose calls in threads are the errand's; it is begun in here."""
+        """Return the result of ``work``, whose calls in threads belong to the errand; it is started in here."""
         before = _errand.set(self)
         try:
             return await work()
@@ -92,7 +92,7 @@ async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     """Run a blocking ``function`` in a thread and return its result: one that works on this machine alone.
 
     Cancelling the caller is postponed until the thread has ended: a thread cannot be stopped, and giving up on one
-    would leave, say, a container created that nobody knows of. Every blocking call has a time-out of its own.
+    would leave, say, a container that nobody knows about. Every blocking call has a time-out of its own.
     """
     errand = _errand.get()
     executor = _executor if errand is None or errand.is_over else errand.executor
@@ -102,7 +102,7 @@ async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 async def offload_to(place: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what :func:`offload` does in one of the ``THREADS_PER_PLACE`` threads of ``place``.
 
-    They end with the last of the calls that are under way: a place at rest costs nothing, and needs no closing.
+    They end with the last call in progress: an idle place costs nothing, and needs no closing.
 
     Parameters
     ----------

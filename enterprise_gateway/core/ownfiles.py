@@ -1,6 +1,6 @@
-"""Files of ours in directories that others can write to: nobody else's file, link or pipe is taken for one of them.
+"""Files of ours in directories that others can write to: another user's file, link or pipe is never mistaken for ours.
 
-A name there may be taken before we come to it: by a pipe, at which ``open`` waits for ever; by a link that leads to
+A name there may be taken before we use it: by a pipe, on which ``open`` blocks for ever; by a link that leads to
 another file; by a file that its maker goes on to read. Everything here blocks no longer than its file system does.
 """
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_NO_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO)  # the answers to a link, and to a pipe that nobody reads
+_NO_FILE = (errno.ELOOP, errno.EMLINK, errno.ENXIO)  # the errors for a link, and for a pipe without a reader
 _ROOT = 0
 
 

@@ -104,7 +104,7 @@ class PortPool:
             if port not in self._taken and self._is_free(port):
                 self._taken.add(port)
                 return port
-            self._next = 0  # somebody is here: look elsewhere
+            self._next = 0  # this region is in use: try another one
         raise PortRangeError(f"No free port found within {port_range or self._default} after {tries} attempts.")
 
     def _neighbours(self, count: int) -> Iterator[int]:

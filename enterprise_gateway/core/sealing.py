@@ -1,4 +1,4 @@
-"""Encrypts the secrets of session records, so that whoever can read the store cannot take a kernel over."""
+"""Encrypts the secrets of session records, so that read access to the store does not give access to kernels."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Step:
 
 
 class Progress:
-    """The phases that one start has reached so far; written by whoever starts the kernel, read by its model.
+    """The phases that one start has reached so far; written by what starts the kernel, read by its model.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ async def take_all(
     steps
         Functions or coroutine functions.
     what
-        What does not end in order when a step fails: the beginning of the log line.
+        What does not end cleanly when a step fails: the beginning of the log line.
     patience
         Seconds after which a step that has not ended is cancelled and not waited for any more.
     """

@@ -133,12 +133,12 @@ def start_script(
 
     The last line but one is ``1`` when the process has a session of its own, ``0`` when not; the last is its id.
     It exits with one of the numbers above where there can be no such log or there is no ``cwd``, or where the log's
-    directory, or the log, is somebody else's.
+    directory, or the log, belongs to another user.
 
     Parameters
     ----------
     private
-        Whether nobody else may enter the log's directory.
+        Whether the log's directory is closed to other users.
     """
     log = shlex.quote(log_path)
     lines = [
@@ -234,7 +234,7 @@ def leaders_script(variable: str) -> str:
 
     Each word and each variable of the output ends with a NUL, which is in no environment: ``login`` and the user id
     of the login; then for each leader ``leader``, its id, "start real-uid effective-uid", its owner's name, and its
-    ``KERNEL_ID`` and ``KERNEL_USERNAME`` when they look like ours.
+    ``KERNEL_ID`` and ``KERNEL_USERNAME`` when they have the form of ours.
     """
     return (
         f"{_LEADER}printf 'login\\0%s\\0' \"$(id -u)\"\n"

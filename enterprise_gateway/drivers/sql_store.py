@@ -338,7 +338,7 @@ class SqlStore:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
 
     def _check_token(self, connection: sa.Connection, kernel_id: str, token: int | None) -> None:
-        # The row stays locked until our commit: whoever takes the lease over reads what we wrote.
+        # The row stays locked until our commit: the replica that takes over the lease reads what we wrote.
         query = sa.select(_leases.c.fencing_token).where(_leases.c.kernel_id == kernel_id).with_for_update()
         if connection.execute(query).scalar() != token:
             raise LeaseLostError(f"Kernel {kernel_id} is managed by another replica of the gateway.")

@@ -95,7 +95,7 @@ class OutcomeUnknownError(HostUnreachableError):
 
 
 class FolderTakenError(KernelLaunchError):
-    """The directory that a log should be in was made by somebody else."""
+    """The directory that a log should be in was made by another user."""
 
 
 class SSHShell:
@@ -163,13 +163,13 @@ class SSHShell:
     ) -> tuple[int, int]:
         """Start ``argv`` so that it outlives the connection, and return its process id and process group id.
 
-        Its output is appended to ``log_path`` (mode 0600), with ``private`` in a directory that nobody else may enter.
+        Its output is appended to ``log_path`` (mode 0600), with ``private`` in a directory closed to other users.
         The group id is 0 where the host has no ``setsid``.
 
         Raises
         ------
         FolderTakenError
-            The directory for the log was to be private, and is somebody else's.
+            The directory for the log must be private, but belongs to another user.
         KernelLaunchError
             The host answered, but could not start it: the log or the working directory is not usable.
         """
@@ -344,7 +344,7 @@ class SSHShell:
         raise AssertionError("unreachable")
 
     def _transport(self, deadline: Deadline) -> paramiko.Transport:
-        """Return the live connection; of many callers one connects, and the others share what comes of it."""
+        """Return the live connection; of many callers one connects, and the others share the result."""
         transport = self._live()
         if transport is not None:
             return transport

@@ -101,10 +101,10 @@ class StateWatch(Generic[Key, State]):
     def register(
         self, key: Key, on_change: Callable[[State | None], None], *, eager: bool = False, exists: bool = False
     ) -> Registration[Key, State]:
-        """Have ``on_change`` called with the state of ``key`` and each later one; None is told when it is gone.
+        """Have ``on_change`` called with the state of ``key`` and with each later one; with None when it is gone.
 
-        A state that is known already is told before this returns, in the caller's thread; all others are told in the
-        watch's. That ``key`` is absent is told only if it was seen since it was registered, or is known to exist.
+        A known state is reported before this returns, in the caller's thread; later ones are reported in the watch's
+        thread. An absent ``key`` is reported only if it was seen since it was registered, or is known to exist.
 
         Parameters
         ----------

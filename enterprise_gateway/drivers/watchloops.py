@@ -99,7 +99,7 @@ class Polling(Generic[Key, State]):
                 self._table.replace(states, registered, asked_at)
 
     def _due(self, asked: float) -> set[Registration[Key, State]]:
-        """Wait until it is time to ask, and return for whom; nobody is the end of the thread."""
+        """Wait until the next query is due, and return its keys; no keys end the thread."""
         with self._table.changed:
             while registered := self._table.registrations():
                 eager = any(registration.eager for registration in registered)

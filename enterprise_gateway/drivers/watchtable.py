@@ -59,9 +59,9 @@ class StateTable(Generic[Key, State]):
     name
         Of the cluster or host, for the log.
     keeps_all
-        Whether states are kept of keys that nobody has registered; those that are gone are never kept.
+        Whether states of unregistered keys are kept; those that are gone are never kept.
     log
-        Where errors of listeners are told.
+        Where errors of listeners are logged.
     clock
         Returns seconds, for :attr:`age`.
     """
@@ -89,7 +89,7 @@ class StateTable(Generic[Key, State]):
             return self._states.get(key)
 
     def seen(self, key: Key) -> bool:
-        """Tell whether ``key`` is there, or was since somebody who still is registered for it came."""
+        """Return whether ``key`` exists, or has existed since one of its present listeners registered."""
         with self.changed:
             return key in self._states or any(registration.seen for registration in self._registered.get(key, ()))
 

@@ -1,8 +1,8 @@
 """The gateway's one set of ZMQ sockets per kernel: connected once, any number of websockets attached.
 
 ``KernelChannels`` lives from a kernel's start to its end. Output goes to every attached client, replies to the one
-that asked; what nobody is there to take is kept for replay. Restarts re-connect below the clients. What a kernel that
-ends has not replied to is replied to with an error.
+that asked; output without a connected client is kept for replay. Restarts re-connect below the clients. Requests that a
+kernel has not replied to when it ends are answered with an error.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class KernelChannels:
     """Relays between one kernel and its clients.
 
     Made by the kernel's manager, which calls :meth:`connect` when the kernel has reported its ports and again after
-    each restart (with :meth:`hold` before one that somebody asked for, and :meth:`announce_state` ``"restarting"``
+    each restart (with :meth:`hold` before a requested one, and :meth:`announce_state` ``"restarting"``
     before one because the kernel has died), and :meth:`close` at the end. Must be used in the event loop's thread.
     Requests of clients wait until output is known to arrive (at most ``limits.info_timeout``), so that nothing of the
     first cell's output is lost.
@@ -160,7 +160,7 @@ class KernelChannels:
         self._routes: dict[str, ChannelsClient] = {}
         self._batch: list[KernelMessage] = []
         self._last_cell = b"{}"  # raw header of the request that was executed last
-        self._is_held = False  # clients were told nothing of the restart under way
+        self._is_held = False  # clients were not told of the restart in progress
         self._is_dead = False
         self._death = ""  # what is said to requests of a dead kernel
         self._requests = OpenRequests()
@@ -219,7 +219,7 @@ class KernelChannels:
             Whether it is in doubt whose kernel it is: then it gets nothing of its clients before it has proved that it
             has the key.
         delay
-            Seconds until the sockets are opened, unless somebody wants the kernel before that.
+            Seconds until the sockets are opened, unless the kernel is needed before that.
         """
         self.end_process()
         self._replay.begin_process()
@@ -237,10 +237,10 @@ class KernelChannels:
         return self._connection.awaits_proof
 
     def hold(self) -> None:
-        """Keep what clients send from now on until :meth:`connect`; called before a restart that somebody asked for.
+        """Keep what clients send from now on until :meth:`connect`; called before a requested restart.
 
-        Clients are told nothing: they take the status ``restarting`` for a death. What the process says until its end
-        still reaches them.
+        Clients are not informed, because they take the status ``restarting`` for a death. They still receive what the
+        process says until its end.
         """
         self._end_proof()
         self._connection.suspend()
@@ -421,7 +421,7 @@ class KernelChannels:
     # -- clients -------------------------------------------------------------------------------------------------
 
     def attach(self, client: ChannelsClient, session_id: str, *, has_waited: bool = False) -> None:
-        """Add a websocket and replay to it what its session missed, or what nobody has seen.
+        """Add a websocket and replay to it what its session missed, or what no client has seen.
 
         An older websocket of the same session is closed: it is the one that the client has lost. Of those that have
         waited together for the kernel's first answer (``has_waited``) none is older: the first that speaks is the one
@@ -594,7 +594,7 @@ class KernelChannels:
         self._send_reply(message, request)
 
     def _send_reply(self, message: KernelMessage, request: Request | None) -> None:
-        """Send a reply to the websocket that has asked; if that is gone, to where its client is now or may come back.
+        """Send a reply to the websocket that sent the request; if it is gone, to the client's present or next one.
 
         Without ``request``, which an earlier gateway has had or which is over, the session in the header tells.
         """
@@ -714,7 +714,7 @@ class KernelChannels:
         self._set_state("busy" if self._work else state)
 
     def _expect_idle(self) -> None:
-        """See to it that a kernel which does not say ``idle`` after a reply is not taken for busy for ever."""
+        """Ensure that a kernel which does not send ``idle`` after a reply does not count as busy for ever."""
         if self._lost_idle_timer is None:
             loop = asyncio.get_running_loop()
             self._lost_idle_timer = loop.call_later(LOST_IDLE_SECONDS, self._end_replied)
@@ -727,7 +727,7 @@ class KernelChannels:
             self._set_state("idle")
 
     def _expect_reply(self) -> None:
-        """See to it that who asked an earlier gateway does not wait for ever: the reply to that one may be lost."""
+        """Ensure that a client of an earlier gateway does not wait for ever: its reply may be lost."""
         if self._lost_reply_timer is None:
             loop = asyncio.get_running_loop()
             self._lost_reply_timer = loop.call_later(LOST_REPLY_SECONDS, self._answer_unreplied)

@@ -112,7 +112,7 @@ class KernelConnection:
         self._opening: asyncio.TimerHandle | None = None
         self.awaits_proof = False  # whether it is our kernel is in doubt until a message of it has the right signature
         self._is_first = False  # connected for the first time to a kernel that was started just now
-        self._is_up = False  # connected, and no restart under way
+        self._is_up = False  # connected, and no restart in progress
         self._is_live = False  # output is known to arrive
         self._is_holding_stdin = False  # a shell request waits for the stdin socket
         self._stdin_timer: asyncio.TimerHandle | None = None
@@ -135,7 +135,7 @@ class KernelConnection:
         Parameters
         ----------
         delay
-            Seconds until the sockets are opened, unless somebody wants the kernel before that.
+            Seconds until the sockets are opened, unless the kernel is needed before that.
         """
         is_first = self._nudge_end == 0.0
         self.disconnect("the kernel was restarted")
@@ -270,7 +270,7 @@ class KernelConnection:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether somebody waits for the kernel's answer."""
+        """Whether a task waits for the kernel's answer."""
         return bool(self._waiters)
 
     async def first_answer(self) -> None:
@@ -293,7 +293,7 @@ class KernelConnection:
             del self._requests[message.header["msg_id"]]
 
     def post(self, msg_type: str, content: dict[str, Any], channel: str) -> None:
-        """Send a request of the gateway whose reply nobody waits for, if there is a connection."""
+        """Send a request of the gateway without waiting for its reply, if there is a connection."""
         if (sockets := self._opened()) is not None:
             sockets.send(channel, self.factory.make(channel, msg_type, content).parts)
 

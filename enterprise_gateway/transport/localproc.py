@@ -22,7 +22,7 @@ BLOCKING_POLL_SECONDS = 0.05
 NO_LIMIT = 10.0**9
 
 # Who makes a process keeps the interpreter lock until that has had a processor: if many do so at once, the event loop
-# waits for all of them. One that hangs, as on a file system that does, holds others up for a moment only.
+# waits for all of them. One that hangs, because its file system does, delays the others only briefly.
 _BEING_MADE = threading.BoundedSemaphore(2)
 _MAKING_SECONDS = 1.0
 

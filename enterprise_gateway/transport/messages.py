@@ -76,7 +76,7 @@ class KernelMessage:
         return bytes(self.parts[1])
 
     def inspect(self) -> Generator[None, None, None]:
-        """Find out in steps what would hold everybody up later; to be called for large messages first of all."""
+        """Compute in steps what would block everything later; called first for large messages."""
         content = self.parts[3]
         if self.msg_type == "stream" and len(self.parts) == 4:
             self._text = yield from find_text(content)

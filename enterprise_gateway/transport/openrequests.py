@@ -43,7 +43,7 @@ def key_of(header: Mapping[str, Any]) -> Key | None:
 class Request:
     """One request: its raw header, the websocket that sent it (None: an earlier gateway's) and how far it has come.
 
-    ``session_id`` is the websocket's, by which its client may come back.
+    ``session_id`` is the websocket's, with which its client may reconnect.
     """
 
     __slots__ = ("asker", "channel", "has_begun", "is_idle", "is_replied", "msg_type", "raw_header", "session_id")
@@ -205,7 +205,7 @@ class OpenRequests:
                 continue
             if isinstance(header, dict):
                 request = Request("shell", "execute_request", text.encode())
-                request.has_begun = True  # as far as is known
+                request.has_begun = True  # as far as we know
                 self.add(key_of(header), request)
 
     def _pop(self, key: Key) -> Request:

@@ -76,7 +76,7 @@ class Outbox:
     What was written is kept until it is known to have arrived. Proof is the answer to a later ping, which comes from
     the client itself, through any proxy. What TCP has acknowledged since has arrived at the peer's system: that
     counts where pings are not answered at all, where the last one is too young to tell, and where the line to the
-    peer is what broke. Not where the peer acknowledges but nobody answers: that is a proxy whose client is gone.
+    peer is what broke. Not if the peer acknowledges but does not answer: that is a proxy whose client is gone.
 
     This is the :class:`~enterprise_gateway.transport.channels.ChannelsClient` that attaches to a kernel's channels.
     """
@@ -139,7 +139,7 @@ class Outbox:
 
     @property
     def waiting_bytes(self) -> int:
-        """What waits here, not counting the write that is under way."""
+        """What waits here, not counting the write in progress."""
         return self._bytes
 
     def put(self, message: KernelMessage, *, unlimited: bool = False) -> None:
@@ -156,12 +156,12 @@ class Outbox:
         self._bytes += message.size
         self._largest = max(self._largest, message.size)
         if self._is_over() and not unlimited:
-            self.flush()  # as long as no write is under way nothing shows whether the peer keeps up
+            self.flush()  # without a write in progress it is not known whether the peer keeps up
             if self._is_over():
                 self._overflow()
 
     def flush(self) -> None:
-        """Write what waits, unless a write is under way or too much was not received yet."""
+        """Write what waits, unless a write is in progress or too much was not received yet."""
         while (self._queue or self._transfer is not None) and not self._writing and not self._stopped:
             self._is_held = self._is_full() and (self._transfer is None or not self._transfer.has_begun)
             if self._is_held:
@@ -299,7 +299,7 @@ class Outbox:
         return tcp.position if self._is_ended else tcp.expected
 
     def _take(self) -> tuple[list[bytes], int]:
-        """Take messages for one write to the list of those under way; return their frames and where the last ends."""
+        """Move messages for one write to the list of those in flight; return their frames and where the last ends."""
         frames: list[bytes] = []
         start = position = self._stream.accepted
         count = 0

@@ -107,7 +107,7 @@ def _cut(descriptor: int, limit: int) -> None:
     target = min(BEGINNING, limit // 4)
     target += os.pwrite(descriptor, kept, target)
     # What was written since moves down too, all of it, for its end may be the process's last words. A process that
-    # writes as fast as this reads must not keep the thread for ever.
+    # writes as fast as this reads must not occupy the thread for ever.
     for _ in range(_ROUNDS):
         late = os.pread(descriptor, _CHUNK, size)
         if not late:

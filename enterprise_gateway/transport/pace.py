@@ -1,4 +1,4 @@
-"""How many messages a second somebody may send: beyond that they wait, and none is lost."""
+"""How many messages per second a client may send: more are delayed, and none is lost."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Missed:
 
 
 class ReplayLog:
-    """Messages that a client may still come back for, numbered in the order of their arrival.
+    """Messages that a client may still reconnect for, numbered in the order of their arrival.
 
     Among them are the gateway's own *notices* of what has become of the kernel's process. They are not for a session
     that a later process has served, through another gateway: it would take them for news. Nor has nobody seen them,
@@ -138,13 +138,13 @@ class ReplayLog:
         # Sessions that processes have served through other gateways, and the newest message before the last of those.
         self._served: dict[str, int] = {}
         self._detached: dict[str, DetachedSession] = {}
-        # Stands for whoever attaches first after nobody was attached.
+        # Represents the first client to connect after none was connected.
         self._unattended: DetachedSession | None = None
         self.start_unattended()
 
     @property
     def is_needed(self) -> bool:
-        """Whether anybody may come back for messages that arrive now."""
+        """Whether any client may reconnect for messages that arrive now."""
         return bool(self._max_bytes and (self._unattended is not None or self._detached))
 
     @property
@@ -205,7 +205,7 @@ class ReplayLog:
         self._budget.note(self)
 
     def detached_sessions(self) -> list[tuple[str, ...]]:
-        """Return the sessions that may come back, each as its id and its further ones."""
+        """Return the sessions that may reconnect, each as its id and its further ones."""
         return [(session.session_id, *sorted(session.aliases)) for session in self._detached.values()]
 
     def keep_unsent(self, session_id: str, messages: Collection[KernelMessage]) -> None:
@@ -234,12 +234,12 @@ class ReplayLog:
         self._trim()
 
     def start_unattended(self) -> None:
-        """Say that nobody is attached any more: what comes now is for the next one who is."""
+        """Note that no client is connected any more: what arrives now is for the next one."""
         if self._max_bytes:
             self._unattended = DetachedSession(_NOBODY, (), self._number, self._clock())
 
     def attach(self, session_id: str) -> Missed:
-        """Return what a client that attaches has to get: its own gap, or else what nobody has seen."""
+        """Return what a client that connects must get: its own gap, or else what no client has seen."""
         unattended, self._unattended = self._unattended, None
         own = self._pop(session_id)
         missed = self._collect(own or unattended, self._number, session_id)
@@ -339,7 +339,7 @@ class ReplayLog:
             yield self._unattended
 
     def _trim(self) -> None:
-        """Drop what everybody who may come back has seen."""
+        """Drop what all clients that may reconnect have seen."""
         seen = min((session.cursor for session in self._everyone()), default=self._number)
         while self._entries and self._entries[0][0] <= seen:
             self._bytes -= self._entries.popleft()[2].size

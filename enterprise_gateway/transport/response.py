@@ -30,12 +30,12 @@ MAX_CONNECTIONS = 512
 CONNECTION_SECONDS = 10.0
 MAX_REMEMBERED_REJECTIONS = 5
 MAX_REASON = 240
-MAX_CONFLICTS = 5  # of one kernel that are told
+MAX_CONFLICTS = 5  # per kernel that are logged
 CONFLICT_SECONDS = 60.0
 MAX_WARNINGS_PER_MINUTE = 60
 MAX_QUEUED_MESSAGES = 1000
 _VERDICTS = {
-    (True, False): "The first one had the secret of the launch: somebody tries to take the kernel over.",
+    (True, False): "The first one had the secret of the launch: another party tries to take over the kernel.",
     (False, True): "Only the second one had the secret of the launch: the kernel was taken over.",
     (False, False): "Neither had the secret of the launch: the kernel may have been taken over.",
 }
@@ -130,7 +130,7 @@ class Expectation:
         """
         await asyncio.wait([self._future], timeout=deadline.remaining)
         if self._future.cancelled():
-            raise KernelLaunchError(f"The launch of kernel {self.kernel_id} was given up")
+            raise KernelLaunchError(f"The launch of kernel {self.kernel_id} was cancelled")
         if self._future.done():
             return self._future.result()
         message = (
@@ -211,11 +211,11 @@ class ResponseServer:
     Parameters
     ----------
     ip
-        Address that launchers are told, IPv4 or IPv6, and that is bound.
+        Address that launchers report to, IPv4 or IPv6, and that is bound.
     port, port_retries
         First port to try, and how many others to try when it is taken.
     any_address
-        Bind all addresses of the ip's family, while ``ip`` is still the one that launchers are told.
+        Bind all addresses of the ip's family, while ``ip`` stays the one that launchers report to.
     allow_v0
         Accept payload version 0, which is encrypted with the kernel's id: only for launchers of old.
     max_connections, connection_seconds
@@ -260,7 +260,7 @@ class ResponseServer:
 
     @property
     def address(self) -> str:
-        """``ip:port`` as launchers are told; an IPv6 address stands in brackets."""
+        """``ip:port`` for launchers; an IPv6 address is in brackets."""
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
     @property

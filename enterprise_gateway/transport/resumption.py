@@ -33,7 +33,7 @@ class Memory:
     requests
         Headers (JSON text) of execute requests that were not replied to.
     sessions
-        The sessions of each client that may come back.
+        The sessions of each client that may reconnect.
     identities
         Those of sockets to which the kernel may still reply: the gateway's, and what is left of earlier ones.
     """

@@ -1,4 +1,4 @@
-"""What the system knows of a TCP connection's peer, whoever that is: the client, or a proxy before it."""
+"""What the system knows about a TCP connection's peer: the client, or a proxy in front of it."""
 
 from __future__ import annotations
 

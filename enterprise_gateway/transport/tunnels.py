@@ -326,7 +326,7 @@ class _Forwarder:
     def _wait(self, link: _Link) -> None:
         if not link.closed:
             self._waiting[link] = None
-            link.pump()  # which ends it, if nobody waits at its other end
+            link.pump()  # which ends it, if nothing reads at its other end
 
     def _retry(self) -> None:
         """Let one of the waiting find out whether the host is back."""
@@ -368,7 +368,7 @@ class _Link:
             self.pump()
 
     def on_readable(self) -> None:
-        """Note that the channel has something; called by its connection's thread, for every packet."""
+        """Note that the channel has data; called by its connection's thread, for every packet."""
         if not self._queued:
             self._queued = True
             self._forwarder.call(self._on_channel)

@@ -151,8 +151,8 @@ async def test_version_2_needs_a_kernel_with_a_secret(server, expect_log):
 @pytest.mark.parametrize(
     ("first", "second", "doubt", "verdict"),
     [
-        (SECRET, SECRET, False, "somebody tries to take the kernel over"),
-        (SECRET, None, False, "somebody tries to take the kernel over"),
+        (SECRET, SECRET, False, "another party tries to take over the kernel"),
+        (SECRET, None, False, "another party tries to take over the kernel"),
         (None, None, True, "may have been taken over"),
         (None, SECRET, True, "Only the second one had the secret"),
     ],
@@ -284,7 +284,7 @@ async def test_expectation_is_removed_whatever_happens(server, expect_log):
         raise ZeroDivisionError
     with expect_log("no kernel of this id"):
         await send(server, message(server, "failing"))
-    with pytest.raises(KernelLaunchError, match="given up"):
+    with pytest.raises(KernelLaunchError, match="was cancelled"):
         await expectation.wait(Deadline(1))
     with server.expect("failing") as again:
         with pytest.raises(PayloadError, match="already"):
@@ -302,7 +302,7 @@ async def test_stop_ends_everything(server):
     waiting = asyncio.ensure_future(server.expect("waiting").wait(Deadline(30)))
     await asyncio.sleep(0.05)
     await asyncio.wait_for(server.stop(), 2)
-    with pytest.raises(KernelLaunchError, match="given up"):
+    with pytest.raises(KernelLaunchError, match="was cancelled"):
         await waiting
     with pytest.raises(ConnectionError):
         await reader.read()

@@ -143,11 +143,11 @@ class KernelChanges:
         try:
             kernel = await self._sharing.begin(kernel, self._records.stopping)
         except StoreUnavailableError:
-            if kernel.execution_state == "restarting":  # which was given up for this, and is not to be left half done
+            if kernel.execution_state == "restarting":  # which was cancelled for this, and must not be left half done
                 self._restarter.unwatch(kernel)
                 self._restarter.finish_restart(kernel)
             raise
-        self._restarter.unwatch(kernel)  # a restart that could not be given up any more has it watched again
+        self._restarter.unwatch(kernel)  # a restart that could no longer be cancelled has it watched again
         try:
             await kernel.shutdown_kernel(now=now or kernel.life.is_dead, restart=restart)
         finally:

@@ -30,7 +30,7 @@ class StartsKernels(GatewayHandler):
             )
 
     async def start_kernel(self, **arguments: Any) -> str:
-        """Start a kernel and return its id; given up when the client goes away meanwhile."""
+        """Start a kernel and return its id; cancelled when the client disconnects meanwhile."""
         return await self.while_wanted(self.kernel_manager.start_kernel(**arguments))
 
     async def while_wanted(self, start: Coroutine[Any, Any, str]) -> str:
