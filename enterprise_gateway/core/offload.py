@@ -1,8 +1,8 @@
 """The one hand-over of blocking calls to threads.
 
 What waits for one place - an SSH host, a back end, a store - has threads of its own (:func:`offload_to`), so that a
-place that does not answer blocks only the callers that need it. So has an :class:`Errand`: a launch whose files are
-on a file system that hangs blocks no other launch.
+place that does not answer blocks only the callers that need it. A launch has some too (:class:`OwnThreads`), so that
+one whose files are on a file system that hangs does not block others.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def under_way() -> list[str]:
     return list(_under_way)
 
 
-class Errand:
-    """What a task has threads do for one purpose: it can be asked what that is, and the threads are its own.
+class OwnThreads:
+    """Threads for the blocking calls of one task, such as a launch; they can be asked what they are doing.
 
     While it runs, :func:`offload` gives the calls of its task, and of those that this one makes, to these threads.
 
@@ -62,30 +62,30 @@ class Errand:
         self._executor: ThreadPoolExecutor | None = None
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``work``, whose calls in threads belong to the errand; it is started in here."""
-        before = _errand.set(self)
+        """Return the result of ``work``, whose blocking calls run in these threads."""
+        before = _own_threads.set(self)
         try:
             return await work()
         finally:
             self.is_over = True
-            _errand.reset(before)
+            _own_threads.reset(before)
             if self._executor is not None:
                 self._executor.shutdown(wait=False)
 
     @property
     def waits_for(self) -> str:
-        """What threads are doing, for messages; empty when they do nothing."""
+        """What the threads are doing, for messages; empty when they are idle."""
         return ", ".join(sorted(set(self.under_way)))
 
     @property
     def executor(self) -> ThreadPoolExecutor:
         """The threads."""
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(THREADS_PER_PLACE, thread_name_prefix=f"eg-errand-{self._name}")
+            self._executor = ThreadPoolExecutor(THREADS_PER_PLACE, thread_name_prefix=f"eg-own-{self._name}")
         return self._executor
 
 
-_errand: contextvars.ContextVar[Errand | None] = contextvars.ContextVar("errand", default=None)
+_own_threads: contextvars.ContextVar[OwnThreads | None] = contextvars.ContextVar("own_threads", default=None)
 
 
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -94,8 +94,8 @@ async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     Cancelling the caller is postponed until the thread has ended: a thread cannot be stopped, and giving up on one
     would leave, say, a container that nobody knows about. Every blocking call has a time-out of its own.
     """
-    errand = _errand.get()
-    executor = _executor if errand is None or errand.is_over else errand.executor
+    threads = _own_threads.get()
+    executor = _executor if threads is None or threads.is_over else threads.executor
     return await _run_in(executor, functools.partial(function, *args, **kwargs))
 
 
@@ -129,8 +129,8 @@ async def _run_in(executor: ThreadPoolExecutor, call: functools.partial[T]) -> T
     except RuntimeError:
         return call()  # Python ends, and takes no more work for threads: a notebook client in library mode tidies up
     name = getattr(call.func, "__qualname__", repr(call.func))
-    errand = _errand.get()
-    lists = [_under_way] if errand is None else [_under_way, errand.under_way]
+    threads = _own_threads.get()
+    lists = [_under_way] if threads is None else [_under_way, threads.under_way]
     for names in lists:
         names.append(name)
     try:

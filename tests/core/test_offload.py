@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from enterprise_gateway.core.offload import THREADS_PER_PLACE, Errand, offload, offload_to, under_way, uninterrupted
+from enterprise_gateway.core.offload import THREADS_PER_PLACE, OwnThreads, offload, offload_to, under_way, uninterrupted
 from enterprise_gateway.core.steps import take_all
 from tests.conftest import ExpectLog
 
@@ -104,25 +104,25 @@ def threads_for(place: str) -> int:
     return sum(thread.name.startswith(f"eg-for-{place}") for thread in threading.enumerate())
 
 
-async def test_an_errand_has_threads_of_its_own_and_tells_what_they_do() -> None:
-    """However many of them hang, neither another errand nor anybody else waits; when it is over nothing is left."""
+async def test_own_threads_block_no_others_and_tell_what_they_do() -> None:
+    """However many of them hang, no other call waits; when their tasks are over they end."""
     answer = threading.Event()
-    errands = [Errand(f"errand-{number}") for number in range(THREADS_PER_PLACE + 10)]
-    calls = [asyncio.create_task(errand.run(lambda: offload(answer.wait, 30))) for errand in errands]
+    all_threads = [OwnThreads(f"call-{number}") for number in range(THREADS_PER_PLACE + 10)]
+    calls = [asyncio.create_task(threads.run(lambda: offload(answer.wait, 30))) for threads in all_threads]
     await asyncio.sleep(0.1)
-    assert await asyncio.wait_for(Errand("another").run(lambda: offload(int, "1")), 5) == 1
+    assert await asyncio.wait_for(OwnThreads("another").run(lambda: offload(int, "1")), 5) == 1
     assert await asyncio.wait_for(offload(int, "2"), 5) == 2
-    assert {errand.waits_for for errand in errands} == {"Event.wait"}
-    assert under_way().count("Event.wait") == len(errands)
+    assert {threads.waits_for for threads in all_threads} == {"Event.wait"}
+    assert under_way().count("Event.wait") == len(all_threads)
     answer.set()
     assert all(await asyncio.gather(*calls))
-    assert {errand.waits_for for errand in errands} == {""}
-    while any(thread.name.startswith("eg-errand-") for thread in threading.enumerate()):
+    assert {threads.waits_for for threads in all_threads} == {""}
+    while any(thread.name.startswith("eg-own-") for thread in threading.enumerate()):
         await asyncio.sleep(0.01)
 
 
-async def test_what_an_errand_has_begun_goes_on_without_it() -> None:
-    """A task that it made and left behind uses the threads that all use."""
+async def test_a_task_outlives_the_own_threads_it_was_begun_in() -> None:
+    """A task that was created in them and left behind uses the shared threads."""
     left_behind: list[asyncio.Task[str]] = []
 
     async def later() -> str:
@@ -132,14 +132,14 @@ async def test_what_an_errand_has_begun_goes_on_without_it() -> None:
     async def begin() -> None:
         left_behind.append(asyncio.create_task(later()))
 
-    errand = Errand("short")
-    await errand.run(begin)
+    threads = OwnThreads("short")
+    await threads.run(begin)
     assert (await left_behind[0]).startswith("eg-offload")
-    assert errand.waits_for == ""
+    assert threads.waits_for == ""
 
 
 async def test_a_step_that_does_not_end_does_not_prevent_the_others(expect_log: ExpectLog) -> None:
-    """When the gateway ends, and somebody is patient for so long only."""
+    """When the gateway ends, each step has a time limit."""
     taken = []
 
     async def step() -> None:
@@ -150,14 +150,14 @@ async def test_a_step_that_does_not_end_does_not_prevent_the_others(expect_log: 
     assert taken == [True]
 
 
-async def test_an_errand_that_is_cancelled_at_once_is_not_begun() -> None:
+async def test_work_that_is_cancelled_at_once_is_not_begun() -> None:
     """A client that goes away in the same moment leaves nothing behind, no coroutine either."""
     begun: list[bool] = []
 
     async def work() -> None:
         begun.append(True)
 
-    task = asyncio.create_task(Errand("cancelled").run(work))
+    task = asyncio.create_task(OwnThreads("cancelled").run(work))
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()

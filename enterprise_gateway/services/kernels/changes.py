@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import ConflictError, LaunchTimeoutError, LeaseLostError, StoreUnavailableError
-from ...core.offload import Errand, uninterrupted
+from ...core.offload import OwnThreads, uninterrupted
 from ..processproxies.choice import launch_timeout
 
 if TYPE_CHECKING:
@@ -77,26 +77,26 @@ class KernelChanges:
             It takes too long; it goes on, and is done when what it waits for has ended.
         """
         kernel_id = str(kernel.kernel_id)
-        errand = Errand(kernel_id)
+        threads = OwnThreads(kernel_id)
         env: Any = (kernel.launch_args or {}).get("env") or {}
         seconds = ENDING_SECONDS + launch_timeout(kernel.spec, env)
-        restart = functools.partial(self._restart, kernel, now, errand)
+        restart = functools.partial(self._restart, kernel, now, threads)
         try:
             await asyncio.wait_for(self._transitions.restart(kernel_id, restart), seconds)
         except asyncio.TimeoutError:
-            waits_for = errand.waits_for or "its process"
+            waits_for = threads.waits_for or "its process"
             raise LaunchTimeoutError(
                 f"Kernel {kernel_id} is still being restarted after {seconds:g}s: it waits for {waits_for}."
             ) from None
 
-    async def _restart(self, kernel: RemoteKernelManager, now: bool, errand: Errand) -> None:
+    async def _restart(self, kernel: RemoteKernelManager, now: bool, threads: OwnThreads) -> None:
         is_used_elsewhere = self._sharing.is_used_elsewhere(str(kernel.kernel_id))
         kernel = await self._sharing.begin(kernel, self._records.restarting)
         self._restarter.unwatch(kernel)
         if is_used_elsewhere:
             await self._sharing.let_others_notice()
         kernel.life.restarted_by_client()
-        await self._replace(kernel, now or kernel.life.is_dead, False, errand)
+        await self._replace(kernel, now or kernel.life.is_dead, False, threads)
         self._restarter.watch(kernel)
 
     async def relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool) -> None:
@@ -106,15 +106,15 @@ class KernelChanges:
 
     async def _relaunch(self, kernel: RemoteKernelManager, now: bool, newports: bool) -> None:
         await self._records.restarting_after_death(kernel)
-        await self._replace(kernel, now, newports, Errand(str(kernel.kernel_id)))
+        await self._replace(kernel, now, newports, OwnThreads(str(kernel.kernel_id)))
 
-    async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool, errand: Errand) -> None:
+    async def _replace(self, kernel: RemoteKernelManager, now: bool, newports: bool, threads: OwnThreads) -> None:
         confirm = functools.partial(self._sharing.confirm, str(kernel.kernel_id))
         # A replica that does not know yet must not reach the new process by the old connection.
         newports = newports or self._sharing.is_shared
         try:
             await confirm()
-            await errand.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
+            await threads.run(functools.partial(kernel.restart_kernel, now=now, newports=newports, confirm=confirm))
         except LeaseLostError:
             kernel.recorded.replaced()  # whatever the other replica does with it, it is to be attached to anew
             raise

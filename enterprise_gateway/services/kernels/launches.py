@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.deadline import Deadline
 from ...core.errors import LaunchTimeoutError
-from ...core.offload import Errand
+from ...core.offload import OwnThreads
 
 if TYPE_CHECKING:
     from .remotekernel import RemoteKernelManager
@@ -40,8 +40,8 @@ class Launches:
             It has taken too long; the text says what it is waiting for.
         """
         kernel_id = str(kernel.kernel_id)
-        errand = Errand(kernel_id)
-        task = self.under_way[kernel_id] = asyncio.ensure_future(errand.run(launch))
+        threads = OwnThreads(kernel_id)
+        task = self.under_way[kernel_id] = asyncio.ensure_future(threads.run(launch))
         task.add_done_callback(functools.partial(self._ended, kernel_id))
         deadline = Deadline(seconds)
         try:
@@ -51,12 +51,12 @@ class Launches:
             if not task.done():
                 raise LaunchTimeoutError(
                     f"KernelID: '{kernel_id}' launch timeout due to: Waited too long ({seconds:g}s) for "
-                    f"{errand.waits_for or type(kernel.process_proxy or kernel.parent).__name__}"
+                    f"{threads.waits_for or type(kernel.process_proxy or kernel.parent).__name__}"
                 )
         except (asyncio.CancelledError, LaunchTimeoutError):
             await _given_up([task])
             if not task.done():
-                self.log.warning("Kernel %s will be removed when %s has ended", kernel_id, errand.waits_for)
+                self.log.warning("Kernel %s will be removed when %s has ended", kernel_id, threads.waits_for)
             raise
         task.result()
 
