@@ -50,7 +50,7 @@ def use(idle: float = 0, age: float = 0, busy: float | None = None, connections:
         (CullPolicy(), use(state="dead", connections=1), None),
     ],
 )
-def test_the_rules(policy: CullPolicy, kernel: KernelUse, reason: str | None) -> None:
+def test_each_rule_holds_on_both_sides_of_its_limit(policy: CullPolicy, kernel: KernelUse, reason: str | None) -> None:
     """Idle, connected, busy, maximum age, busy limit, dead: each on both sides of its border."""
     found = policy.reason(kernel, NOW)
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
@@ -74,7 +74,7 @@ def test_a_kernelspec_overrides_the_rules() -> None:
         ("connected", None, False),
     ],
 )
-def test_text_in_a_kernelspec_is_read_where_it_is_clear(entry: str, value: object, used: object) -> None:
+def test_numbers_and_switches_in_a_kernelspec_may_be_text(entry: str, value: object, used: object) -> None:
     """Numbers and switches may be written as text, and null is no entry."""
     metadata = {f"cull_{entry}": value}
     assert unusable_entries(metadata) == []
@@ -208,7 +208,7 @@ async def test_a_kernel_is_not_culled_while_one_of_its_shells_works(
         assert kernels.list_kernel_ids() == []
 
 
-async def test_the_timer_looks(expect_log: ExpectLog) -> None:
+async def test_the_culler_checks_periodically(expect_log: ExpectLog) -> None:
     """Without being told, the culler looks every cull_interval seconds."""
     async with culling_gateway(cull_interval=1, cull_max_age=0.5) as (gateway, _):
         with expect_log("Culling kernel .*: it is older than 0.5 seconds"):

@@ -169,7 +169,7 @@ async def test_a_kernel_that_keeps_dying_is_dead_after_the_limit(expect_log: Exp
         assert reason in messages[-2]["content"]["text"]
 
 
-async def test_a_restart_that_proves_stable_is_forgotten(expect_log: ExpectLog) -> None:
+async def test_a_restart_that_proves_stable_no_longer_counts(expect_log: ExpectLog) -> None:
     """Only restarts in a row count: after the stable time the count begins anew."""
     async with running_gateway(config=with_restarts(restart_limit=1, stable_start_time=0.2)) as gateway:
         kernel_id = await gateway.start_kernel()
@@ -265,7 +265,7 @@ async def test_a_dead_kernel_can_be_deleted(expect_log: ExpectLog) -> None:
         (-99, False, "its process was killed by signal 99"),
     ],
 )
-def test_reasons_in_words(exit_code: int | None, memory_kill: bool, words: str) -> None:
+def test_exit_codes_and_signals_are_named_in_words(exit_code: int | None, memory_kill: bool, words: str) -> None:
     """Exit codes and signals by name; lack of memory only where the system counted a kill, and the signal is KILL."""
     assert describe_exit(exit_code, memory_kill=memory_kill) == words
 

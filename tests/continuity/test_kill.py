@@ -182,7 +182,7 @@ async def test_killed_at_any_moment(tmp_path: Path) -> None:
                 await asyncio.gather(*(gateway.status(f"/api/kernels/{kernel_id}", "DELETE") for kernel_id in left))
 
 
-async def test_a_process_that_has_the_recorded_id_by_now_is_left_alone(tmp_path: Path) -> None:
+async def test_another_process_that_has_the_recorded_id_is_not_signalled(tmp_path: Path) -> None:
     """The kernel has died with the gateway, and a bystander has its process id: it is not signalled."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()

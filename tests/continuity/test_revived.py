@@ -45,7 +45,7 @@ def at(model: dict[str, Any]) -> datetime:
     return datetime.strptime(model["last_activity"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
 
 
-async def test_state_and_activity_right_after_revival(tmp_path: Path) -> None:
+async def test_state_and_activity_are_right_at_once_after_a_recovery(tmp_path: Path) -> None:
     """An idle kernel is idle at once, with the activity it had; not 'starting', and not active because of the roll."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -84,7 +84,7 @@ async def test_a_long_cell_goes_on(tmp_path: Path, kill: bool) -> None:
 
 
 @pytest.mark.r
-async def test_a_long_cell_of_r_goes_on(tmp_path: Path) -> None:
+async def test_a_long_cell_in_r_goes_on(tmp_path: Path) -> None:
     """The same of a kernel that sees to its sockets between two cells only."""
     argv = ["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"]
     write_kernelspec("ir", argv=argv, language="R")
@@ -104,7 +104,7 @@ async def test_a_long_cell_of_r_goes_on(tmp_path: Path) -> None:
         assert "42" in (await socket.execute("cat(x)"))[0]
 
 
-async def test_a_cell_that_ended_meanwhile_is_replied_to(tmp_path: Path) -> None:
+async def test_a_cell_that_ended_while_no_gateway_ran_gets_a_reply(tmp_path: Path) -> None:
     """The kernel's reply is lost while no gateway runs: the client gets an error instead of waiting for ever."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -149,7 +149,7 @@ async def test_ports_files_and_restarts_go_on(tmp_path: Path) -> None:
         assert await offload(traces_of, kernel_id) == []
 
 
-async def test_a_kernel_proves_stable_through_two_gateways(tmp_path: Path) -> None:
+async def test_time_under_an_earlier_gateway_counts_towards_stability(tmp_path: Path) -> None:
     """Its time with the gateway before counts: the restart that it had then is none in a row with the next one."""
     limits = ("--KernelRestarter.restart_limit=1", "--KernelRestarter.stable_start_time=5")
     async with rolling_gateway(tmp_path, (*STANDALONE, *limits)) as gateway:

@@ -70,7 +70,7 @@ async def test_a_start_under_way_is_waited_for(tmp_path: Path) -> None:
         assert await gateway.kernel_ids() == {json.loads(answer.body)["id"]}
 
 
-async def test_requests_are_given_up_after_drain_timeout(tmp_path: Path) -> None:
+async def test_requests_are_abandoned_after_drain_timeout(tmp_path: Path) -> None:
     """A start that takes too long is answered 503, or its connection ends; nothing of it is left."""
     slow_kernelspec(30)
     async with rolling_gateway(tmp_path, [*STANDALONE, "--EnterpriseGatewayApp.drain_timeout=0.5"]) as gateway:
@@ -86,7 +86,7 @@ async def test_requests_are_given_up_after_drain_timeout(tmp_path: Path) -> None
         assert await offload(traces_of, kernel_id) == []
 
 
-async def test_a_gateway_that_drains_refuses_new_requests(tmp_path: Path) -> None:
+async def test_a_draining_gateway_refuses_new_requests(tmp_path: Path) -> None:
     """On a connection that stays open, a request that comes during the drain is answered 503 with Retry-After."""
     slow_kernelspec(2)
     async with rolling_gateway(tmp_path) as gateway:
@@ -165,7 +165,7 @@ async def test_without_a_store_kernels_are_shut_down_at_once(tmp_path: Path) -> 
         assert [await offload(traces_of, kernel_id) for kernel_id in kernel_ids] == [[]] * 12
 
 
-async def test_keep_kernels_on_stop_decides_otherwise(tmp_path: Path) -> None:
+async def test_keep_kernels_on_stop_overrides_persistence(tmp_path: Path) -> None:
     """False with persistence: the stop ends the kernels, and forgets their records."""
     argv = [*STANDALONE, "--EnterpriseGatewayApp.keep_kernels_on_stop=False"]
     async with rolling_gateway(tmp_path, argv) as gateway:
@@ -181,7 +181,7 @@ def test_kernels_that_nobody_would_find_are_not_kept() -> None:
         make_app(keep_kernels_on_stop=True)
 
 
-def test_what_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_overrides_whether_sessions_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     """The option, or EG_KEEP_KERNELS_ON_STOP, wins in both directions; else it is whether sessions are stored."""
     assert not make_app().leaves_kernels
     assert make_app(availability_mode="standalone").leaves_kernels

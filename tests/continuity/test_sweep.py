@@ -173,7 +173,7 @@ async def test_runs_without_a_store_are_swept_when_they_are_over(tmp_path: Path)
     assert list(runtime.iterdir()) == []
 
 
-async def test_records_that_cannot_be_read_keep_their_kernels(tmp_path: Path) -> None:
+async def test_kernels_of_unreadable_records_are_not_swept(tmp_path: Path) -> None:
     """A record that was set aside as corrupt still says whose the process is: it is not swept."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -188,7 +188,7 @@ async def test_records_that_cannot_be_read_keep_their_kernels(tmp_path: Path) ->
         assert await gateway.run(kernel_id, "print(6 * 7)") == "42\n"
 
 
-async def test_without_the_records_nothing_is_removed(expect_log) -> None:
+async def test_nothing_is_removed_when_the_store_does_not_answer(expect_log) -> None:
     """A store that does not answer leaves everything where it is."""
     config = {
         "EnterpriseGatewayApp": {
@@ -235,7 +235,7 @@ async def test_what_another_user_has_labelled_is_not_touched(tmp_path: Path) -> 
 
 
 @as_root
-async def test_what_runs_as_a_user_that_kernels_are_started_for_is_removed(tmp_path: Path) -> None:
+async def test_remnants_of_impersonated_users_are_removed(tmp_path: Path) -> None:
     """A gateway that impersonates finds its users' processes as well."""
     env = {
         "EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label,
@@ -361,7 +361,7 @@ async def test_hosts_that_only_a_kernelspec_names_are_swept(
         await gateway.start()
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_a_label_identifies_a_directory_and_store_unless_the_administrator_sets_it(tmp_path: Path) -> None:
     """One directory and store make one label, others another; the label is the administrator's if he gives one."""
     first = StoreDeployment(tmp_path, "store-1").label
     assert StoreDeployment(tmp_path, "store-1").label == first

@@ -23,7 +23,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-async def test_a_report_waits_for_the_place() -> None:
+async def test_a_report_waits_until_the_host_is_known() -> None:
     """A launcher that is faster than the cluster does not fail; the kernel is reached when its place is known."""
     name = JOBS.kernelspec(place_after=3)
     async with running_gateway(config=CONFIG) as gateway:
@@ -34,7 +34,7 @@ async def test_a_report_waits_for_the_place() -> None:
         assert (await websocket.execute("6 * 7"))[0] == "42"
 
 
-async def test_a_place_that_is_never_told_ends_the_start(expect_log: Any) -> None:
+async def test_a_start_fails_when_the_host_is_never_known(expect_log: Any) -> None:
     """The launch time-out holds for it, too, and the sentence says what was waited for."""
     name = JOBS.kernelspec(place_after=1000)
     async with running_gateway(config=CONFIG) as gateway:
@@ -42,7 +42,7 @@ async def test_a_place_that_is_never_told_ends_the_start(expect_log: Any) -> Non
         assert "its launcher has reported, but the cluster does not say at which address it is" in reason
 
 
-async def test_a_kernel_lives_on_while_the_cluster_cannot_be_asked(expect_log: Any) -> None:
+async def test_a_kernel_lives_on_while_the_cluster_does_not_answer(expect_log: Any) -> None:
     """Nobody takes it for dead; afterwards its end is seen as ever."""
     name = JOBS.kernelspec()
     async with running_gateway(config={**CONFIG, "RemoteKernelManager": {"autorestart": False}}) as gateway:
@@ -73,7 +73,7 @@ async def test_a_script_that_fails_is_told_with_its_last_lines(
         assert time.monotonic() - began < 12
 
 
-async def test_a_back_end_that_fails_to_describe_hides_no_reason(expect_log: Any) -> None:
+async def test_a_back_end_that_fails_to_describe_does_not_hide_the_reason(expect_log: Any) -> None:
     """The client still learns that the launcher has ended, and what the cluster says of it."""
     name = JOBS.bad_kernelspec("crash", speechless=True)
     async with running_gateway(config=CONFIG) as gateway:

@@ -251,7 +251,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(backend: Backend) -> Non
 
 
 @pytest.mark.launchers
-async def test_a_silent_launcher_times_out_with_a_sentence(backend: Backend, expect_log: Any) -> None:
+async def test_a_silent_launcher_times_out_with_an_explanation(backend: Backend, expect_log: Any) -> None:
     """The request's launch time-out holds; the launcher is ended."""
     name = backend.bad_kernelspec("silent")
     async with running_gateway(config=CONFIG) as gateway:
@@ -274,7 +274,7 @@ async def test_a_launcher_that_crashes_says_why_at_once(backend: Backend, expect
 
 @pytest.mark.launchers
 @pytest.mark.parametrize("mode", ["late", "twice", "pieces", "wrong-key", "wrong-id", "garbage"])
-async def test_a_clumsy_launcher_still_gets_its_kernel_started(backend: Backend, mode: str, expect_log: Any) -> None:
+async def test_a_clumsy_launcher_still_starts_its_kernel(backend: Backend, mode: str, expect_log: Any) -> None:
     """What comes late, twice, in pieces or after nonsense is taken when it is right."""
     name = backend.bad_kernelspec(mode)
     async with running_gateway(config=CONFIG) as gateway:
@@ -287,7 +287,9 @@ async def test_a_clumsy_launcher_still_gets_its_kernel_started(backend: Backend,
 
 
 @pytest.mark.launchers
-async def test_a_kernel_that_dies_beside_its_launcher_is_not_taken_for_alive(backend: Backend, expect_log: Any) -> None:
+async def test_a_kernel_that_dies_while_its_launcher_lives_is_not_considered_alive(
+    backend: Backend, expect_log: Any
+) -> None:
     """Its client is told of restarts, then that the kernel is dead and why; after DELETE nothing is left."""
     name = backend.bad_kernelspec("dies")
     restarts = {"KernelRestarter": {"restart_limit": 1}}
@@ -309,7 +311,7 @@ async def test_a_kernel_that_dies_beside_its_launcher_is_not_taken_for_alive(bac
 
 
 @pytest.mark.launchers
-async def test_connection_information_that_makes_no_sense_is_not_used(backend: Backend, expect_log: Any) -> None:
+async def test_invalid_connection_information_is_rejected(backend: Backend, expect_log: Any) -> None:
     """A port out of range is refused, and the time-out says so."""
     name = backend.bad_kernelspec("bad-ports")
     async with running_gateway(config=CONFIG) as gateway:
@@ -318,7 +320,7 @@ async def test_connection_information_that_makes_no_sense_is_not_used(backend: B
 
 
 @pytest.mark.launchers
-async def test_version_1_is_refused_where_version_2_is_demanded(backend: Backend, expect_log: Any) -> None:
+async def test_version_1_is_refused_where_version_2_is_required(backend: Backend, expect_log: Any) -> None:
     """A kernelspec that demands payload version 2 does not take a report of version 1."""
     name = backend.bad_kernelspec("late", payload_version=2)
     async with running_gateway(config=CONFIG) as gateway:

@@ -86,7 +86,7 @@ async def interrupt(gateway: Gateway, kernel_id: str, websocket: KernelSocket, m
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_it_starts_executes_is_interrupted_restarted_and_shut_down(
+async def test_a_kernel_starts_executes_is_interrupted_restarted_and_shut_down(
     language: dict[str, str], expect_log: Any
 ) -> None:
     """The life of a kernel, with launchers that report in version 2 and take signals from the gateway."""

@@ -104,7 +104,7 @@ async def test_a_listener_that_outlives_its_kernel_is_told_to_stop() -> None:
         assert time.monotonic() - began < 10  # half of the time that a kernel has until it is signalled
 
 
-async def test_a_back_end_that_cannot_tell_for_a_while_is_asked_again(expect_log: Any) -> None:
+async def test_a_back_end_that_does_not_answer_for_a_while_is_polled_again(expect_log: Any) -> None:
     """The watch of the kernel goes on, so that the kernel is restarted when it dies later."""
     stanza = {"class_name": "tests.support.proxies.UnsureProxy", "config": {"failures": 3}}
     write_kernelspec("unsure", metadata={"process_proxy": stanza})

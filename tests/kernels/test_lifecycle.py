@@ -57,7 +57,7 @@ async def state_of(gateway: Gateway, kernel_id: str, state: str) -> dict[str, An
     ],
     ids=["message", "alternate-signal"],
 )
-async def test_an_interrupt_comes_as_the_kernelspec_asks_for_it(fields: dict[str, Any], code: str) -> None:
+async def test_an_interrupt_is_sent_as_the_kernelspec_requires(fields: dict[str, Any], code: str) -> None:
     """In message mode the kernel gets interrupt_request, and with EG_ALTERNATE_SIGINT that signal."""
     write_kernelspec("special", **fields)
     async with running_gateway(config=CONFIG) as gateway:
@@ -84,7 +84,7 @@ async def test_a_restart_keeps_ports_and_key_of_a_local_kernel(launches: Path) -
         assert (await websocket.execute("1"))[1]["status"] == "ok"
 
 
-async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Path, expect_log: Any) -> None:
+async def test_a_restart_requested_during_a_restart_is_the_same_one(launches: Path, expect_log: Any) -> None:
     """However many clients ask at once, all are answered 200 and the kernel is launched once more."""
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("tiny")

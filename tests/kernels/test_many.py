@@ -54,7 +54,7 @@ def assert_no_port_is_used_twice(gateway: Gateway, ids: list[str]) -> None:
     assert len(ports) == len(PORTS) * len(ids)
 
 
-async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launches: Path) -> None:
+async def test_a_hundred_simultaneous_starts_are_a_hundred_launches(launches: Path) -> None:
     """All are answered 201 and all execute; each was launched once, on ports of its own.
 
     They are deleted at once, too, and that holds no turn of the loop.

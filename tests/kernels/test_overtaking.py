@@ -207,7 +207,7 @@ async def test_a_second_report_is_told_and_the_first_kernel_has_to_prove_its_key
     assert [event[name] for name in names] == [kernel_id, "127.0.0.1", "127.0.0.1", False]
 
 
-async def test_a_contested_kernel_that_has_not_its_key_is_not_handed_out(
+async def test_a_contested_kernel_without_its_key_is_not_handed_out(
     slow_gateway: dict[str, str], tmp_path: Path, expect_log: Any
 ) -> None:
     """The start fails with both addresses, and nothing of it is left."""
@@ -224,7 +224,7 @@ async def test_a_contested_kernel_that_has_not_its_key_is_not_handed_out(
         assert "was reported twice, from 127.0.0.1 and then from 127.0.0.1, and has not proved" in message
 
 
-async def test_the_kernelspecs_that_are_taken_on_trust_are_named(caplog: pytest.LogCaptureFixture) -> None:
+async def test_kernelspecs_whose_reports_are_not_authenticated_are_named(caplog: pytest.LogCaptureFixture) -> None:
     """One line when the gateway starts; not those that prove who reports, nor those that nobody reports for."""
     spec("old", (sys.executable, str(SUPPORT / "bad_launcher.py"), "late", *OPTIONS))
     spec("demanding", ("run",), payload_version=2)
@@ -255,7 +255,7 @@ async def test_the_kernelspecs_that_are_taken_on_trust_are_named(caplog: pytest.
         assert named == (["elsewhere, old"] if allowed else [])
 
 
-def test_the_kernelspecs_that_we_ship_are_marked() -> None:
+def test_the_shipped_kernelspecs_are_marked() -> None:
     """Without its payload_version, too, none of them is taken on trust."""
     for file in (REPOSITORY / "etc" / "kernelspecs").glob("*/kernel.json"):
         content = json.loads(file.read_text())

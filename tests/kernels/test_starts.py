@@ -127,7 +127,7 @@ async def test_captured_headers_reach_the_back_end(tmp_path: Path, witness: Path
         assert json.loads(environment["HEADERS"]) == {"X-Trace": "42"}
 
 
-async def test_a_back_end_of_version_3_finds_what_it_read_there(witness: Path, expect_log: ExpectLog) -> None:
+async def test_a_back_end_of_version_3_finds_its_attributes(witness: Path, expect_log: ExpectLog) -> None:
     """Options, addresses, ports and identity stand where version 3 had them, on the kernel manager and the base."""
     argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]
     config = {"port_range": "20000..30000", "launch_timeout": 17, "authorized_users": "alice,bob"}
@@ -256,7 +256,7 @@ class KernelWhoseClientLeaves(RemoteKernelManager):
         return super().connection()
 
 
-async def test_a_start_that_is_complete_when_its_client_leaves_is_given_up_too(witness: Path) -> None:
+async def test_a_start_that_is_complete_when_its_client_disconnects_is_cancelled_too(witness: Path) -> None:
     """The kernel is ended, its place is free again, and nothing of it is left."""
     manager_class = {"kernel_manager_class": f"{__name__}.KernelWhoseClientLeaves"}
     config = {"EnterpriseGatewayApp": {"max_kernels": 1}, "RemoteMappingKernelManager": manager_class}

@@ -8,7 +8,7 @@ from enterprise_gateway.core.errors import NotFoundError
 from tests.support.gateway import running_gateway
 
 
-async def test_it_is_what_the_methods_of_jupyter_client_see() -> None:
+async def test_the_table_is_what_the_methods_of_jupyter_client_see() -> None:
     """Kernels are entered, replaced and removed for both at once; who iterates is not disturbed by that."""
     async with running_gateway() as gateway:
         manager = gateway.app.kernel_manager

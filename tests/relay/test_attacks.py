@@ -113,7 +113,7 @@ async def test_the_order_of_messages_is_kept(relay):
 
 
 @pytest.mark.parametrize("msg_type", ["status", "error"])
-async def test_what_a_kernel_says_is_not_built_either(relay, expect_log, msg_type):
+async def test_messages_of_a_kernel_are_not_built_either(relay, expect_log, msg_type):
     """A kernel's message of lists costs nobody's time."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel, allow_tracebacks=False)

@@ -66,7 +66,7 @@ def assert_complete(messages):
 @over_tls_too
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("away", [2, 100])
-async def test_client_behind_a_proxy_vanishes(relay, away, v1):
+async def test_nothing_is_lost_or_repeated_when_a_client_behind_a_proxy_vanishes(relay, away, v1):
     """Of a proxy that takes everything while its client is gone, nothing is lost, and nothing comes twice."""
     relay.configure(eg_receipts=Receipts(clock := Clock()))
     kernel_id, _ = await relay.add()
@@ -82,7 +82,7 @@ async def test_client_behind_a_proxy_vanishes(relay, away, v1):
 
 
 @over_tls_too
-async def test_proxy_gives_up_its_client(relay):
+async def test_nothing_is_lost_or_repeated_when_a_proxy_drops_its_client(relay):
     """The same when it was the proxy that ended the connection meanwhile."""
     kernel_id, channels = await relay.add()
     with TcpProxy(relay.port) as proxy:
@@ -128,7 +128,7 @@ async def outlive_the_line(relay, far, count, *, answers):
     ids=["plain-tcp", "plain-ping", "tls-ping"],
 )
 @pytest.mark.parametrize("count", [15, 100])
-async def test_line_dies(relay, far, count, answers):
+async def test_nothing_is_lost_or_repeated_when_the_line_dies(relay, far, count, answers):
     """When the cable is pulled out after some lines, or after all, a client that comes back gets the rest, once.
 
     This is known by the answer to a ping; and, unless there is TLS, by what TCP has acknowledged.
@@ -140,7 +140,7 @@ async def test_line_dies(relay, far, count, answers):
 @needs_faraway
 @pytest.mark.parametrize("relay", ["tls"], indirect=True)
 @pytest.mark.parametrize("count", [15, 100])
-async def test_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
+async def test_nothing_is_lost_when_the_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
     """Nothing is lost; what comes twice is the end of what came before, 16 kB of it and no message more."""
     before, after, lengths = await outlive_the_line(relay, far, count, answers=False)
     twice = len(before + after) - len({m["header"]["msg_id"] for m in before + after})
@@ -151,7 +151,7 @@ async def test_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
 
 @needs_faraway
 @over_tls_too
-async def test_laptop_wakes_up(relay, far):
+async def test_nothing_is_lost_or_repeated_when_a_laptop_wakes_up(relay, far):
     """The same when its old connection is still open and takes at last what was sent into it."""
     kernel_id, _ = await relay.add()
     port = relay.listen_on(far.address)
@@ -168,7 +168,7 @@ async def test_laptop_wakes_up(relay, far):
 
 @needs_faraway
 @over_tls_too
-async def test_dead_line_is_cut(relay, far):
+async def test_a_dead_line_is_cut(relay, far):
     """A websocket whose peer's system has acknowledged nothing for a while is cut."""
     relay.configure(eg_keepalive=Keepalive(0.2, patience=1.0), ws_ping_interval=200)
     kernel_id, channels = await relay.add()
@@ -183,7 +183,7 @@ async def test_dead_line_is_cut(relay, far):
 
 @over_tls_too
 @pytest.mark.parametrize("through_proxy", [False, True], ids=["direct", "proxy"])
-async def test_client_vanishes_that_has_all(relay, through_proxy):
+async def test_a_client_that_had_everything_when_it_vanished_sees_nothing_twice(relay, through_proxy):
     """A client that got everything before its network went sees nothing twice."""
     relay.configure(eg_receipts=Receipts(clock := Clock()))
     kernel_id, _ = await relay.add()
@@ -200,7 +200,7 @@ async def test_client_vanishes_that_has_all(relay, through_proxy):
 
 @over_tls_too
 @pytest.mark.parametrize("command", ["print 3", "write 4000000"], ids=["little", "much"])
-async def test_client_that_reads_only_while_it_waits(relay, command):
+async def test_a_client_that_reads_only_while_it_waits_loses_nothing(relay, command):
     """A client that reads nothing for long is not closed, and loses nothing."""
     relay.configure(eg_keepalive=Keepalive(0.05, patience=0.5), ws_ping_interval=50)
     kernel_id, channels = await relay.add()
@@ -215,7 +215,7 @@ async def test_client_that_reads_only_while_it_waits(relay, command):
 
 
 @over_tls_too
-async def test_client_that_answers_no_pings(relay):
+async def test_a_client_that_answers_no_pings_gets_nothing_twice(relay):
     """A client that never answers pings gets nothing twice either: what its system acknowledged counts."""
     kernel_id, _ = await relay.add()
     client = await relay.open(kernel_id, "s")
@@ -229,7 +229,7 @@ async def test_client_that_answers_no_pings(relay):
 
 @pytest.mark.parametrize("is_said", [True, False], ids=["1009", "cut"])
 @pytest.mark.parametrize("command", ["display 11000000", "reply 11000000"])
-async def test_message_that_the_client_refuses(relay, expect_log, command, is_said):
+async def test_a_message_that_the_client_refuses_is_replaced_by_a_notice(relay, expect_log, command, is_said):
     """A message for which its client closes or cuts the connection is replaced by a notice, and the cell ends."""
     kernel_id, channels = await relay.add(replay=50 << 20)
     client = await relay.open(kernel_id, "s")
@@ -252,7 +252,7 @@ async def test_message_that_the_client_refuses(relay, expect_log, command, is_sa
     assert (status["status"] == "error") == (kind == "execute_reply")
 
 
-async def test_refusal_of_a_smaller_message(relay, expect_log):
+async def test_the_largest_message_is_assumed_to_be_the_refused_one(relay, expect_log):
     """A client whose limit is lower says so, and the largest message that it was sent is taken for the one."""
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id, "s")
@@ -285,7 +285,7 @@ async def test_large_output_is_split(relay, v1):
     assert max(client.lengths) <= 100_000
 
 
-async def test_reply_over_the_limit(relay, expect_log):
+async def test_a_reply_over_the_limit_is_replaced(relay, expect_log):
     """A reply over the gateway's own limit is replaced by one that says so: the cell ends."""
     kernel_id, _ = await relay.add(max_message=1 << 20)
     async with await relay.open(kernel_id) as client:
@@ -296,7 +296,7 @@ async def test_reply_over_the_limit(relay, expect_log):
     assert "execute_reply message" in texts(messages, "stderr")
 
 
-async def test_reply_that_is_too_large_to_be_kept(relay):
+async def test_a_reply_that_is_too_large_to_be_kept_is_replaced_by_an_error(relay):
     """A client that was away when such a reply came gets an error in its place: the cell ends."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), replay=1 << 20)
     client = await relay.open(kernel_id, "s")

@@ -149,7 +149,7 @@ async def test_a_large_message_that_is_not_the_kernels_is_dropped(relay, expect_
     assert "display_data" not in received
 
 
-async def test_the_large_last_words_of_a_kernel_are_heard(relay):
+async def test_the_last_large_output_of_a_dead_kernel_is_delivered(relay):
     """What a kernel that has died wrote last is waited for until it is checked."""
     kernel = relay.tiny_kernel(says_idle=False)
     kernel_id, channels = await relay.add(kernel)

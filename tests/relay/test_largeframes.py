@@ -71,7 +71,7 @@ async def test_a_message_arrives_as_it_was_sent(relay, is_text, size, cuts):
     ],
     ids=["continuation", "interrupted", "control fragment", "long ping", "reserved", "opcode", "large opcode"],
 )
-async def test_what_is_no_frame_ends_the_connection(relay, frames):
+async def test_an_invalid_frame_ends_the_connection(relay, frames):
     """At once, and without a warning: a client can send that at will."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -95,7 +95,7 @@ async def test_a_message_over_the_limit_is_not_received(relay, fragments):
         assert client.closed in {(1009, "message too big"), (1006, "")}
 
 
-async def test_frames_without_a_mask_are_taken(relay):
+async def test_frames_without_a_mask_are_accepted(relay):
     """As tornado does, though clients have to mask."""
     kernel = relay.tiny_kernel()
     kernel_id, _ = await relay.add(kernel)

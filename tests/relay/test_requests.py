@@ -79,7 +79,7 @@ async def test_the_first_cell_of_a_kernel_that_died_has_the_error_whatever_was_l
         assert answers(client.history, second) == ["execute_reply", "idle"]
 
 
-async def test_what_waits_for_the_kernel_outlives_a_restart_and_not_a_death(relay):
+async def test_waiting_requests_outlive_a_restart_but_not_a_death(relay):
     """Requests that the old process was never given go to the new one; when there is none they are replied to."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -97,7 +97,7 @@ async def test_what_waits_for_the_kernel_outlives_a_restart_and_not_a_death(rela
     assert reply["content"]["evalue"].endswith("it could not be restarted.")
 
 
-async def test_a_dead_kernel_is_no_silence(relay):
+async def test_requests_to_a_dead_kernel_are_answered_at_once(relay):
     """A request to a dead kernel is replied to at once, with the reason; an input reply goes nowhere."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -115,7 +115,7 @@ async def test_a_dead_kernel_is_no_silence(relay):
         assert await client.pending() == []
 
 
-async def test_a_dead_kernel_is_still_known(relay):
+async def test_the_error_of_a_dead_kernel_contains_its_kernel_info(relay):
     """The error for who asks what kind of kernel it is has what is known: papermill looks for the language there."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -127,7 +127,7 @@ async def test_a_dead_kernel_is_still_known(relay):
         assert reply == {**known, **{name: reply[name] for name in ("status", "ename", "evalue", "traceback")}}
 
 
-async def test_a_requested_restart_ends_what_the_old_process_was_asked(relay):
+async def test_a_requested_restart_ends_the_requests_to_the_old_process(relay):
     """Its clients hear of no death: replies by the old process, then an error for the rest, then the new process."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client, await relay.open(kernel_id) as other:
@@ -220,7 +220,7 @@ async def test_the_websocket_that_asked_gets_the_reply(relay):
 
 
 @pytest.mark.parametrize("sessions", [("a", "b"), ("", "")])
-async def test_the_same_message_id_twice(relay, sessions):
+async def test_clients_with_the_same_message_id_get_their_own_replies(relay, sessions):
     """Two clients that number their messages alike get one reply each, the one that is theirs."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "1") as first, await relay.open(kernel_id, "2") as second:
@@ -297,7 +297,7 @@ async def test_a_lost_idle_keeps_no_kernel_busy(relay):
     assert channels.execution_state == "idle"
 
 
-async def test_a_reply_without_idle_ends_the_work(relay):
+async def test_a_reply_without_idle_ends_the_request(relay):
     """A kernel that replies and never says idle is not busy for ever."""
     kernel_id, channels = await relay.add(relay.tiny_kernel(says_idle=False))
     async with await relay.open(kernel_id) as client:
@@ -307,7 +307,7 @@ async def test_a_reply_without_idle_ends_the_work(relay):
         assert channels.execution_state == "idle"
 
 
-async def test_a_cell_of_an_earlier_gateway_is_open_work(relay):
+async def test_a_cell_of_an_earlier_gateway_keeps_the_kernel_busy(relay):
     """A kernel that was taken over while busy stays so when a request on a subshell ends."""
     _, channels = await relay.add(kernel := relay.tiny_kernel())
     await channels.ready(5)

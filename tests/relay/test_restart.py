@@ -12,7 +12,7 @@ from tests.support.tinykernel import TinyKernel
 from tests.support.wsclient import texts, types
 
 
-async def test_restart_on_other_ports(relay):
+async def test_an_open_websocket_survives_a_restart_on_other_ports(relay):
     """An open websocket goes on with the new process, which has other ports and another key."""
     first = relay.tiny_kernel()
     kernel_id, channels = await relay.add(first)
@@ -93,7 +93,7 @@ async def test_requests_of_the_gateway_end_with_the_process(relay):
     assert (await channels.request("shutdown_request", {"restart": False}))["status"] == "ok"
 
 
-async def test_death(relay):
+async def test_a_death_is_announced_with_its_reason(relay):
     """A dead kernel is announced with its reason."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -103,7 +103,7 @@ async def test_death(relay):
     assert channels.execution_state == "dead"
 
 
-async def test_end(relay):
+async def test_a_shutdown_closes_the_websockets_with_the_reason(relay):
     """When the kernel is shut down its websockets are closed with the reason."""
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id)
@@ -114,7 +114,7 @@ async def test_end(relay):
     client.cut()
 
 
-async def test_a_kernel_that_is_slow_to_answer_has_lost_nothing(relay):
+async def test_a_kernel_that_is_slow_to_answer_is_not_reported_to_have_lost_output(relay):
     """One that was taken over and says nothing for long is held for busy; nobody is told that output is lost."""
     kernel_id, channels = await relay.add(kernel := TinyKernel(), ready=False)
     channels.resume(Memory())
@@ -132,7 +132,7 @@ async def test_a_kernel_that_is_slow_to_answer_has_lost_nothing(relay):
     assert texts(client.history, "stderr") == ""
 
 
-async def test_a_cell_of_an_earlier_gateway_has_a_gap(relay):
+async def test_output_of_a_cell_of_an_earlier_gateway_is_preceded_by_a_notice(relay):
     """What a taken over kernel says of a request that this gateway has not sent is preceded by a notice."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), ready=False)
     await channels.ready(5)

@@ -23,7 +23,7 @@ async def look(kernel):
         await asyncio.sleep(0.01)
 
 
-async def test_a_kernel_that_is_connected_to_twice_while_it_starts(relay):
+async def test_a_kernel_that_is_connected_to_twice_while_it_starts_answers_on_the_newest_connection(relay):
     """It answers on the newest connection, although it has not seen to the older ones before that."""
     kernel_id, channels = await relay.add(kernel := TinyKernel(), ready=False)
     try:
@@ -41,7 +41,7 @@ async def test_a_kernel_that_is_connected_to_twice_while_it_starts(relay):
 
 
 @pytest.mark.parametrize(("hands_over", "queued"), [(True, 0), (False, 0), (False, 2)])
-async def test_a_kernel_that_was_busy_all_the_time(relay, hands_over, queued):
+async def test_a_kernel_that_was_busy_all_the_time_executes_for_the_next_gateway(relay, hands_over, queued):
     """It executes for the next gateway; who waits for a reply gets an error where the reply is lost."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(hands_over=hands_over))
     client = await relay.open(kernel_id, "s")
@@ -61,7 +61,7 @@ async def test_a_kernel_that_was_busy_all_the_time(relay, hands_over, queued):
     client.cut()
 
 
-async def test_a_kernel_that_sees_to_its_sockets_while_it_is_busy(relay):
+async def test_a_kernel_that_polls_its_sockets_while_it_is_busy_replies_through_the_present_gateway(relay):
     """What it owes to earlier gateways, it replies and asks through the present one."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
     client = await relay.open(kernel_id, "s")

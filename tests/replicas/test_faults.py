@@ -129,7 +129,7 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
 
 @pytest.mark.parametrize(("step", "outage"), [("ended", 6), ("launch", 0.3), ("launched", 0.3), ("launched", 6)])
 @pytest.mark.parametrize("cause", ["client", "death"])
-async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres, cause, step, outage):
+async def test_a_restart_is_completed_when_the_store_goes_away_in_the_middle(replicas, postgres, cause, step, outage):
     """PostgreSQL stops when the old process has ended, before or after the new one is launched: the restart is done.
 
     It comes back before or after the leases have expired.
@@ -226,7 +226,7 @@ async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgre
 
 @pytest.mark.parametrize("step", ["ended", "launch", "launched"])
 @pytest.mark.parametrize("cause", ["client", "death"])
-async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause, step):
+async def test_another_replica_completes_the_restart_of_a_suspended_one(replicas, cause, step):
     """Another replica finishes the restart meanwhile; the one that wakes up starts no second process and follows."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     with replicas.frozen(0):
@@ -271,7 +271,7 @@ async def pid_when_another_has_finished(replicas, kernel_id, sockets):
     return (await sockets[1].execute(PID))[0]
 
 
-async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(replicas):
+async def test_a_replica_that_wakes_up_announces_a_restart_before_it_relays(replicas):
     """A kernel dies and is restarted while another replica stands still: clients there hear of it before any reply."""
     await replicas.start(2, "--KernelRestarter.stable_start_time=0")
     kernel_id, pid, sockets = await used_kernel(replicas, "python3")
@@ -301,7 +301,7 @@ async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(repli
         ("death", b'"state": "running"'),
     ],
 )
-async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_answer_lost):
+async def test_a_restart_does_not_get_stuck_when_a_write_is_lost(line, replicas, cause, write, is_answer_lost):
     """The line to the database breaks at one of a restart's writes, before or after it is made: nothing is stuck.
 
     The restart is done, or the client is told that it is not, and the kernel is then as it was.
@@ -334,7 +334,7 @@ async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_ans
 
 
 @pytest.mark.parametrize("write", [b'"state": "stopping"', b"DELETE FROM eg_kernel"])
-async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, replicas, write):
+async def test_no_deleted_kernel_returns_when_its_replica_is_killed(line, replicas, write):
     """The line breaks at one of a delete's writes, and comes back when the replica is gone: no deleted kernel returns.
 
     It is gone if the client was told so, and else it is as it was.
@@ -390,7 +390,7 @@ async def _started(client):
     return (await client.fetch("/api/kernels", "POST", {"name": "python3"})).code == 201
 
 
-async def test_a_start_that_is_given_up_while_its_id_is_claimed_leaves_the_id_free(replicas, database_url):
+async def test_a_start_that_is_cancelled_while_its_id_is_claimed_leaves_the_id_free(replicas, database_url):
     """A client goes away while the store is slow to give the kernel's lease: another replica may use the id."""
     one, two = await replicas.start()
     await one.start_kernel()

@@ -154,7 +154,7 @@ async def test_starts_under_way_are_answered_when_their_replica_is_stopped(repli
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_replica_that_stands_still_gets_no_more_requests(replicas):
+async def test_a_suspended_replica_gets_no_more_requests(replicas):
     """HAProxy finds out within seconds; what the replica had got it answers when it goes on."""
     await replicas.start()
     client = replicas.through_proxy
@@ -184,7 +184,7 @@ class Replica(web.RequestHandler):
 
 
 @pytest.mark.needs("haproxy")
-async def test_a_get_that_a_replica_refuses_goes_to_another(tmp_path):
+async def test_a_get_that_a_replica_refuses_is_retried_on_another(tmp_path):
     """With the documented HAProxy; a request that may have had an effect is not sent twice."""
     ports = free_ports(2)
     replicas = [

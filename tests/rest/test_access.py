@@ -142,7 +142,7 @@ async def test_a_header_that_makes_no_sense_is_no_failure_of_the_gateway(header:
             assert answered in ({400, 403, 404, 413} if more else {status, 400 if status != 200 else status})
 
 
-async def test_a_name_in_a_url_writes_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_name_in_a_url_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Line ends in it are escaped where the log tells of it."""
     with caplog.at_level(logging.DEBUG):
         async with running_gateway() as gateway:
@@ -182,7 +182,7 @@ async def test_cors_headers_are_sent_as_configured_and_on_errors_too() -> None:
         assert "Access-Control-Max-Age" not in (await gateway.fetch("/api")).headers
 
 
-async def test_requests_of_foreign_pages_are_refused_unless_allowed() -> None:
+async def test_requests_from_foreign_pages_are_refused_unless_allowed() -> None:
     """An Origin other than the gateway's own is 404, until allow_origin permits it, exactly or by a star."""
     async with running_gateway() as gateway:
         own = f"http://127.0.0.1:{gateway.app.port}"
@@ -329,7 +329,7 @@ async def test_a_base_url_in_any_script_is_served_in_the_form_that_requests_have
         writer.close()
 
 
-async def test_a_base_url_is_no_pattern() -> None:
+async def test_a_base_url_is_not_a_pattern() -> None:
     """A dot stands for itself, and so do parentheses and a plus."""
     async with running_gateway(config={"EnterpriseGatewayApp": {"base_url": "/a.b/c+(d)"}}) as gateway:
         await gateway.call("/api")

@@ -64,7 +64,7 @@ def test_the_token_is_checked_on_any_object(bare: Bare, allowed: bool) -> None:
     assert (bare.is_prepared, bare.sent, result) == (allowed, [] if allowed else [401], "prepared" if allowed else None)
 
 
-def test_without_a_token_everybody_is_let_in() -> None:
+def test_without_a_token_every_request_is_accepted() -> None:
     """An empty setting, or none, checks nothing; a class without ``prepare`` behind the mixin is fine."""
     for settings in ({"eg_auth_token": ""}, {}):
         bare = Bare()

@@ -122,7 +122,7 @@ async def test_who_sends_on_for_ever_is_cut_off() -> None:
         assert time.monotonic() < began + 5
 
 
-async def test_a_body_is_used_however_it_comes() -> None:
+async def test_a_body_is_accepted_however_it_is_sent() -> None:
     """In pieces, in chunks, asked for by 100-continue; and the connection serves the next request."""
     body = json.dumps({"name": "no-such-kernel"}).encode()
     chunked = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
@@ -234,7 +234,7 @@ async def test_a_body_that_stays_away_holds_up_no_stop() -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/kernels", "/api/swagger.json"])
-async def test_what_needs_no_token_needs_no_body_either(path: str) -> None:
+async def test_bodies_of_requests_that_need_no_token_are_discarded(path: str) -> None:
     """The body of a pre-flight request, or of one for the description, is not kept."""
     method = "OPTIONS" if path == "/api/kernels" else "GET"
     async with guarded_gateway(max_body_size=2048) as gateway:
@@ -247,7 +247,7 @@ async def test_what_needs_no_token_needs_no_body_either(path: str) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /api HTTP/1.1\r\nHost: localhost\r\nX-A: ", head()[:-1]])
-async def test_a_header_has_seconds_to_come(sent: bytes) -> None:
+async def test_headers_must_arrive_within_seconds(sent: bytes) -> None:
     """All of it together, however steadily bytes drip."""
     async with guarded_gateway() as gateway:
         gateway.app.connections.header_seconds = 0.5
@@ -261,7 +261,7 @@ async def test_a_header_has_seconds_to_come(sent: bytes) -> None:
             assert 0.4 < time.monotonic() - began < 3
 
 
-async def test_a_client_that_is_known_may_pause() -> None:
+async def test_a_known_client_may_pause() -> None:
     """Between its requests, as long as tornado's own limit for idle connections permits; a stranger may not."""
     async with guarded_gateway() as gateway:
         gateway.app.connections.header_seconds = 0.3
@@ -274,7 +274,7 @@ async def test_a_client_that_is_known_may_pause() -> None:
 
 @pytest.mark.parametrize("token", ["right", ""])
 @pytest.mark.parametrize("how", ["after a pause", "with the request before", "while that is answered"])
-async def test_a_header_of_a_known_client_has_seconds_to_come(how: str, token: str) -> None:
+async def test_headers_of_a_known_client_must_arrive_within_seconds(how: str, token: str) -> None:
     """From its first byte, whenever that came; who is known without a token is so after the first request."""
     half = head(headers=RIGHT)[:-4]
     async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": token}}) as gateway:
@@ -335,7 +335,9 @@ async def test_the_headers_of_a_request_have_a_limit() -> None:
         ("max_pending_connections", "More than 3 connections have"),
     ],
 )
-async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, warning: str, expect_log: Any) -> None:
+async def test_the_oldest_stranger_is_disconnected_when_there_are_too_many(
+    option: str, warning: str, expect_log: Any
+) -> None:
     """Of an address, or of all: who has business says so at once, and gets in whatever flood there is."""
     async with guarded_gateway() as gateway, contextlib.AsyncExitStack() as stack:
         setattr(gateway.app, option, 3)
@@ -366,7 +368,7 @@ async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, war
         ("", ""),
     ],
 )
-def test_what_one_party_has_counts_as_one_address(address: str, network: str) -> None:
+def test_all_addresses_of_one_party_count_as_one(address: str, network: str) -> None:
     """An IPv4 address, however it is written; of IPv6 a network of 2^64; Unix sockets have none."""
     assert network_of(address) == network
 
@@ -498,7 +500,7 @@ def test_a_flood_of_bodies_without_a_token_costs_little(tmp_path: Path) -> None:
         assert max(waits) < 5
 
 
-def test_idle_connections_leave_files_for_kernels(tmp_path: Path) -> None:
+def test_idle_connections_leave_file_descriptors_for_kernels(tmp_path: Path) -> None:
     """However few files the system permits: strangers have half of them at most."""
     gateway = gateway_process(tmp_path / "log", env={**TOKEN, "EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS": "100000"})
     gateway.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$0" "$@"']
