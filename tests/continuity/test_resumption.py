@@ -1,4 +1,4 @@
-"""What one gateway leaves to the next about a kernel."""
+"""What one gateway records about a kernel for the next."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from enterprise_gateway.transport.resumption import Memory
 
 
 def test_a_memory_is_restored_from_its_record() -> None:
-    """What is written comes back, through JSON."""
+    """What is written as JSON is what is read."""
     memory = Memory("busy", 1e9, 9e8, '{"msg_id": "a"}', ('{"msg_id": "a"}',), (("s1", "s2"), ("s3",)), ("a", "b"))
     assert Memory.from_record(json.loads(json.dumps(memory.to_record()))) == memory
 
@@ -29,7 +29,7 @@ def test_a_memory_is_restored_from_its_record() -> None:
     [None, "text", [], {}, {"execution_state": 5, "last_activity": "now", "requests": "x", "sessions": {}, "new": 1}],
 )
 def test_records_of_other_versions_are_accepted(record: object) -> None:
-    """What is missing, or of another type, is as if it were not known."""
+    """What is missing, or of another type, is treated as unknown."""
     assert Memory.from_record(record) == Memory()
 
 
@@ -40,7 +40,7 @@ def add(requests: OpenRequests, msg_id: str, *, filler: str = "", msg_type: str 
 
 
 def test_open_requests_are_bounded() -> None:
-    """The oldest are forgotten, by number and by bytes; a header that is too large is not kept at all."""
+    """The oldest are discarded, by number and by bytes; a header that is too large is not kept at all."""
     requests = OpenRequests()
     for number in range(MAX_REQUESTS + 5):
         add(requests, str(number))
@@ -57,7 +57,7 @@ def test_open_requests_are_bounded() -> None:
 
 
 def test_unanswered_execute_requests_are_recorded() -> None:
-    """The oldest first and not too many; the next gateway notes them, and passes over what is no header."""
+    """The oldest first, up to a limit; the next gateway restores them, and skips what is not a header."""
     requests = OpenRequests()
     for number in range(MAX_RECORDED + 5):
         add(requests, str(number))
@@ -72,7 +72,7 @@ def test_unanswered_execute_requests_are_recorded() -> None:
 
 
 def test_a_lost_reply_is_replaced_by_an_error() -> None:
-    """Error, reply and idle, each with the request as parent; only what has not come yet, and only what is due."""
+    """Error, reply and idle, each with the request as parent; only what is still missing, and only what is due."""
     requests = OpenRequests()
     for msg_id, msg_type in (("run", "execute_request"), ("done", "execute_request"), ("comm", "comm_msg")):
         add(requests, msg_id, msg_type=msg_type)

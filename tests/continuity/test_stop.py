@@ -1,4 +1,4 @@
-"""An orderly stop: what it waits for, whom it tells, and what it leaves."""
+"""A graceful stop: what it waits for, whom it informs, and what it leaves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPLICA = (
 
 
 def slow_kernelspec(seconds: float) -> None:
-    """Write a kernelspec whose back end takes its time to launch."""
+    """Write a kernelspec whose back end is slow to launch."""
     stanza = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": seconds}}
     write_kernelspec("slow", metadata={"process_proxy": stanza})
 
@@ -155,7 +155,7 @@ def leases(database: Path) -> int:
 
 
 async def test_without_a_store_kernels_are_shut_down_at_once(tmp_path: Path) -> None:
-    """SIGTERM without persistence ends twelve kernels that ignore being asked, in about the time of one."""
+    """SIGTERM without persistence ends twelve kernels that ignore a shutdown request, in about the time of one."""
     write_kernelspec("stubborn", argv=["sh", "-c", "trap '' INT TERM; while :; do sleep 1; done", "{connection_file}"])
     async with rolling_gateway(tmp_path, ["--EnterpriseGatewayApp.list_kernels=True"]) as gateway:
         kernel_ids = [await gateway.client.start_kernel("stubborn") for _ in range(12)]
@@ -166,7 +166,7 @@ async def test_without_a_store_kernels_are_shut_down_at_once(tmp_path: Path) -> 
 
 
 async def test_keep_kernels_on_stop_overrides_persistence(tmp_path: Path) -> None:
-    """False with persistence: the stop ends the kernels, and forgets their records."""
+    """False with persistence: the stop ends the kernels, and deletes their records."""
     argv = [*STANDALONE, "--EnterpriseGatewayApp.keep_kernels_on_stop=False"]
     async with rolling_gateway(tmp_path, argv) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -182,7 +182,7 @@ def test_kernels_that_nobody_would_find_are_not_kept() -> None:
 
 
 def test_the_option_overrides_whether_sessions_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option, or EG_KEEP_KERNELS_ON_STOP, wins in both directions; else it is whether sessions are stored."""
+    """The option, or EG_KEEP_KERNELS_ON_STOP, wins in both directions; without it stored sessions keep kernels."""
     assert not make_app().leaves_kernels
     assert make_app(availability_mode="standalone").leaves_kernels
     assert not make_app(availability_mode="standalone", keep_kernels_on_stop=False).leaves_kernels

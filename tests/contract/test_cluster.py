@@ -1,4 +1,4 @@
-"""What the cluster's word means for a kernel: where it is, and whether it lives."""
+"""What the cluster's answers mean for a kernel: where it is, and whether it lives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_report_waits_until_the_host_is_known() -> None:
-    """A launcher that is faster than the cluster does not fail; the kernel is reached when its place is known."""
+    """A launcher that is faster than the cluster does not fail; the kernel is reached when its host is known."""
     name = JOBS.kernelspec(place_after=3)
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
@@ -35,7 +35,7 @@ async def test_a_report_waits_until_the_host_is_known() -> None:
 
 
 async def test_a_start_fails_when_the_host_is_never_known(expect_log: Any) -> None:
-    """The launch time-out holds for it, too, and the sentence says what was waited for."""
+    """The launch time-out applies to that, too, and the error says what the start waited for."""
     name = JOBS.kernelspec(place_after=1000)
     async with running_gateway(config=CONFIG) as gateway:
         reason = await refused(gateway, expect_log, name, 500, KERNEL_LAUNCH_TIMEOUT="3")
@@ -43,7 +43,7 @@ async def test_a_start_fails_when_the_host_is_never_known(expect_log: Any) -> No
 
 
 async def test_a_kernel_lives_on_while_the_cluster_does_not_answer(expect_log: Any) -> None:
-    """Nobody takes it for dead; afterwards its end is seen as ever."""
+    """It is not considered dead; afterwards its end is noticed as usual."""
     name = JOBS.kernelspec()
     async with running_gateway(config={**CONFIG, "RemoteKernelManager": {"autorestart": False}}) as gateway:
         kernel_id = await start(gateway, name)
@@ -90,7 +90,7 @@ async def test_a_back_end_that_fails_to_probe_is_told_of(expect_log: Any) -> Non
 
 
 async def test_a_kernel_is_taken_over_by_the_next_gateway(tmp_path: Path) -> None:
-    """What the back end wants remembered is enough to find it again, and to end it."""
+    """What the back end has recorded is enough to find it again, and to end it."""
     store = {
         "FileKernelSessionManager": {"enable_persistence": True, "persistence_root": str(tmp_path)},
         "EnterpriseGatewayApp": {**CONFIG["EnterpriseGatewayApp"], "keep_kernels_on_stop": True},

@@ -36,7 +36,7 @@ def install(name: str, **env: str) -> Path:
 
 @pytest.fixture(params=[pytest.param("r", marks=pytest.mark.r), pytest.param("scala", marks=pytest.mark.scala)])
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A language's kernelspec, and how one says a few things in it."""
+    """A language's kernelspec, and a few expressions in that language."""
     monkeypatch.setenv("EG_RESPONSE_IP", "127.0.0.1")
     if request.param == "r":
         install("R_distributed", PYSPARK_PYTHON=sys.executable)  # runs the launcher's listener

@@ -1,4 +1,4 @@
-"""The documentation's example of a back end: what Slurm knows of a kernel, its users learn."""
+"""The documentation's example of a back end: users are shown what Slurm knows of their kernels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def phases(kernel_id: str) -> dict[Phase, str]:
 
 
 async def test_a_report_waits_until_the_host_is_known(slurm: SlurmCluster, slurm_backend: Backend) -> None:
-    """A launcher reports while Slurm cannot be asked where its job runs: the start is done when it can."""
+    """A launcher reports while Slurm does not answer where its job runs: the start is completed when it does."""
     kernel_id = str(uuid.uuid4())
     observed = replace(slurm_backend, proxy=OBSERVED)
     with TcpProxy(slurm.controller_port) as line:
@@ -70,7 +70,7 @@ async def test_a_report_waits_until_the_host_is_known(slurm: SlurmCluster, slurm
 
 
 async def test_a_cancelled_job_is_a_dead_kernel(slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any) -> None:
-    """Within seconds, with what Slurm says of it as reason."""
+    """Within seconds, with the state that Slurm reports as reason."""
     name = slurm_backend.kernelspec()
     async with running_gateway(config=NOT_RESTARTED) as gateway:
         kernel_id = await start(gateway, name)
@@ -115,7 +115,7 @@ async def test_an_unknown_partition_is_an_error_at_once(slurm_backend: Backend, 
 async def test_a_job_whose_submission_was_not_confirmed_is_cancelled(
     slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any
 ) -> None:
-    """The line is cut between the request and its answer: the start fails, and the job is found by its name."""
+    """The connection is cut between the request and its answer: the start fails, and the job is found by its name."""
     kernel_id = str(uuid.uuid4())
     with TcpProxy(slurm.controller_port) as line:
         configuration = slurm.configured("by-proxy.conf", line.port)

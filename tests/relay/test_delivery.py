@@ -1,4 +1,4 @@
-"""What was sent counts when it has arrived: connections that die without a word, and messages that clients refuse."""
+"""What was sent counts when it has arrived: connections that die silently, and messages that clients refuse."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def assert_complete(messages):
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("away", [2, 100])
 async def test_nothing_is_lost_or_repeated_when_a_client_behind_a_proxy_vanishes(relay, away, v1):
-    """Of a proxy that takes everything while its client is gone, nothing is lost, and nothing comes twice."""
+    """A proxy accepts everything while its client is gone: nothing is lost, and nothing arrives twice."""
     relay.configure(eg_receipts=Receipts(clock := Clock()))
     kernel_id, _ = await relay.add()
     with TcpProxy(relay.port) as proxy:
@@ -83,7 +83,7 @@ async def test_nothing_is_lost_or_repeated_when_a_client_behind_a_proxy_vanishes
 
 @over_tls_too
 async def test_nothing_is_lost_or_repeated_when_a_proxy_drops_its_client(relay):
-    """The same when it was the proxy that ended the connection meanwhile."""
+    """The same when the proxy has ended the connection."""
     kernel_id, channels = await relay.add()
     with TcpProxy(relay.port) as proxy:
         client = await relay.open(kernel_id, "s", port=proxy.port)
@@ -99,7 +99,7 @@ async def test_nothing_is_lost_or_repeated_when_a_proxy_drops_its_client(relay):
 
 
 async def outlive_the_line(relay, far, count, *, answers):
-    """Pull out the cable when ``count`` lines have come, and come back.
+    """Pull out the cable when ``count`` lines have come, and reconnect.
 
     Returns the answers that came before and after, and the sizes of what came after.
     """
@@ -129,9 +129,9 @@ async def outlive_the_line(relay, far, count, *, answers):
 )
 @pytest.mark.parametrize("count", [15, 100])
 async def test_nothing_is_lost_or_repeated_when_the_line_dies(relay, far, count, answers):
-    """When the cable is pulled out after some lines, or after all, a client that comes back gets the rest, once.
+    """When the cable is pulled out after some lines, or after all, a client that reconnects gets the rest, once.
 
-    This is known by the answer to a ping; and, unless there is TLS, by what TCP has acknowledged.
+    The gateway knows it from the answer to a ping and, without TLS, from what TCP has acknowledged.
     """
     before, after, _ = await outlive_the_line(relay, far, count, answers=answers)
     assert_complete(before + after)
@@ -141,7 +141,7 @@ async def test_nothing_is_lost_or_repeated_when_the_line_dies(relay, far, count,
 @pytest.mark.parametrize("relay", ["tls"], indirect=True)
 @pytest.mark.parametrize("count", [15, 100])
 async def test_nothing_is_lost_when_the_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
-    """Nothing is lost; what comes twice is the end of what came before, 16 kB of it and no message more."""
+    """Only the end of what came before is repeated: 16 kB of it, and no message more."""
     before, after, lengths = await outlive_the_line(relay, far, count, answers=False)
     twice = len(before + after) - len({m["header"]["msg_id"] for m in before + after})
     assert before[len(before) - twice :] == after[:twice]
@@ -152,7 +152,7 @@ async def test_nothing_is_lost_when_the_line_dies_under_tls_before_a_ping_is_ans
 @needs_faraway
 @over_tls_too
 async def test_nothing_is_lost_or_repeated_when_a_laptop_wakes_up(relay, far):
-    """The same when its old connection is still open and takes at last what was sent into it."""
+    """The same when its old connection is still open and finally receives what was sent into it."""
     kernel_id, _ = await relay.add()
     port = relay.listen_on(far.address)
     client = await relay.open(kernel_id, "s", port=port, sock=await offload(far.connect, port))
@@ -184,7 +184,7 @@ async def test_a_dead_line_is_cut(relay, far):
 @over_tls_too
 @pytest.mark.parametrize("through_proxy", [False, True], ids=["direct", "proxy"])
 async def test_a_client_that_had_everything_when_it_vanished_sees_nothing_twice(relay, through_proxy):
-    """A client that got everything before its network went sees nothing twice."""
+    """Its network failed when it had received everything."""
     relay.configure(eg_receipts=Receipts(clock := Clock()))
     kernel_id, _ = await relay.add()
     with TcpProxy(relay.port) as proxy:
@@ -216,7 +216,7 @@ async def test_a_client_that_reads_only_while_it_waits_loses_nothing(relay, comm
 
 @over_tls_too
 async def test_a_client_that_answers_no_pings_gets_nothing_twice(relay):
-    """A client that never answers pings gets nothing twice either: what its system acknowledged counts."""
+    """What its system acknowledged counts as received."""
     kernel_id, _ = await relay.add()
     client = await relay.open(kernel_id, "s")
     client.answers_pings = False
@@ -253,7 +253,7 @@ async def test_a_message_that_the_client_refuses_is_replaced_by_a_notice(relay, 
 
 
 async def test_the_largest_message_is_assumed_to_be_the_refused_one(relay, expect_log):
-    """A client whose limit is lower says so, and the largest message that it was sent is taken for the one."""
+    """A client with a lower limit says so; the largest message that it was sent is replaced by a notice."""
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id, "s")
     client.max_size = 1 << 20
@@ -297,7 +297,7 @@ async def test_a_reply_over_the_limit_is_replaced(relay, expect_log):
 
 
 async def test_a_reply_that_is_too_large_to_be_kept_is_replaced_by_an_error(relay):
-    """A client that was away when such a reply came gets an error in its place: the cell ends."""
+    """A client that was disconnected when such a reply came gets an error in its place: the cell ends."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), replay=1 << 20)
     client = await relay.open(kernel_id, "s")
     msg_id = client.execute("reply 1100000 later")

@@ -1,4 +1,4 @@
-"""Who may open a websocket and when, and what the others are told."""
+"""Who may open a websocket and when, and how others are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_page_of_another_origin_is_refused_unless_allowed(relay, origin,
 
 
 async def test_a_client_that_is_gone_when_its_websocket_is_accepted_is_not_attached(relay):
-    """A connection that breaks just then is no failure of the gateway, and nothing of it stays attached."""
+    """A connection that breaks just then is not a failure of the gateway, and nothing of it stays attached."""
     kernel_id, channels = await relay.add()
     client = socket.create_connection(("127.0.0.1", relay.port))
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that closing resets
@@ -81,7 +81,7 @@ async def test_a_page_of_the_gateways_own_origin_may_connect(relay):
 
 
 async def test_the_token_is_checked_before_the_kernel_and_in_addition_to_the_origin(relay):
-    """The token is asked for before anything is told about kernels, and frees nobody of the check of the origin."""
+    """The token is checked before anything is said about kernels, and does not replace the check of the origin."""
     kernel_id, _ = await relay.add()
     relay.configure(eg_auth_token="secret")
     assert (await refused(relay, kernel_id)).status == 401
@@ -92,7 +92,7 @@ async def test_the_token_is_checked_before_the_kernel_and_in_addition_to_the_ori
 
 
 async def test_a_request_without_an_upgrade_is_refused(relay):
-    """A request that asks for no upgrade is answered 400 and the sentence of tornado."""
+    """It is answered 400 with tornado's sentence."""
     kernel_id, _ = await relay.add()
     url = f"http://127.0.0.1:{relay.port}/api/kernels/{kernel_id}/channels"
     client = AsyncHTTPClient(force_instance=True)
@@ -133,7 +133,7 @@ async def starting(relay) -> AsyncIterator[tuple[str, KernelChannels, TinyKernel
 
 
 async def test_a_websocket_opens_with_the_first_answer_of_a_new_kernel(starting):
-    """Clients that give an open websocket's kernel a second to answer do not give up one that takes longer to start."""
+    """Clients that wait a second for the kernel of an open websocket do not time out while it is still starting."""
     _, channels, kernel, opening = starting
     kernel.start()
     client = await opening
@@ -161,7 +161,7 @@ async def test_a_websocket_is_refused_when_a_new_kernel_is_shut_down(starting, r
 
 
 async def test_a_client_that_disconnects_while_it_waits_is_not_attached(starting):
-    """Nobody waits on for a client that is gone."""
+    """Nothing goes on waiting for a client that is gone."""
     _, channels, kernel, opening = starting
     opening.cancel()
     await asyncio.sleep(0.1)
@@ -197,7 +197,7 @@ async def test_of_two_waiting_websockets_the_one_that_sends_is_kept(starting, re
     messages = await speaking.run("print 2")
     assert texts(messages) == "line 0\nline 1\n"
     assert types(messages).count("execute_reply") == 1
-    async with await relay.open(kernel_id, "s") as third:  # one that comes later takes the place, as ever
+    async with await relay.open(kernel_id, "s") as third:  # a later one takes the place, as usual
         await speaking.until_closed()
         speaking.cut()
         assert await third.pending() == []
@@ -226,7 +226,7 @@ class Websocket:
 
 
 async def test_a_waiting_websocket_that_opens_after_the_other_has_sent_is_closed(relay):
-    """It was asked for before the other was open: the client has forgotten it."""
+    """It was requested before the other was open: the client has forgotten it."""
     _, channels = await relay.add()
     kept, late = Websocket(channels), Websocket(channels)
     header = {"msg_type": "kernel_info_request", "msg_id": "1", "session": "s"}
@@ -273,7 +273,7 @@ async def test_a_websocket_opens_when_a_new_kernel_takes_too_long(relay, expect_
 
 
 async def test_a_websocket_is_refused_while_a_contested_kernel_has_not_proved_its_key(relay, expect_log):
-    """Two launchers have reported for it: time does not make it the client's, but its first answer does."""
+    """Two launchers have reported for it: its first answer proves that it is the client's, and a time-out does not."""
     kernel = TinyKernel()
     kernel_id, channels = await relay.add(kernel, ready=False, info_timeout=0.3)
     channels.contest()

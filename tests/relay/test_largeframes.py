@@ -1,4 +1,4 @@
-"""Frames as RFC 6455 has them, whole and in fragments, small and large: received as by tornado's own protocol."""
+"""Frames of RFC 6455, whole and in fragments, small and large, are received as by tornado's own protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def masked_frame(opcode, payload, *, is_final=True, reserved=0, mask=None):
 
 
 def message(size, is_text):
-    """Return a message for the kernel, of about that size, and the content that it has to get."""
+    """Return a message for the kernel, of about that size, and the content that the kernel must get."""
     filler = random.Random(size).randbytes(size // 2).hex()
     content = json.dumps({"x": filler})
     if is_text:

@@ -1,4 +1,4 @@
-"""What clients miss while they are away, or too slow, and what they are told of it."""
+"""What clients miss while they are disconnected, or too slow, and what they are told of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.wsclient import texts, types
 
 
 async def settle(kernel_channels, seconds=0.1):
-    """Let the relay take what the kernel has sent."""
+    """Let the relay receive what the kernel has sent."""
     await asyncio.sleep(seconds)
 
 
@@ -116,7 +116,7 @@ async def test_nothing_is_kept_when_switched_off(relay):
 
 
 async def test_a_second_websocket_of_a_session_replaces_the_first(relay):
-    """A second websocket with a session id closes the first and takes its place."""
+    """The first one is closed."""
     kernel_id, channels = await relay.add()
     first = await relay.open(kernel_id, "s")
     msg_id = first.execute("hello")
@@ -130,7 +130,7 @@ async def test_a_second_websocket_of_a_session_replaces_the_first(relay):
 
 
 async def test_a_slow_client_is_closed_and_gets_every_line_later(relay, expect_log):
-    """A client that does not read is closed at the limit, others go on; when it is back it gets every line."""
+    """A client that does not read is closed at the limit, others go on; when it reconnects it gets every line."""
     kernel_id, channels = await relay.add(replay=50 << 20)
     relay.configure(eg_ws_queue_limit=300_000)
     slow = await relay.open(kernel_id, "slow", buffer=1024)
@@ -159,7 +159,7 @@ async def test_backlogged_output_is_merged(relay):
     """Texts that pile up for a slow client reach it as few messages, complete and in order."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
     async with await relay.open(kernel_id, "slow", buffer=1024) as slow:
-        for _ in range(20):  # more than the system takes for a client that does not read
+        for _ in range(20):  # more than the system buffers for a client that does not read
             kernel.publish("stream", {"name": "stderr", "text": "x" * 500_000})
         msg_id = slow.execute("print 5000")
         while channels.execution_state != "busy":

@@ -1,4 +1,4 @@
-"""Messages between websockets and a kernel: every one arrives, unchanged, where it belongs."""
+"""Messages between websockets and a kernel: each arrives, unchanged, where it belongs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 
 @BOTH
 async def test_a_request_gets_its_reply_and_all_its_output(relay, v1):
-    """A request gets its reply and all its output, and nothing of the gateway's own conversation."""
+    """And nothing of the gateway's own messages to the kernel."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id, "s", v1=v1) as client:
         messages = await client.run("print 3")
@@ -117,7 +117,7 @@ async def test_messages_sent_before_the_kernel_listens_are_executed_in_order(rel
 
 @pytest.mark.parametrize("want", ["websocket", "request", "interrupt", "shutdown"])
 async def test_a_delayed_connection_is_made_as_soon_as_the_kernel_is_used(relay, want):
-    """A websocket and the gateway's own requests do not wait for the delay."""
+    """Neither websockets nor the gateway's own requests wait for the delay."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel, ready=False, delay=3600)
     await asyncio.sleep(0.05)
@@ -136,7 +136,7 @@ async def test_a_delayed_connection_is_made_as_soon_as_the_kernel_is_used(relay,
 
 
 async def test_a_delayed_connection_is_made_after_the_delay_unless_the_kernel_is_gone(relay):
-    """Nobody need ask for the kernel: what it says before that is kept for clients to come."""
+    """Without any request for the kernel: what it sends before that is kept for later clients."""
     _, channels = await relay.add(ready=False, delay=0.05)
     _, gone = await relay.add(ready=False, delay=0.05)
     gone.close()
@@ -164,7 +164,7 @@ async def test_twenty_thousand_messages_arrive_once_and_in_order(relay):
 
 
 async def test_draining_does_not_block_the_loop(relay, zmq_context):
-    """However long each message takes, as it does while another thread computes, the loop is not held by many."""
+    """However long each message takes, as it does while another thread computes, many do not block the loop."""
     kernel = relay.tiny_kernel()
     batches = [0]
 
@@ -284,7 +284,7 @@ async def test_tracebacks_are_replaced(relay, v1):
 
 
 async def test_only_requests_of_clients_count_as_activity(relay):
-    """Busy and idle follow what clients asked for; the gateway's own requests are no activity."""
+    """Busy and idle follow the requests of clients; the gateway's own requests do not count."""
     kernel_id, channels = await relay.add()
     states = []
     channels.on_change.append(lambda it: states.append((it.execution_state, it.connections)))
@@ -298,7 +298,7 @@ async def test_only_requests_of_clients_count_as_activity(relay):
 
 
 async def test_an_unanswered_request_of_the_gateway_fails_after_its_time_out(relay, expect_log):
-    """A request of the gateway that gets no answer fails after its time, and so does waiting for a silent kernel."""
+    """So does waiting for a silent kernel."""
     kernel = TinyKernel()
     with expect_log("sent no kernel_info_reply"):
         _, channels = await relay.add(kernel, ready=False, info_timeout=0.2)
@@ -316,7 +316,7 @@ async def test_an_unanswered_request_of_the_gateway_fails_after_its_time_out(rel
 
 
 async def test_a_warning_appears_in_the_cell_that_was_executed_last(relay):
-    """A note of the gateway appears as error output of the cell that was executed last."""
+    """As error output, for all clients."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
         msg_id = client.execute("hello")

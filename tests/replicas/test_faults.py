@@ -114,7 +114,7 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
     await eventually(there_is_no_other)
     await replicas.clients[-1].call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
 
-    async def is_gone_everywhere():  # a replica that has not heard yet that the store is back answers by what it knows
+    async def is_gone_everywhere():  # a replica that has not noticed yet that the store is back uses what it knows
         answers = [await client.fetch(f"/api/kernels/{kernel_id}") for client in replicas.clients]
         return [answer.code for answer in answers] == [404] * len(answers)
 
@@ -130,9 +130,9 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
 @pytest.mark.parametrize(("step", "outage"), [("ended", 6), ("launch", 0.3), ("launched", 0.3), ("launched", 6)])
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_a_restart_is_completed_when_the_store_goes_away_in_the_middle(replicas, postgres, cause, step, outage):
-    """PostgreSQL stops when the old process has ended, before or after the new one is launched: the restart is done.
+    """PostgreSQL stops when the old process has ended, before or after the new one is launched.
 
-    It comes back before or after the leases have expired.
+    It returns before or after the leases have expired.
     """
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     async with postgres.away():
@@ -148,7 +148,7 @@ async def test_a_restart_is_completed_when_the_store_goes_away_in_the_middle(rep
 async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, postgres, is_new):
     """A restart was done while PostgreSQL was away, and leases have expired: no replica takes it for cut short.
 
-    Not the one that did not know the kernel before, nor one that has just been started.
+    Neither the one that did not know the kernel before, nor one that has just been started.
     """
     write_kernelspec("stepping", metadata={"process_proxy": STEPS})
     first, second = await replicas.start()
@@ -173,7 +173,7 @@ async def test_who_comes_first_after_an_outage_finds_the_new_process(replicas, p
 async def test_who_may_have_used_a_process_that_nobody_can_reach_is_told_of_its_end(replicas, postgres):
     """A replica has restarted a kernel while PostgreSQL was away, and is killed before it could say how it is reached.
 
-    Another replica replaces the process; clients of a third one hear of it, too.
+    Another replica replaces the process; clients of a third one are told, too.
     """
     write_kernelspec("stepping", metadata={"process_proxy": STEPS})
     await replicas.start(3)
@@ -227,7 +227,7 @@ async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgre
 @pytest.mark.parametrize("step", ["ended", "launch", "launched"])
 @pytest.mark.parametrize("cause", ["client", "death"])
 async def test_another_replica_completes_the_restart_of_a_suspended_one(replicas, cause, step):
-    """Another replica finishes the restart meanwhile; the one that wakes up starts no second process and follows."""
+    """The one that wakes up starts no second process, and connects to the new one."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     with replicas.frozen(0):
         held.go_on()
@@ -244,7 +244,7 @@ async def test_another_replica_completes_the_restart_of_a_suspended_one(replicas
 async def test_a_replica_that_wakes_up_in_an_outage_serves_nobody_by_a_process_of_its_own(
     replicas, postgres, cause, step
 ):
-    """It was in the middle of a restart, which another replica has finished: its clients wait for the store to tell."""
+    """It was in the middle of a restart, which another replica completed: its clients wait until the store is back."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     async with contextlib.AsyncExitStack() as outage:
         with replicas.frozen(0):
@@ -272,7 +272,7 @@ async def pid_when_another_has_finished(replicas, kernel_id, sockets):
 
 
 async def test_a_replica_that_wakes_up_announces_a_restart_before_it_relays(replicas):
-    """A kernel dies and is restarted while another replica stands still: clients there hear of it before any reply."""
+    """A kernel dies and is restarted while another replica is suspended: its clients are told before any reply."""
     await replicas.start(2, "--KernelRestarter.stable_start_time=0")
     kernel_id, pid, sockets = await used_kernel(replicas, "python3")
     with replicas.frozen(1):
@@ -302,9 +302,9 @@ async def test_a_replica_that_wakes_up_announces_a_restart_before_it_relays(repl
     ],
 )
 async def test_a_restart_does_not_get_stuck_when_a_write_is_lost(line, replicas, cause, write, is_answer_lost):
-    """The line to the database breaks at one of a restart's writes, before or after it is made: nothing is stuck.
+    """The line to the database breaks at one of a restart's writes, before or after it is made.
 
-    The restart is done, or the client is told that it is not, and the kernel is then as it was.
+    The restart is completed, or the client is told that it failed, and the kernel is unchanged.
     """
     replicas.database_url = line.database_url
     await replicas.start(2)
@@ -335,9 +335,9 @@ async def test_a_restart_does_not_get_stuck_when_a_write_is_lost(line, replicas,
 
 @pytest.mark.parametrize("write", [b'"state": "stopping"', b"DELETE FROM eg_kernel"])
 async def test_no_deleted_kernel_returns_when_its_replica_is_killed(line, replicas, write):
-    """The line breaks at one of a delete's writes, and comes back when the replica is gone: no deleted kernel returns.
+    """The line to the database breaks at one of a delete's writes, and is restored when the replica is gone.
 
-    It is gone if the client was told so, and else it is as it was.
+    The kernel is gone if the client was told so, and otherwise unchanged.
     """
     replicas.database_url = line.database_url
     one, two = await replicas.start()
@@ -391,7 +391,7 @@ async def _started(client):
 
 
 async def test_a_start_that_is_cancelled_while_its_id_is_claimed_leaves_the_id_free(replicas, database_url):
-    """A client goes away while the store is slow to give the kernel's lease: another replica may use the id."""
+    """A client disconnects while the store is slow to grant the kernel's lease: another replica may use the id."""
     one, two = await replicas.start()
     await one.start_kernel()
     body = {"name": "python3", "env": {"KERNEL_ID": str(uuid.uuid4())}}
@@ -408,7 +408,7 @@ async def test_a_start_that_is_cancelled_while_its_id_is_claimed_leaves_the_id_f
 
 
 async def test_a_claim_whose_answer_is_lost_leaves_the_id_free(line, replicas):
-    """The line breaks when a start's lease is taken, and nobody hears of it: another replica may use the id."""
+    """The line breaks when a start's lease is granted, and the answer is lost: another replica may use the id."""
     replicas.database_url = line.database_url
     one, two = await replicas.start()
     body = {"name": "python3", "env": {"KERNEL_ID": str(uuid.uuid4())}}

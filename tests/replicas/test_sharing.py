@@ -1,4 +1,4 @@
-"""Two replicas, one set of kernels: whatever one can do, the other can, and both say the same."""
+"""Two replicas, one set of kernels: whatever one can do, the other can, and both show the same."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_a_path_has_one_session_when_all_replicas_are_asked_at_once(replic
 
 
 async def test_limits_hold_for_all_replicas_together(replicas):
-    """Of eight starts at once on two replicas as many succeed as the limit allows; a deleted kernel makes room."""
+    """Of eight simultaneous starts on two replicas as many succeed as the limit allows; a delete frees a place."""
     one, two = await replicas.start(2, "--EnterpriseGatewayApp.max_kernels=3")
     starts = [client.fetch("/api/kernels", "POST", {"name": "python3"}) for client in (one, two) * 4]
     answers = await asyncio.gather(*starts)
@@ -156,7 +156,7 @@ async def test_an_id_is_given_to_one_kernel(replicas):
 
 @pytest.mark.parametrize("database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
 async def test_a_client_that_disconnects_at_the_very_end_of_a_start_leaves_no_kernel(replicas, database_url):
-    """Its kernel runs, and only its place under the limits is still to be given back: the kernel is stopped again."""
+    """Its kernel runs, and only its place under the limits is still to be released: the kernel is stopped again."""
     write_kernelspec("slow", metadata={"process_proxy": SLOW})
     one, two = await replicas.start()
     await two.start_kernel()
@@ -245,7 +245,7 @@ async def test_idle_kernels_are_culled_once_and_not_while_in_use_elsewhere(repli
 
 
 async def test_simultaneous_restarts_are_done_one_after_the_other(replicas):
-    """Both replicas are asked to restart a kernel at once, again and again: it is one process at the end."""
+    """Both replicas are asked to restart a kernel at once, repeatedly: it is one process at the end."""
     one, two = await replicas.start()
     kernel_id = await one.start_kernel()
     socket = await two.websocket(kernel_id)

@@ -1,4 +1,4 @@
-"""REST requests about kernels: what is answered, and what a request may reach."""
+"""REST requests about kernels: their answers, and what a request may affect."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_an_invalid_request_is_refused_with_one_sentence(body: Any, status
 
 
 async def test_a_body_that_is_too_large_is_not_read() -> None:
-    """A body beyond max_body_size is refused before it is buffered."""
+    """A body over max_body_size is refused before it is buffered."""
     async with running_gateway(config=options()) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
         writer.write(b"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n\r\n")
@@ -134,7 +134,7 @@ async def test_a_kernel_id_that_is_in_use_is_a_conflict() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_an_unknown_kernel_is_not_found(method: str) -> None:
-    """Requests for an id that no kernel has are 404, also those that only look like an id."""
+    """Requests for an id that no kernel has are 404, also for what only looks like an id."""
     async with running_gateway(config=options()) as gateway:
         for kernel_id in (str(uuid.uuid4()), "1-2-3-4-5"):
             answer = await gateway.call(f"/api/kernels/{kernel_id}", method, status=404)
@@ -246,7 +246,7 @@ async def test_a_start_that_is_cancelled_by_delete_leaves_nothing(slow_kernelspe
 
 
 async def test_a_client_that_disconnects_cancels_its_start(slow_kernelspec: str) -> None:
-    """A start whose client has closed its connection is given up: no kernel is left that nobody knows of."""
+    """A start whose client has closed its connection is cancelled: no kernel is left that no client knows of."""
     kernel_id = str(uuid.uuid4())
     body = json.dumps({"name": slow_kernelspec, "env": {"KERNEL_ID": kernel_id}}).encode()
     async with running_gateway(config=options()) as gateway:
@@ -274,7 +274,7 @@ class SlowAuthorizer:
 
 
 async def test_no_kernel_is_started_for_a_client_that_disconnected_before(slow_kernelspec: str) -> None:
-    """A client that has closed its connection while its request was authorized has no kernel started for it."""
+    """Its connection was closed while its request was being authorized."""
     async with running_gateway(config=options()) as gateway:
         gateway.app.web_app.settings["authorizer"] = SlowAuthorizer()
         with pytest.raises(HTTPTimeoutError):
@@ -285,7 +285,7 @@ async def test_no_kernel_is_started_for_a_client_that_disconnected_before(slow_k
 
 
 async def test_clients_that_disconnect_at_once_leave_nothing(slow_kernelspec: str) -> None:
-    """A request whose client is gone when it is read starts no kernel."""
+    """A request whose client is already disconnected when it is read starts no kernel."""
     body = json.dumps({"name": slow_kernelspec}).encode()
     request = f"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     async with running_gateway(config=options()) as gateway:

@@ -55,7 +55,7 @@ ANYTHING = {
 
 
 async def test_a_session_in_the_legacy_format_is_created_listed_and_deleted() -> None:
-    """POST 201 with the model, list shows it, DELETE ends session and kernel, then 410."""
+    """POST is 201 with the model, the list shows it, DELETE ends session and kernel, then it is 410."""
     async with running_gateway(config=CONFIG) as gateway:
         session = await gateway.call("/api/sessions", "POST", LEGACY, status=201)
         assert set(session) == {"id", "path", "name", "type", "notebook", "kernel"}
@@ -84,7 +84,7 @@ async def test_a_session_is_shown_changed_and_found_again_by_its_path() -> None:
 
 
 async def test_a_session_uses_the_running_kernel_that_its_request_names() -> None:
-    """POST with a kernel's id starts nothing: the session has that kernel, and its model is jupyter_server's."""
+    """POST with a kernel's id starts nothing: the session has that kernel, and its model is that of jupyter_server."""
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel()
         body = {"path": "a-console", "type": "console", "name": "A", "kernel": {"id": kernel_id, "name": "ignored"}}
@@ -164,7 +164,7 @@ async def test_a_session_whose_kernel_is_gone_is_forgotten() -> None:
 
 
 async def test_any_body_is_accepted_or_refused_with_a_sentence() -> None:
-    """Whatever is posted gets 201 and one kernel, or 4xx, a sentence and no kernel."""
+    """Any body is answered 201 with one kernel, or 4xx with a sentence and no kernel."""
     write_kernelspec("cheap", argv=["sleep", "1000"])
     cheap = {"RemoteMappingKernelManager": {"default_kernel_name": "cheap"}}
     quick = {"RemoteKernelManager": {"shutdown_wait_time": 0.2}}
@@ -242,7 +242,7 @@ async def test_requests_that_share_a_start_share_its_failure() -> None:
 
 
 async def test_a_start_goes_on_for_the_others_when_one_client_disconnects() -> None:
-    """The one that began the start gives up, the other one gets its session; when all give up, nothing is left."""
+    """The one that began the start disconnects, the other gets its session; when all disconnect, nothing is left."""
     body = slow_session("slow", 1.5)
     async with running_gateway(config=CONFIG) as gateway:
         starts = gateway.app.kernel_manager.launches.under_way
