@@ -1,4 +1,4 @@
-"""A kernel's program that can only count: every cell counts one up, and the reply says process and count.
+"""A kernel's program that can only count: every cell adds one, and the reply has process and count.
 
 It is a process of its own, which starts in a fifth of the time of an ipykernel and needs a third of its memory.
 """

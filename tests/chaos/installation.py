@@ -1,4 +1,4 @@
-"""Three replicas and their database, all of which can be made to fail, and the way to send them requests."""
+"""Three replicas and their database, all of which can be made to fail, and requests to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Installation(Replicas):
-    """Replicas without a load balancer: each client chooses, so that every failed request is known to be excused."""
+    """Replicas without a load balancer: each client chooses one, so that it is known whether a failure is excused."""
 
     def __init__(self, directory: Path, server: PostgresServer, proxy: TcpProxy, journal: Journal) -> None:
         super().__init__(directory, server.url.replace(f":{server.port}/", f":{proxy.port}/"))

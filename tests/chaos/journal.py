@@ -1,4 +1,4 @@
-"""What happened when, and what was wrong: enough to find the cause without running it again."""
+"""What happened when, and what was wrong: enough to find the cause without another run."""
 
 from __future__ import annotations
 

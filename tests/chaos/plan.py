@@ -1,4 +1,4 @@
-"""What goes wrong, and when: a list without end that a seed determines."""
+"""What goes wrong, and when: an endless list that a seed determines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at the kernels' processes all the time: the truth that the gateway's answers are compared with."""
+"""Watches the kernels' processes all the time: what it sees is compared with the gateway's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything fails, again and again, and nobody's work is lost.
+"""Everything fails, again and again, and no work is lost.
 
 Three replicas on one PostgreSQL serve kernels that count while replicas, database and kernels are killed, stopped and
 frozen. A seed determines what fails when (``plan.py``); how the processes' steps fall together is never quite the same
@@ -122,7 +122,7 @@ class Chaos:
             self._kill(kernel)
         elif episode.action == "start":
             succeeded = await self.users.start(kernel, episode.replica)
-            if not succeeded:  # what has become of it is not known: whatever it is must go
+            if not succeeded:  # its state is not known: it must be deleted in any case
                 await self.users.delete(kernel, self.there.choose(Random(episode.number)))
                 self.passing = None
         elif episode.action == "delete":
@@ -191,7 +191,7 @@ class Chaos:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def _check_end(self) -> None:
-        """See that every kernel is whole for everybody, that the limits are right, and that nothing stays."""
+        """Check that every kernel works for all clients, that the limits are right, and that nothing is left."""
         self.journal.note("the end: nothing fails any more")
         await asyncio.gather(
             *(self._eventually(partial(self._is_whole, kernel), SETTLE_SECONDS) for kernel in self.lasting)

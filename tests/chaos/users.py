@@ -1,4 +1,4 @@
-"""Who uses the installation meanwhile: notebooks that count, and people who come and go."""
+"""The users of the installation: notebooks that count, and people who come and go."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Notebook:
         return answered
 
     async def close(self) -> None:
-        """Close the websocket, and hear what still comes."""
+        """Close the websocket, and receive what still arrives."""
         socket, self._socket = self._socket, None
         if socket is None:
             return
@@ -202,7 +202,7 @@ class Notebook:
         return reply
 
     def _hear(self, kind: str, content: dict[str, Any]) -> None:
-        """Note what tells of a restart."""
+        """Note messages that report a restart."""
         if kind == "status" and content["execution_state"] in {"restarting", "dead"}:
             self.kernel.told.append(content["execution_state"])
         elif kind == "stream" and any(word in content["text"] for word in ("died", "dead", "restarted once more")):

@@ -1,4 +1,4 @@
-"""Culling: by which rules, told to whom; with the test's own clock."""
+"""Culling: its rules, and who is told; with the test's own clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 
 
 def use(idle: float = 0, age: float = 0, busy: float | None = None, connections: int = 0, state: str = "") -> KernelUse:
-    """Return the use of a kernel, in seconds before NOW."""
+    """Return the activity of a kernel, in seconds before NOW."""
     ago = {name: NOW - timedelta(seconds=value) for name, value in (("idle", idle), ("age", max(age, idle)))}
     busy_since = None if busy is None else NOW - timedelta(seconds=busy)
     return KernelUse(state or ("idle" if busy is None else "busy"), connections, ago["age"], ago["idle"], busy_since)
@@ -50,14 +50,14 @@ def use(idle: float = 0, age: float = 0, busy: float | None = None, connections:
         (CullPolicy(), use(state="dead", connections=1), None),
     ],
 )
-def test_the_rules(policy: CullPolicy, kernel: KernelUse, reason: str | None) -> None:
-    """Idle, connected, busy, maximum age, busy limit, dead: each on both sides of its border."""
+def test_each_rule_holds_on_both_sides_of_its_limit(policy: CullPolicy, kernel: KernelUse, reason: str | None) -> None:
+    """Idle, connected, busy, maximum age, busy limit, dead: each on both sides of its limit."""
     found = policy.reason(kernel, NOW)
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
 
 
 def test_a_kernelspec_overrides_the_rules() -> None:
-    """Its metadata's ``cull_`` entries win over the options, one by one."""
+    """Its metadata's ``cull_`` entries override the options, one by one."""
     policy = CullPolicy(idle_timeout=60, max_age=5).for_spec({"cull_idle_timeout": 0, "cull_busy": True, "other": 1})
     assert policy == CullPolicy(idle_timeout=0, busy=True, max_age=5)
 
@@ -74,7 +74,7 @@ def test_a_kernelspec_overrides_the_rules() -> None:
         ("connected", None, False),
     ],
 )
-def test_text_in_a_kernelspec_is_read_where_it_is_clear(entry: str, value: object, used: object) -> None:
+def test_numbers_and_switches_in_a_kernelspec_may_be_text(entry: str, value: object, used: object) -> None:
     """Numbers and switches may be written as text, and null is no entry."""
     metadata = {f"cull_{entry}": value}
     assert unusable_entries(metadata) == []
@@ -103,7 +103,7 @@ def test_invalid_entries_of_a_kernelspec_are_logged_and_ignored(entry: str, valu
 
 @asynccontextmanager
 async def culling_gateway(**options: Any) -> AsyncIterator[tuple[Gateway, Any]]:
-    """Run a gateway that looks only when told to, and whose culler's clock is moved by the test."""
+    """Run a gateway that culls only when told to, and whose culler's clock is moved by the test."""
     config = {"RemoteMappingKernelManager": {"cull_interval": 3600, **options}}
     async with running_gateway(config={"EnterpriseGatewayApp": {"list_kernels": True}, **config}) as gateway:
         yield gateway, gateway.app.kernel_manager.culler
@@ -144,7 +144,7 @@ async def test_clients_are_warned_before_and_informed_when_it_happens(expect_log
 
 
 async def test_a_kernel_that_is_used_again_is_warned_again() -> None:
-    """Use after a warning takes the kernel off the list; the next idle time has a warning of its own."""
+    """Activity after a warning cancels the culling; the next idle time has a warning of its own."""
     async with culling_gateway(cull_idle_timeout=600, cull_connected=True, cull_warning=60) as (gateway, culler):
         kernel_id = await gateway.start_kernel()
         socket = await gateway.websocket(kernel_id)
@@ -159,7 +159,7 @@ async def test_a_kernel_that_is_used_again_is_warned_again() -> None:
 
 
 async def test_a_busy_kernel_is_culled_by_the_busy_limit_only(expect_log: ExpectLog) -> None:
-    """An endless cell keeps a kernel from being idle, and not from the busy limit of its kernelspec."""
+    """An endless cell keeps a kernel from being idle, but not from the busy limit of its kernelspec."""
     write_kernelspec("limited", argv=PYTHON_ARGV, metadata={"cull_busy_timeout": 1000})
     async with culling_gateway(cull_idle_timeout=600) as (gateway, culler):
         kernel_id = await gateway.start_kernel("limited")
@@ -182,7 +182,7 @@ async def test_a_busy_kernel_is_culled_by_the_busy_limit_only(expect_log: Expect
 async def test_a_kernel_is_not_culled_while_one_of_its_shells_works(
     long_on_subshell: bool, expect_log: ExpectLog
 ) -> None:
-    """That a later request has ended, on another shell, makes no kernel idle; the end of the long one does."""
+    """The end of a later request on another shell does not make a kernel idle; the end of the long one does."""
     async with culling_gateway(cull_interval=1, cull_connected=True) as (gateway, _):
         kernels = gateway.app.kernel_manager
         kernel_id = await gateway.start_kernel()
@@ -198,7 +198,7 @@ async def test_a_kernel_is_not_culled_while_one_of_its_shells_works(
         await begin(socket, "go.wait(60)", **long)
         assert (await socket.execute("6 * 7", **short))[0] == "42"
         kernels.cull_idle_timeout = 1
-        await asyncio.sleep(3.5)  # the culler looks three times
+        await asyncio.sleep(3.5)  # the culler checks three times
         assert kernels.list_kernel_ids() == [kernel_id]
         assert kernel.execution_state == "busy"
         with expect_log(f"Culling kernel {kernel_id}.*: it has been idle for more than 1 seconds"):
@@ -208,8 +208,8 @@ async def test_a_kernel_is_not_culled_while_one_of_its_shells_works(
         assert kernels.list_kernel_ids() == []
 
 
-async def test_the_timer_looks(expect_log: ExpectLog) -> None:
-    """Without being told, the culler looks every cull_interval seconds."""
+async def test_the_culler_checks_periodically(expect_log: ExpectLog) -> None:
+    """Without being told, the culler checks every cull_interval seconds."""
     async with culling_gateway(cull_interval=1, cull_max_age=0.5) as (gateway, _):
         with expect_log("Culling kernel .*: it is older than 0.5 seconds"):
             await gateway.start_kernel()

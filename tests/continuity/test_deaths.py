@@ -1,4 +1,4 @@
-"""Kernels that die: restarted within limits, and else dead with a reason that everybody is told."""
+"""Kernels that die are restarted within limits, and are otherwise dead with a reason that all clients are told."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_kernel_that_dies_takes_its_children_with_it(
 
 
 async def test_a_requested_end_takes_a_kernels_children_with_it() -> None:
-    """Those of a kernel that is restarted or shut down, also when it dies of the request without a farewell to them."""
+    """Those of a kernel that is restarted or shut down, also when it dies of the request without ending them."""
     async with running_gateway(config=LISTED) as gateway:
         kernel_id = await gateway.start_kernel()
         socket = await gateway.websocket(kernel_id)
@@ -114,7 +114,7 @@ async def test_a_requested_end_takes_a_kernels_children_with_it() -> None:
 
 
 async def test_a_kernel_of_an_earlier_gateway_takes_its_children_with_it(tmp_path: Path) -> None:
-    """One that was taken over is no child of the gateway, and still its group goes when it dies."""
+    """A recovered kernel is not a child of the gateway, and still its process group is ended when it dies."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
         children = [int(word) for word in (await gateway.run(kernel_id, HAS_CHILDREN)).split()]
@@ -145,7 +145,7 @@ async def test_a_kernel_that_dies_while_no_gateway_runs_takes_its_children_with_
 
 
 async def test_a_kernel_that_keeps_dying_is_dead_after_the_limit(expect_log: ExpectLog) -> None:
-    """Two restarts with a growing pause, then dead: the reason stands in the model, the log and the notebook."""
+    """Two restarts with a growing pause, then dead: the reason is in the model, the log and the notebook."""
     write_kernelspec("mortal", argv=["sh", "-c", "sleep 0.3; exit 3", "{connection_file}"])
     pauses = []
 
@@ -169,8 +169,8 @@ async def test_a_kernel_that_keeps_dying_is_dead_after_the_limit(expect_log: Exp
         assert reason in messages[-2]["content"]["text"]
 
 
-async def test_a_restart_that_proves_stable_is_forgotten(expect_log: ExpectLog) -> None:
-    """Only restarts in a row count: after the stable time the count begins anew."""
+async def test_a_restart_that_proves_stable_no_longer_counts(expect_log: ExpectLog) -> None:
+    """Only restarts in a row count: after the stable time the count begins again."""
     async with running_gateway(config=with_restarts(restart_limit=1, stable_start_time=0.2)) as gateway:
         kernel_id = await gateway.start_kernel()
         manager = gateway.app.kernel_manager.get_kernel(kernel_id)
@@ -265,7 +265,7 @@ async def test_a_dead_kernel_can_be_deleted(expect_log: ExpectLog) -> None:
         (-99, False, "its process was killed by signal 99"),
     ],
 )
-def test_reasons_in_words(exit_code: int | None, memory_kill: bool, words: str) -> None:
+def test_exit_codes_and_signals_are_named_in_words(exit_code: int | None, memory_kill: bool, words: str) -> None:
     """Exit codes and signals by name; lack of memory only where the system counted a kill, and the signal is KILL."""
     assert describe_exit(exit_code, memory_kill=memory_kill) == words
 
@@ -300,7 +300,7 @@ def test_kills_for_lack_of_memory_are_noticed(groups: str, file: str, text: str,
 
 
 def test_without_counters_no_kill_is_recent(tmp_path: Path) -> None:
-    """Where the system tells nothing, nothing is claimed."""
+    """Where the system has no counters, no kill is attributed to a lack of memory."""
     assert not MemoryKills(tmp_path).was_recent()
 
 

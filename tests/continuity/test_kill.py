@@ -1,4 +1,4 @@
-"""A gateway that is killed, at each step of a kernel's life and at any moment: afterwards nothing is in between."""
+"""A gateway that is killed, at each step of a kernel's life and at any moment: afterwards no kernel is half done."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def kernelspec(place: tuple[str, HostLab | None], holds: Holds, tmp_path: Path, 
 
 
 async def is_usable_or_gone(gateway: RollingGateway, kernel_id: str) -> str:
-    """Return which of the two a kernel is, and fail when it is something in between."""
+    """Return which of the two a kernel is, and fail when it is neither."""
     if kernel_id in await gateway.kernel_ids():
         assert await gateway.run(kernel_id, "print(6 * 7)") == "42\n"
         return "usable"
@@ -98,7 +98,7 @@ async def is_usable_or_gone(gateway: RollingGateway, kernel_id: str) -> str:
 
 @pytest.mark.parametrize("step", [*STARTING, "submitted"])
 async def test_killed_while_a_kernel_starts(kernelspec: str, holds: Holds, step: str, tmp_path: Path) -> None:
-    """The client never had an answer, so the kernel is gone with its processes, files and record."""
+    """The client never got an answer, so the kernel is removed with its processes, files and record."""
     if (kernelspec, step) == ("stepping", "submitted"):
         pytest.skip("not applicable: a process of this machine is known as soon as it runs")
     async with rolling_gateway(tmp_path) as gateway:
@@ -182,8 +182,8 @@ async def test_killed_at_any_moment(tmp_path: Path) -> None:
                 await asyncio.gather(*(gateway.status(f"/api/kernels/{kernel_id}", "DELETE") for kernel_id in left))
 
 
-async def test_a_process_that_has_the_recorded_id_by_now_is_left_alone(tmp_path: Path) -> None:
-    """The kernel has died with the gateway, and a bystander has its process id: it is not signalled."""
+async def test_another_process_that_has_the_recorded_id_is_not_signalled(tmp_path: Path) -> None:
+    """The kernel has died with the gateway, and another process has its id now: that process is not signalled."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
         await gateway.kill()

@@ -28,7 +28,7 @@ def outlasting() -> Iterator[ExitStack]:
 def test_a_long_cell_finishes_while_the_gateway_is_rolled(
     tmp_path: Path, outlasting: ExitStack, open_lab: OpenLab
 ) -> None:
-    """The cell goes on in its kernel, its later output and its end appear, the gap is told, and work goes on."""
+    """The cell goes on in its kernel, its later output and its end appear, the gap is shown, and work goes on."""
     port = free_port()
     argv = [*STANDALONE, "--port_retries=0"]
     with gateway_process(tmp_path / "gateway-1.log", argv, port=port) as first:

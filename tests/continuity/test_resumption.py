@@ -1,4 +1,4 @@
-"""What one gateway leaves to the next about a kernel."""
+"""What one gateway records about a kernel for the next."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from enterprise_gateway.transport.openrequests import (
 from enterprise_gateway.transport.resumption import Memory
 
 
-def test_a_memory_survives_the_record() -> None:
-    """What is written comes back, through JSON."""
+def test_a_memory_is_restored_from_its_record() -> None:
+    """What is written as JSON is what is read."""
     memory = Memory("busy", 1e9, 9e8, '{"msg_id": "a"}', ('{"msg_id": "a"}',), (("s1", "s2"), ("s3",)), ("a", "b"))
     assert Memory.from_record(json.loads(json.dumps(memory.to_record()))) == memory
 
@@ -28,8 +28,8 @@ def test_a_memory_survives_the_record() -> None:
     "record",
     [None, "text", [], {}, {"execution_state": 5, "last_activity": "now", "requests": "x", "sessions": {}, "new": 1}],
 )
-def test_records_of_other_versions_are_no_obstacle(record: object) -> None:
-    """What is missing, or of another type, is as if it were not known."""
+def test_records_of_other_versions_are_accepted(record: object) -> None:
+    """What is missing, or of another type, is treated as unknown."""
     assert Memory.from_record(record) == Memory()
 
 
@@ -40,7 +40,7 @@ def add(requests: OpenRequests, msg_id: str, *, filler: str = "", msg_type: str 
 
 
 def test_open_requests_are_bounded() -> None:
-    """The oldest are forgotten, by number and by bytes; a header that is too large is not kept at all."""
+    """The oldest are discarded, by number and by bytes; a header that is too large is not kept at all."""
     requests = OpenRequests()
     for number in range(MAX_REQUESTS + 5):
         add(requests, str(number))
@@ -56,8 +56,8 @@ def test_open_requests_are_bounded() -> None:
     assert not requests
 
 
-def test_the_record_has_the_execute_requests_that_were_not_replied_to() -> None:
-    """The oldest first and not too many; the next gateway notes them, and passes over what is no header."""
+def test_unanswered_execute_requests_are_recorded() -> None:
+    """The oldest first, up to a limit; the next gateway restores them, and skips what is not a header."""
     requests = OpenRequests()
     for number in range(MAX_RECORDED + 5):
         add(requests, str(number))
@@ -71,8 +71,8 @@ def test_the_record_has_the_execute_requests_that_were_not_replied_to() -> None:
     assert len(other.take()) == MAX_RECORDED
 
 
-def test_a_lost_reply_ends_the_waiting() -> None:
-    """Error, reply and idle, each with the request as parent; only what has not come yet, and only what is due."""
+def test_a_lost_reply_is_replaced_by_an_error() -> None:
+    """Error, reply and idle, each with the request as parent; only what is still missing, and only what is due."""
     requests = OpenRequests()
     for msg_id, msg_type in (("run", "execute_request"), ("done", "execute_request"), ("comm", "comm_msg")):
         add(requests, msg_id, msg_type=msg_type)

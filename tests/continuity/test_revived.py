@@ -1,4 +1,4 @@
-"""What a gateway knows, and tells, of kernels that an earlier one has started."""
+"""What a gateway knows and shows of kernels that an earlier one has started."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def at(model: dict[str, Any]) -> datetime:
     return datetime.strptime(model["last_activity"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
 
 
-async def test_state_and_activity_right_after_revival(tmp_path: Path) -> None:
-    """An idle kernel is idle at once, with the activity it had; not 'starting', and not active because of the roll."""
+async def test_state_and_activity_are_right_at_once_after_a_recovery(tmp_path: Path) -> None:
+    """An idle kernel is idle at once, with its last activity; not 'starting', and not active because of the restart."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
         await gateway.run(kernel_id, "1")
@@ -55,13 +55,13 @@ async def test_state_and_activity_right_after_revival(tmp_path: Path) -> None:
         after = await gateway.model(kernel_id)
         assert (after["execution_state"], after["last_activity"]) == ("idle", before["last_activity"])
         await asyncio.sleep(1.5)
-        after = await wait_for_state(gateway, kernel_id, "idle")  # who is silent for a second is taken for busy
+        after = await wait_for_state(gateway, kernel_id, "idle")  # silent for a second: considered busy
         assert after["last_activity"] == before["last_activity"]
 
 
 @pytest.mark.parametrize("kill", [False, True])
 async def test_a_long_cell_goes_on(tmp_path: Path, kill: bool) -> None:
-    """Its kernel is busy, its reply and later output reach the client that comes back, and the gap is told."""
+    """Its kernel is busy, its reply and later output reach the client that reconnects, and the gap is shown."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
         socket = await gateway.client.websocket(kernel_id, session_id="the-client")
@@ -84,8 +84,8 @@ async def test_a_long_cell_goes_on(tmp_path: Path, kill: bool) -> None:
 
 
 @pytest.mark.r
-async def test_a_long_cell_of_r_goes_on(tmp_path: Path) -> None:
-    """The same of a kernel that sees to its sockets between two cells only."""
+async def test_a_long_cell_in_r_goes_on(tmp_path: Path) -> None:
+    """The same with a kernel that polls its sockets between two cells only."""
     argv = ["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"]
     write_kernelspec("ir", argv=argv, language="R")
     async with rolling_gateway(tmp_path) as gateway:
@@ -104,7 +104,7 @@ async def test_a_long_cell_of_r_goes_on(tmp_path: Path) -> None:
         assert "42" in (await socket.execute("cat(x)"))[0]
 
 
-async def test_a_cell_that_ended_meanwhile_is_replied_to(tmp_path: Path) -> None:
+async def test_a_cell_that_ended_while_no_gateway_ran_gets_a_reply(tmp_path: Path) -> None:
     """The kernel's reply is lost while no gateway runs: the client gets an error instead of waiting for ever."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -149,8 +149,8 @@ async def test_ports_files_and_restarts_go_on(tmp_path: Path) -> None:
         assert await offload(traces_of, kernel_id) == []
 
 
-async def test_a_kernel_proves_stable_through_two_gateways(tmp_path: Path) -> None:
-    """Its time with the gateway before counts: the restart that it had then is none in a row with the next one."""
+async def test_time_under_an_earlier_gateway_counts_towards_stability(tmp_path: Path) -> None:
+    """Its restart under the earlier gateway and the next one are not counted as restarts in a row."""
     limits = ("--KernelRestarter.restart_limit=1", "--KernelRestarter.stable_start_time=5")
     async with rolling_gateway(tmp_path, (*STANDALONE, *limits)) as gateway:
         kernel_id = await gateway.client.start_kernel()

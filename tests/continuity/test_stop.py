@@ -1,4 +1,4 @@
-"""An orderly stop: what it waits for, whom it tells, and what it leaves."""
+"""A graceful stop: what it waits for, whom it informs, and what it leaves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPLICA = (
 
 
 def slow_kernelspec(seconds: float) -> None:
-    """Write a kernelspec whose back end takes its time to launch."""
+    """Write a kernelspec whose back end is slow to launch."""
     stanza = {"class_name": "tests.support.proxies.SlowProxy", "config": {"seconds": seconds}}
     write_kernelspec("slow", metadata={"process_proxy": stanza})
 
@@ -70,7 +70,7 @@ async def test_the_stop_waits_for_a_start_in_progress(tmp_path: Path) -> None:
         assert await gateway.kernel_ids() == {json.loads(answer.body)["id"]}
 
 
-async def test_requests_are_given_up_after_drain_timeout(tmp_path: Path) -> None:
+async def test_requests_are_abandoned_after_drain_timeout(tmp_path: Path) -> None:
     """A start that takes too long is answered 503, or its connection ends; nothing of it is left."""
     slow_kernelspec(30)
     async with rolling_gateway(tmp_path, [*STANDALONE, "--EnterpriseGatewayApp.drain_timeout=0.5"]) as gateway:
@@ -86,7 +86,7 @@ async def test_requests_are_given_up_after_drain_timeout(tmp_path: Path) -> None
         assert await offload(traces_of, kernel_id) == []
 
 
-async def test_a_gateway_that_drains_refuses_new_requests(tmp_path: Path) -> None:
+async def test_a_draining_gateway_refuses_new_requests(tmp_path: Path) -> None:
     """On a connection that stays open, a request that comes during the drain is answered 503 with Retry-After."""
     slow_kernelspec(2)
     async with rolling_gateway(tmp_path) as gateway:
@@ -155,7 +155,7 @@ def leases(database: Path) -> int:
 
 
 async def test_without_a_store_kernels_are_shut_down_at_once(tmp_path: Path) -> None:
-    """SIGTERM without persistence ends twelve kernels that ignore being asked, in about the time of one."""
+    """SIGTERM without persistence ends twelve kernels that ignore a shutdown request, in about the time of one."""
     write_kernelspec("stubborn", argv=["sh", "-c", "trap '' INT TERM; while :; do sleep 1; done", "{connection_file}"])
     async with rolling_gateway(tmp_path, ["--EnterpriseGatewayApp.list_kernels=True"]) as gateway:
         kernel_ids = [await gateway.client.start_kernel("stubborn") for _ in range(12)]
@@ -165,8 +165,8 @@ async def test_without_a_store_kernels_are_shut_down_at_once(tmp_path: Path) -> 
         assert [await offload(traces_of, kernel_id) for kernel_id in kernel_ids] == [[]] * 12
 
 
-async def test_keep_kernels_on_stop_decides_otherwise(tmp_path: Path) -> None:
-    """False with persistence: the stop ends the kernels, and forgets their records."""
+async def test_keep_kernels_on_stop_overrides_persistence(tmp_path: Path) -> None:
+    """False with persistence: the stop ends the kernels, and deletes their records."""
     argv = [*STANDALONE, "--EnterpriseGatewayApp.keep_kernels_on_stop=False"]
     async with rolling_gateway(tmp_path, argv) as gateway:
         kernel_id = await gateway.client.start_kernel()
@@ -181,8 +181,8 @@ def test_kernels_that_no_gateway_would_find_are_not_kept() -> None:
         make_app(keep_kernels_on_stop=True)
 
 
-def test_what_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option, or EG_KEEP_KERNELS_ON_STOP, wins in both directions; else it is whether sessions are stored."""
+def test_the_option_overrides_whether_sessions_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option, or EG_KEEP_KERNELS_ON_STOP, wins in both directions; without it stored sessions keep kernels."""
     assert not make_app().leaves_kernels
     assert make_app(availability_mode="standalone").leaves_kernels
     assert not make_app(availability_mode="standalone", keep_kernels_on_stop=False).leaves_kernels

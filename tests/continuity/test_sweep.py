@@ -1,4 +1,4 @@
-"""The sweeper finds and removes what was left behind, and nothing that another has made."""
+"""The sweeper finds and removes what was left behind, and nothing that others have created."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def sweep(*argv: str) -> tuple[int, str]:
 
 @contextmanager
 def bystander(*, user: int | None = None, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that is nobody's kernel."""
+    """Run a process that is not a kernel."""
     process = subprocess.Popen(["sleep", "120"], env={**os.environ, **env}, start_new_session=True, user=user)
     try:
         yield process
@@ -153,7 +153,7 @@ def other_root_logs(tmp_path: Path) -> Path:
 
 
 async def test_runs_without_a_store_are_swept_when_they_are_over(tmp_path: Path) -> None:
-    """After a kill -9 of a gateway without a store the next one removes what is left, and not what a living run has."""
+    """After a kill -9 of a gateway without a store the next one removes what is left, but nothing of a living run."""
     write_kernelspec("stub", argv=["sh", "-c", "exec sleep 600", "{connection_file}"])
     listed = ["--EnterpriseGatewayApp.list_kernels=True"]
     (tmp_path / "living").mkdir()
@@ -173,8 +173,8 @@ async def test_runs_without_a_store_are_swept_when_they_are_over(tmp_path: Path)
     assert list(runtime.iterdir()) == []
 
 
-async def test_records_that_cannot_be_read_keep_their_kernels(tmp_path: Path) -> None:
-    """A record that was set aside as corrupt still says whose the process is: it is not swept."""
+async def test_kernels_of_unreadable_records_are_not_swept(tmp_path: Path) -> None:
+    """A record that was set aside as corrupt still says which kernel the process is: it is not swept."""
     async with rolling_gateway(tmp_path) as gateway:
         kernel_id = await gateway.client.start_kernel()
         await gateway.kill()
@@ -188,8 +188,8 @@ async def test_records_that_cannot_be_read_keep_their_kernels(tmp_path: Path) ->
         assert await gateway.run(kernel_id, "print(6 * 7)") == "42\n"
 
 
-async def test_without_the_records_nothing_is_removed(expect_log) -> None:
-    """A store that does not answer leaves everything where it is."""
+async def test_nothing_is_removed_when_the_store_does_not_answer(expect_log) -> None:
+    """Without its records no process or file can be known as left behind."""
     config = {
         "EnterpriseGatewayApp": {
             "availability_mode": "replication",
@@ -235,7 +235,7 @@ async def test_another_users_labelled_processes_are_not_touched(tmp_path: Path) 
 
 
 @as_root
-async def test_what_runs_as_a_user_that_kernels_are_started_for_is_removed(tmp_path: Path) -> None:
+async def test_remnants_of_impersonated_users_are_removed(tmp_path: Path) -> None:
     """A gateway that impersonates finds its users' processes as well."""
     env = {
         "EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label,
@@ -249,7 +249,7 @@ async def test_what_runs_as_a_user_that_kernels_are_started_for_is_removed(tmp_p
 
 
 async def test_what_became_something_else_meanwhile_is_not_touched(tmp_path: Path) -> None:
-    """Between the report and the removal a process may run another program; what it is counts at that moment."""
+    """Between the report and the removal a process may run another program; what it is at the removal counts."""
     env = {"EG_DEPLOYMENT_ID": StoreDeployment(tmp_path, "here").label, "KERNEL_ID": str(uuid.uuid4())}
     process = subprocess.Popen(
         ["sh", "-c", "read line; exec env -u EG_DEPLOYMENT_ID sleep 120"],
@@ -284,7 +284,7 @@ def labelled_here(env: Mapping[str, str], owners: Owners) -> list[Remnant]:
 async def test_a_user_cannot_have_anothers_kernel_ended_by_labelling_his_own(
     tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user's process with the label, whose kernel id holds line breaks of any kind, is no word about other processes.
+    """A user's process with the label, whose kernel id has line breaks of any kind, says nothing about other processes.
 
     The login on the host is root, who may read everybody's environment.
     """
@@ -317,7 +317,7 @@ async def test_a_user_cannot_have_anothers_kernel_ended_by_labelling_his_own(
 
 @pytest.mark.ssh
 async def test_a_group_on_a_host_is_ended_only_while_it_is_the_one_that_was_found(lab: HostLab) -> None:
-    """Its leader's start, owner and environment are looked at again in the very script that kills."""
+    """Its leader's start, owner and environment are checked again in the script that kills."""
     host = lab.hosts[0]
     shell = SSHShell(host.address, settings_of(lab))
     label, other = [f"EG_DEPLOYMENT_ID={uuid.uuid4().hex}" for _ in range(2)]
@@ -340,7 +340,7 @@ async def test_a_group_on_a_host_is_ended_only_while_it_is_the_one_that_was_foun
 async def test_hosts_that_only_a_kernelspec_names_are_swept(
     tmp_path: Path, lab: HostLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one of them that cannot be asked is told, and keeps none of the others from it."""
+    """One of them that is unreachable is reported, and does not prevent the sweep of the others."""
     prepare_hosts(lab, monkeypatch, tmp_path)
     monkeypatch.delenv("EG_REMOTE_HOSTS")
     monkeypatch.setenv("EG_SSH_CONNECT_TIMEOUT", "1")
@@ -361,8 +361,8 @@ async def test_hosts_that_only_a_kernelspec_names_are_swept(
         await gateway.start()
 
 
-def test_labels(tmp_path: Path) -> None:
-    """One directory and store make one label, others another; the label is the administrator's if he gives one."""
+def test_a_label_identifies_a_directory_and_store_unless_the_administrator_sets_it(tmp_path: Path) -> None:
+    """A directory and store have one label, others another; one that the administrator gives is used as it is."""
     first = StoreDeployment(tmp_path, "store-1").label
     assert StoreDeployment(tmp_path, "store-1").label == first
     assert StoreDeployment(tmp_path, "store-2").label != first

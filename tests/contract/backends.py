@@ -1,4 +1,4 @@
-"""The back ends that the contract is held against, each with what a gateway needs to use it."""
+"""The back ends that the contract is checked with, each with what a gateway needs to use it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ REMOTE = EVERY[2:]
 
 @pytest.fixture(scope="session", autouse=True)
 def _clusters_before_any_test(request: pytest.FixtureRequest) -> None:
-    """Bring what is there up before a test's leftovers are looked for: they are not the first test's."""
+    """Start the clusters before a test's remnants are looked for: they do not belong to the first test."""
     for suite, cluster in {"ssh": "lab", "slurm": "slurm"}.items():
         if not requirements.missing(suite):
             request.getfixturevalue(cluster)

@@ -1,4 +1,4 @@
-"""What the cluster's word means for a kernel: where it is, and whether it lives."""
+"""What the cluster's answers mean for a kernel: where it is, and whether it lives."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-async def test_a_report_waits_for_the_place() -> None:
-    """A launcher that is faster than the cluster does not fail; the kernel is reached when its place is known."""
+async def test_a_report_waits_until_the_host_is_known() -> None:
+    """A launcher that is faster than the cluster does not fail; the kernel is reached when its host is known."""
     name = JOBS.kernelspec(place_after=3)
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
@@ -34,16 +34,16 @@ async def test_a_report_waits_for_the_place() -> None:
         assert (await websocket.execute("6 * 7"))[0] == "42"
 
 
-async def test_a_place_that_is_never_told_ends_the_start(expect_log: Any) -> None:
-    """The launch time-out holds for it, too, and the sentence says what was waited for."""
+async def test_a_start_fails_when_the_host_is_never_known(expect_log: Any) -> None:
+    """The launch time-out applies to that, too, and the error says what the start waited for."""
     name = JOBS.kernelspec(place_after=1000)
     async with running_gateway(config=CONFIG) as gateway:
         reason = await refused(gateway, expect_log, name, 500, KERNEL_LAUNCH_TIMEOUT="3")
         assert "its launcher has reported, but the cluster does not tell its address" in reason
 
 
-async def test_a_kernel_lives_on_while_the_cluster_cannot_be_asked(expect_log: Any) -> None:
-    """Nobody takes it for dead; afterwards its end is seen as ever."""
+async def test_a_kernel_lives_on_while_the_cluster_does_not_answer(expect_log: Any) -> None:
+    """It is not considered dead; afterwards its end is noticed as usual."""
     name = JOBS.kernelspec()
     async with running_gateway(config={**CONFIG, "RemoteKernelManager": {"autorestart": False}}) as gateway:
         kernel_id = await start(gateway, name)
@@ -73,7 +73,7 @@ async def test_a_script_that_fails_is_reported_with_its_last_lines(
         assert time.monotonic() - began < 12
 
 
-async def test_a_back_end_that_fails_to_describe_hides_no_reason(expect_log: Any) -> None:
+async def test_a_back_end_that_fails_to_describe_does_not_hide_the_reason(expect_log: Any) -> None:
     """The client still learns that the launcher has ended, and what the cluster says of it."""
     name = JOBS.bad_kernelspec("crash", speechless=True)
     async with running_gateway(config=CONFIG) as gateway:
@@ -90,7 +90,7 @@ async def test_a_back_end_whose_probe_fails_is_named(expect_log: Any) -> None:
 
 
 async def test_a_kernel_is_taken_over_by_the_next_gateway(tmp_path: Path) -> None:
-    """What the back end wants remembered is enough to find it again, and to end it."""
+    """What the back end has recorded is enough to find it again, and to end it."""
     store = {
         "FileKernelSessionManager": {"enable_persistence": True, "persistence_root": str(tmp_path)},
         "EnterpriseGatewayApp": {**CONFIG["EnterpriseGatewayApp"], "keep_kernels_on_stop": True},

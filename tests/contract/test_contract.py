@@ -1,4 +1,4 @@
-"""What every back end owes the gateway and its users."""
+"""What the gateway and its users can expect of every back end."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_an_interrupt_stops_the_cell_and_not_the_kernel(backend: Backend) 
 
 
 async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
-    """The websocket talks to the new process, whose variables are gone; nothing is said that looks like a death."""
+    """The websocket uses the new process, whose variables are gone; no message looks like a death."""
     name = backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name)
@@ -136,7 +136,7 @@ async def test_a_restart_keeps_the_open_websocket(backend: Backend) -> None:
 
 
 async def test_a_kernel_that_dies_is_restarted_for_its_client(backend: Backend, expect_log: Any) -> None:
-    """A crash is noticed by itself; the client gets an error as reply, is told and goes on with a fresh kernel."""
+    """A crash is noticed without a request; the client gets an error as reply, is told and gets a fresh kernel."""
     name = backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await start(gateway, name)
@@ -173,7 +173,7 @@ async def test_a_kernel_that_dies_for_good_leaves_no_client_waiting(backend: Bac
 async def test_a_kernel_outlives_a_cut_link(
     backend: Backend, lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
-    """While its host cannot be reached a kernel is not taken for dead; afterwards it goes on with what it knows."""
+    """While its host is unreachable a kernel is not considered dead; afterwards it goes on with its variables."""
     monkeypatch.setenv("EG_SSH_CONNECT_TIMEOUT", "1")
     monkeypatch.setenv("EG_SOCKET_TIMEOUT", "1")
     name = backend.kernelspec()
@@ -251,8 +251,8 @@ async def test_a_start_that_is_cancelled_leaves_nothing(backend: Backend) -> Non
 
 
 @pytest.mark.launchers
-async def test_a_silent_launcher_times_out_with_a_sentence(backend: Backend, expect_log: Any) -> None:
-    """The request's launch time-out holds; the launcher is ended."""
+async def test_a_silent_launcher_times_out_with_an_explanation(backend: Backend, expect_log: Any) -> None:
+    """The request's launch time-out applies; the launcher is ended."""
     name = backend.bad_kernelspec("silent")
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
@@ -274,8 +274,8 @@ async def test_a_launcher_that_crashes_says_why_at_once(backend: Backend, expect
 
 @pytest.mark.launchers
 @pytest.mark.parametrize("mode", ["late", "twice", "pieces", "wrong-key", "wrong-id", "garbage"])
-async def test_a_clumsy_launcher_still_gets_its_kernel_started(backend: Backend, mode: str, expect_log: Any) -> None:
-    """What comes late, twice, in pieces or after nonsense is taken when it is right."""
+async def test_a_clumsy_launcher_still_starts_its_kernel(backend: Backend, mode: str, expect_log: Any) -> None:
+    """A report that comes late, twice, in pieces or after garbage is accepted when it is valid."""
     name = backend.bad_kernelspec(mode)
     async with running_gateway(config=CONFIG) as gateway:
         with expect_log("", required=False):
@@ -287,7 +287,9 @@ async def test_a_clumsy_launcher_still_gets_its_kernel_started(backend: Backend,
 
 
 @pytest.mark.launchers
-async def test_a_kernel_that_dies_beside_its_launcher_is_not_taken_for_alive(backend: Backend, expect_log: Any) -> None:
+async def test_a_kernel_that_dies_while_its_launcher_lives_is_not_considered_alive(
+    backend: Backend, expect_log: Any
+) -> None:
     """Its client is told of restarts, then that the kernel is dead and why; after DELETE nothing is left."""
     name = backend.bad_kernelspec("dies")
     restarts = {"KernelRestarter": {"restart_limit": 1}}
@@ -309,7 +311,7 @@ async def test_a_kernel_that_dies_beside_its_launcher_is_not_taken_for_alive(bac
 
 
 @pytest.mark.launchers
-async def test_connection_information_that_makes_no_sense_is_not_used(backend: Backend, expect_log: Any) -> None:
+async def test_invalid_connection_information_is_rejected(backend: Backend, expect_log: Any) -> None:
     """A port out of range is refused, and the time-out says so."""
     name = backend.bad_kernelspec("bad-ports")
     async with running_gateway(config=CONFIG) as gateway:
@@ -318,8 +320,8 @@ async def test_connection_information_that_makes_no_sense_is_not_used(backend: B
 
 
 @pytest.mark.launchers
-async def test_version_1_is_refused_where_version_2_is_demanded(backend: Backend, expect_log: Any) -> None:
-    """A kernelspec that demands payload version 2 does not take a report of version 1."""
+async def test_version_1_is_refused_where_version_2_is_required(backend: Backend, expect_log: Any) -> None:
+    """A kernelspec that requires payload version 2 does not accept a report of version 1."""
     name = backend.bad_kernelspec("late", payload_version=2)
     async with running_gateway(config=CONFIG) as gateway:
         reason = await refused(gateway, expect_log, name, 500, KERNEL_LAUNCH_TIMEOUT="5")

@@ -36,7 +36,7 @@ def install(name: str, **env: str) -> Path:
 
 @pytest.fixture(params=[pytest.param("r", marks=pytest.mark.r), pytest.param("scala", marks=pytest.mark.scala)])
 def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A language's kernelspec, and how one says a few things in it."""
+    """A language's kernelspec, and a few expressions in that language."""
     monkeypatch.setenv("EG_RESPONSE_IP", "127.0.0.1")
     if request.param == "r":
         install("R_distributed", PYSPARK_PYTHON=sys.executable)  # runs the launcher's listener
@@ -86,7 +86,7 @@ async def interrupt(gateway: Gateway, kernel_id: str, websocket: KernelSocket, m
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_it_starts_executes_is_interrupted_restarted_and_shut_down(
+async def test_a_kernel_starts_executes_is_interrupted_restarted_and_shut_down(
     language: dict[str, str], expect_log: Any
 ) -> None:
     """The life of a kernel, with launchers that report in version 2 and take signals from the gateway."""

@@ -1,4 +1,4 @@
-"""The documentation's example of a back end: what Slurm knows of a kernel, its users learn."""
+"""The documentation's example of a back end: users are shown what Slurm knows of their kernels."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def phases(kernel_id: str) -> dict[Phase, str]:
     return observed_slurm.phases(kernel_id)
 
 
-async def test_a_report_waits_for_the_place(slurm: SlurmCluster, slurm_backend: Backend) -> None:
-    """A launcher reports while Slurm cannot be asked where its job runs: the start is done when it can."""
+async def test_a_report_waits_until_the_host_is_known(slurm: SlurmCluster, slurm_backend: Backend) -> None:
+    """A launcher reports while Slurm does not answer where its job runs: the start is completed when it does."""
     kernel_id = str(uuid.uuid4())
     observed = replace(slurm_backend, proxy=OBSERVED)
     with TcpProxy(slurm.controller_port) as line:
@@ -69,10 +69,8 @@ async def test_a_report_waits_for_the_place(slurm: SlurmCluster, slurm_backend: 
             assert (await websocket.execute("6 * 7"))[0] == "42"
 
 
-async def test_a_job_that_is_cancelled_is_a_dead_kernel(
-    slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any
-) -> None:
-    """Within seconds, with what Slurm says of it as reason."""
+async def test_a_cancelled_job_is_a_dead_kernel(slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any) -> None:
+    """Within seconds, with the state that Slurm reports as reason."""
     name = slurm_backend.kernelspec()
     async with running_gateway(config=NOT_RESTARTED) as gateway:
         kernel_id = await start(gateway, name)
@@ -89,7 +87,7 @@ async def test_a_job_that_is_cancelled_is_a_dead_kernel(
         await nothing_left(kernel_id)
 
 
-async def test_a_job_that_waits_says_what_for(slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any) -> None:
+async def test_a_pending_job_says_why_it_waits(slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any) -> None:
     """The start is queued, with Slurm's reason, which its time-out ends with; no job is left in the queue."""
     kernel_id = str(uuid.uuid4())
     name = replace(slurm_backend, proxy=OBSERVED).kernelspec(partition="closed")
@@ -105,7 +103,7 @@ async def test_a_job_that_waits_says_what_for(slurm: SlurmCluster, slurm_backend
         assert await offload(slurm.job_of, kernel_id) == ""
 
 
-async def test_a_partition_that_there_is_not_is_an_error_at_once(slurm_backend: Backend, expect_log: Any) -> None:
+async def test_an_unknown_partition_is_an_error_at_once(slurm_backend: Backend, expect_log: Any) -> None:
     """The answer is what sbatch says."""
     name = slurm_backend.kernelspec(partition="golden")
     async with running_gateway(config=CONFIG) as gateway:
@@ -114,10 +112,10 @@ async def test_a_partition_that_there_is_not_is_an_error_at_once(slurm_backend: 
         assert time.monotonic() - began < 5
 
 
-async def test_a_job_of_which_sbatch_did_not_hear_is_cancelled(
+async def test_a_job_whose_submission_was_not_confirmed_is_cancelled(
     slurm: SlurmCluster, slurm_backend: Backend, expect_log: Any
 ) -> None:
-    """The line is cut between the request and its answer: the start fails, and the job is found by its name."""
+    """The connection is cut between the request and its answer: the start fails, and the job is found by its name."""
     kernel_id = str(uuid.uuid4())
     with TcpProxy(slurm.controller_port) as line:
         configuration = slurm.configured("by-proxy.conf", line.port)
@@ -143,7 +141,7 @@ async def test_a_controller_that_does_not_answer_is_an_error(
         assert "Unable to contact slurm controller" in await refused(gateway, expect_log, name, 500)
 
 
-async def test_programs_that_are_missing_are_named(
+async def test_missing_programs_are_named(
     slurm_backend: Backend, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
     """Without Slurm's commands the start fails with a sentence that says so."""
@@ -153,7 +151,7 @@ async def test_programs_that_are_missing_are_named(
         assert "is not installed on the gateway's host" in await refused(gateway, expect_log, name, 500)
 
 
-async def test_another_gateway_takes_the_job_over(slurm: SlurmCluster, slurm_backend: Backend, tmp_path: Path) -> None:
+async def test_another_gateway_takes_over_the_job(slurm: SlurmCluster, slurm_backend: Backend, tmp_path: Path) -> None:
     """The kernel goes on with its variables, and its end is noticed as before."""
     name = slurm_backend.kernelspec()
     path = {"PYTHONPATH": str(REPOSITORY / "docs/developers")}
@@ -174,7 +172,7 @@ async def test_another_gateway_takes_the_job_over(slurm: SlurmCluster, slurm_bac
         assert f"(Slurm job {job} is CANCELLED)" in (await gateway.model(kernel_id))["reason"]
 
 
-async def test_one_question_is_asked_for_all_jobs(slurm: SlurmCluster, slurm_backend: Backend) -> None:
+async def test_all_jobs_are_polled_with_one_query(slurm: SlurmCluster, slurm_backend: Backend) -> None:
     """However many kernels there are, Slurm is asked every three seconds."""
     name = slurm_backend.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:

@@ -1,4 +1,4 @@
-"""How kernels end that make it difficult, or whose back ends do."""
+"""Kernels that are difficult to end, or whose back ends are."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_a_kernel_that_ignores_all_requests_is_killed(version: int) -> Non
 
 
 async def test_a_listener_that_outlives_its_kernel_is_told_to_stop() -> None:
-    """A kernel with such a launcher of version 1 is known to be gone when it does not answer any more: at once."""
+    """A kernel with such a launcher of version 1 is known at once to be gone when it no longer answers."""
     script_kernelspec("outliving", [sys.executable, str(BAD_LAUNCHER), "outliving", *LAUNCHER_OPTIONS])
     patient = {"EnterpriseGatewayApp": {"list_kernels": True}, "RemoteKernelManager": {"shutdown_wait_time": 20}}
     async with running_gateway(config=patient) as gateway:
@@ -104,8 +104,8 @@ async def test_a_listener_that_outlives_its_kernel_is_told_to_stop() -> None:
         assert time.monotonic() - began < 10  # half of the time that a kernel has until it is signalled
 
 
-async def test_a_back_end_that_cannot_tell_for_a_while_is_asked_again(expect_log: Any) -> None:
-    """The watch of the kernel goes on, so that the kernel is restarted when it dies later."""
+async def test_a_back_end_that_does_not_answer_for_a_while_is_polled_again(expect_log: Any) -> None:
+    """The kernel is still watched, so that it is restarted when it dies later."""
     stanza = {"class_name": "tests.support.proxies.UnsureProxy", "config": {"failures": 3}}
     write_kernelspec("unsure", metadata={"process_proxy": stanza})
     async with running_gateway(config=CONFIG) as gateway:
@@ -122,7 +122,7 @@ async def test_a_back_end_that_cannot_tell_for_a_while_is_asked_again(expect_log
 
 
 async def test_a_back_end_that_fails_at_everything_but_kill_is_asked_to_kill(expect_log: Any) -> None:
-    """DELETE is done, with warnings for the operator, and ports and files are given back."""
+    """DELETE is done, with warnings for the operator, and ports and files are released."""
     stanza = {"class_name": "tests.support.proxies.UnsureProxy", "config": {"failures": 10**6, "helpless": True}}
     argv = ["sh", "-c", "trap '' INT TERM; while :; do sleep 0.1; done"]
     write_kernelspec("helpless", argv=argv, metadata={"process_proxy": stanza})
@@ -153,7 +153,7 @@ async def test_a_kernel_that_is_dead_for_good_holds_no_resources(launches: Path,
 
 
 async def test_a_remote_kernel_that_is_dead_for_good_can_be_restarted(expect_log: Any) -> None:
-    """Its script is ended and its connection closed when it dies; the restart makes both anew."""
+    """Its script is ended and its connection closed when it dies; the restart creates both again."""
     script_kernelspec("script", ["sh", "-c", STAYS, *LAUNCH])
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("script")
@@ -171,7 +171,7 @@ async def test_a_remote_kernel_that_is_dead_for_good_can_be_restarted(expect_log
 
 
 async def test_a_back_ends_plain_methods_are_called_one_at_a_time(expect_log: Any) -> None:
-    """Whoever asks for what; the loop goes on meanwhile, and polls asked for at once are one."""
+    """Whatever calls them; the loop is not blocked, and simultaneous polls are one."""
     write_kernelspec(
         "careless", metadata={"process_proxy": {"class_name": f"{CarelessProxy.__module__}.CarelessProxy"}}
     )
@@ -216,7 +216,7 @@ async def test_a_back_end_that_hangs_blocks_only_its_own_kernels() -> None:
 async def test_an_interrupt_does_not_fail_because_of_what_a_communication_port_answers(
     answer: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, expect_log: Any
 ) -> None:
-    """The warning says it in one line, and the kernel's process is signalled by itself."""
+    """The warning quotes it in one line, and the kernel's process is signalled directly."""
     monkeypatch.setenv("EG_KERNEL_LOG_DIR", str(tmp_path))
     name = DISTRIBUTED_HERE.kernelspec()
     async with running_gateway(config=CONFIG) as gateway:

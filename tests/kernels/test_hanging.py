@@ -1,4 +1,4 @@
-"""Threads that hang, as on a file server that is away: nobody can end them, and nobody waits for them for ever."""
+"""Threads that hang, as on an unreachable file server: they cannot be ended, and nothing waits for them for ever."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def pipe(tmp_path: Path) -> Path:
 
 @contextmanager
 def at_the_other_end(pipe: Path) -> Iterator[None]:
-    """Let nobody hang at the pipe."""
-    writer = os.open(pipe, os.O_RDWR)  # which waits for nobody
+    """Let no thread hang at the pipe."""
+    writer = os.open(pipe, os.O_RDWR)  # which does not wait
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ async def start(gateway: Client, name: str, kernel_id: str, seconds: float) -> t
 
 
 async def until(condition: Any) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -98,7 +98,7 @@ async def test_launches_that_hang_end_in_time_and_do_not_block_others(pipe: Path
 
 
 async def test_a_launch_that_hangs_can_be_deleted(pipe: Path, expect_log: ExpectLog) -> None:
-    """Who asks for that need not wait for the thread, which ends the kernel's process if it ever starts one."""
+    """The request need not wait for the thread, which ends the kernel's process if it ever starts one."""
     kernel_id, before = str(uuid.uuid4()), set(psutil.Process().children())
     async with running_gateway(config=CONFIG) as gateway:
         with expect_log(r"will be removed when .* has ended|POST /api/kernels", required=False):
@@ -117,7 +117,7 @@ async def test_a_launch_that_hangs_can_be_deleted(pipe: Path, expect_log: Expect
 async def test_a_restart_that_hangs_is_answered(
     pipe: Path, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And done when the thread goes on."""
+    """And completed when the thread continues."""
     monkeypatch.setattr(changes, "ENDING_SECONDS", 3.0)
     monkeypatch.setenv("EG_KERNEL_LAUNCH_TIMEOUT", "1")
     async with running_gateway(config=CONFIG) as gateway:

@@ -1,4 +1,4 @@
-"""What has become of a kernel, and whether a record describes its process: values only."""
+"""The state of a kernel, and whether a record describes its process: values only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def record(pid: int, **more: Any) -> dict[str, Any]:
     return {"connection_info": {"shell_port": 1}, "process_info": {"pid": pid}, **more}
 
 
-def test_a_kernel_lives_since_its_present_process_was_started() -> None:
-    """A restart begins anew; a process of another gateway is as old as that one has said."""
+def test_the_age_of_a_kernel_is_that_of_its_present_process() -> None:
+    """A restart begins at zero; a process of another gateway is as old as that gateway has recorded."""
     times = iter([10.0, 20.0, 30.0])
     life = KernelLife(lambda: next(times))
     assert life.started == datetime.fromtimestamp(10, timezone.utc)
@@ -50,7 +50,7 @@ def test_an_interrupted_restart_counts_as_one_death() -> None:
 
 
 def test_a_kernel_is_dead_until_it_has_a_process_again() -> None:
-    """The reason is told as long as it is dead; that it is being stopped is something else."""
+    """The reason is shown as long as it is dead; that it is being stopped is a different state."""
     life = KernelLife()
     assert (life.is_dead, life.died_because) == (False, "")
     life.died("its process has ended")
@@ -61,7 +61,7 @@ def test_a_kernel_is_dead_until_it_has_a_process_again() -> None:
     assert (life.is_dead, life.ends_because) == (False, "the kernel was culled: it is older than 9 seconds")
 
 
-def test_a_record_is_of_our_process_whatever_else_it_tells() -> None:
+def test_a_record_is_matched_by_process_and_connection_only() -> None:
     """What changes while a process lives does not matter; another process or connection does."""
     ours = RecordedProcess()
     assert not ours.is_in(record(1))
@@ -73,8 +73,8 @@ def test_a_record_is_of_our_process_whatever_else_it_tells() -> None:
     assert not ours.is_in(record(1))
 
 
-def test_what_a_store_may_not_have_is_not_certain_until_that_is_settled() -> None:
-    """A store that is away is told later; whether the record is of our process is known anyway."""
+def test_an_unconfirmed_write_is_uncertain_until_it_is_settled() -> None:
+    """A store that is away is updated later; whether the record is of our process is known anyway."""
     ours = RecordedProcess()
     assert ours.is_certain
     ours.recorded(record(1), certain=False)

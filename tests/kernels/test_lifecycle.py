@@ -1,4 +1,4 @@
-"""Interrupts, restarts and ends of kernels, in every order that clients can think of."""
+"""Interrupts, restarts and deletions of kernels, in any order."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def state_of(gateway: Gateway, kernel_id: str, state: str) -> dict[str, An
     ],
     ids=["message", "alternate-signal"],
 )
-async def test_an_interrupt_comes_as_the_kernelspec_asks_for_it(fields: dict[str, Any], code: str) -> None:
+async def test_an_interrupt_is_sent_as_the_kernelspec_requires(fields: dict[str, Any], code: str) -> None:
     """In message mode the kernel gets interrupt_request, and with EG_ALTERNATE_SIGINT that signal."""
     write_kernelspec("special", **fields)
     async with running_gateway(config=CONFIG) as gateway:
@@ -84,7 +84,7 @@ async def test_a_restart_keeps_ports_and_key_of_a_local_kernel(launches: Path) -
         assert (await websocket.execute("1"))[1]["status"] == "ok"
 
 
-async def test_a_restart_asked_for_during_a_restart_is_the_same_one(launches: Path, expect_log: Any) -> None:
+async def test_a_restart_requested_during_a_restart_is_the_same_one(launches: Path, expect_log: Any) -> None:
     """However many clients ask at once, all are answered 200 and the kernel is launched once more."""
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("tiny")
@@ -128,7 +128,7 @@ async def test_requests_during_a_restart_are_refused_or_end_it(expect_log: Any) 
 
 
 async def test_a_kernel_that_is_being_stopped_is_left_alone() -> None:
-    """Interrupt and restart are 409 with a sentence while a kernel takes its time to end; DELETE waits with it."""
+    """Interrupt and restart are 409 with a sentence while a kernel is slow to end; DELETE waits until it has ended."""
     write_kernelspec("stubborn", argv=["sh", "-c", "trap '' TERM INT; while true; do sleep 0.1; done"])
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel("stubborn")
@@ -161,7 +161,7 @@ async def test_a_kernel_that_ends_at_once_is_dead_with_a_reason(expect_log: Any)
 
 
 async def test_a_command_that_does_not_exist_is_named(expect_log: Any) -> None:
-    """The start is 500 with the command in its sentence, and neither kernel nor file remains."""
+    """The start is 500 with the command in its reason, and neither kernel nor file remains."""
     write_kernelspec("broken", argv=["/no/such/kernel", "{connection_file}"])
     async with running_gateway(config=CONFIG) as gateway:
         with expect_log("/no/such/kernel"):
@@ -173,7 +173,7 @@ async def test_a_command_that_does_not_exist_is_named(expect_log: Any) -> None:
 
 
 async def test_a_kernel_that_cannot_be_restarted_stays_as_dead(launches: Path, expect_log: Any) -> None:
-    """The restart is 500 with the reason, open websockets hear it, and the next restart may succeed."""
+    """The restart is 500 with the reason, open websockets are told, and the next restart may succeed."""
     spec = write_kernelspec("fragile", argv=["/no/such/kernel"])
     good = json.loads((spec.parent / "tiny" / "kernel.json").read_text())["argv"]
     write_kernelspec("fragile", argv=good)

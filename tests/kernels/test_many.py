@@ -1,4 +1,4 @@
-"""Many kernels at once and one after the other: all usable, none in another's way, nothing left."""
+"""Many kernels at once and one after the other: all are usable, none disturbs another, nothing is left."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def assert_no_port_is_used_twice(gateway: Gateway, ids: list[str]) -> None:
     assert len(ports) == len(PORTS) * len(ids)
 
 
-async def test_a_hundred_starts_that_come_at_once_are_a_hundred_launches(launches: Path) -> None:
+async def test_a_hundred_simultaneous_starts_are_a_hundred_launches(launches: Path) -> None:
     """All are answered 201 and all execute; each was launched once, on ports of its own.
 
-    They are deleted at once, too, and that holds no turn of the loop.
+    They are deleted at once, too, and that does not block the loop.
     """
     async with running_gateway(config=CONFIG) as gateway:
         began = time.monotonic()
@@ -94,7 +94,7 @@ async def test_a_hundred_python_kernels_started_at_once_are_all_usable() -> None
 
 
 async def test_no_more_than_max_kernels_start_however_many_ask(launches: Path) -> None:
-    """Of thirty starts at once five succeed and the others are 403; each place that is given back can be taken."""
+    """Of thirty simultaneous starts five succeed and the others are 403; each place that is released can be used."""
     config = {**CONFIG, "EnterpriseGatewayApp": {"max_kernels": 5, "list_kernels": True}}
     async with running_gateway(config=config) as gateway:
         for _ in range(3):

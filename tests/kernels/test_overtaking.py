@@ -1,4 +1,4 @@
-"""Another account of a kernel's host wants the code of its clients: it reports in the launcher's place."""
+"""Another account on a kernel's host wants the code of its clients: it reports in place of the launcher."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_a_launcher_of_ours_is_not_overtaken(expect_log: Any) -> None:
 
 
 async def test_a_kernel_that_turns_out_to_be_anothers_is_ended(tmp_path: Path, expect_log: Any) -> None:
-    """A launcher that is not marked is overtaken, but what it reports then has its secret: the other one is cut off."""
+    """A launcher that is not marked is overtaken, but its own report has the secret: the other one is disconnected."""
     unmarked = tmp_path / "launch.py"
     unmarked.write_text(LAUNCHER.read_text().replace("# eg-payload-version: 2\n", ""))
     spec("unmarked", (*WHEN_OVERTAKEN, sys.executable, str(unmarked), *OPTIONS, "--public-key", "{public_key}"))
@@ -126,7 +126,7 @@ async def test_a_kernel_that_turns_out_to_be_anothers_is_ended(tmp_path: Path, e
 async def test_an_old_launcher_is_not_overtaken_from_another_host(
     lab: HostLab, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
-    """Version 1 is taken from the host that the kernel was started on only."""
+    """Version 1 is accepted only from the host that the kernel was started on."""
     for name, value in lab.environment().items():
         monkeypatch.setenv(name, value)
     spec("old", (*WHEN_OVERTAKEN, *OLD), remote_hosts=lab.hosts[0].address, payload_version=1)
@@ -153,7 +153,7 @@ async def test_a_launcher_that_reports_from_another_address_is_told_how_to_have_
 
 
 async def test_version_1_can_be_refused_altogether(expect_log: Any) -> None:
-    """With allow_payload_v1 off, a launcher that only speaks it starts no kernel, whatever its kernelspec says."""
+    """With allow_payload_v1 off, a launcher that only speaks version 1 starts no kernel, for any kernelspec."""
     spec("old", OLD, payload_version=1, launch_timeout=3)
     spec("ours", OURS)
     async with running_gateway(config={"EnterpriseGatewayApp": {"allow_payload_v1": False}}) as gateway:
@@ -197,7 +197,7 @@ async def release(folder: Path) -> None:
 async def test_a_second_report_is_logged_and_the_first_kernel_has_to_prove_its_key(
     slow_gateway: dict[str, str], tmp_path: Path, expect_log: Any
 ) -> None:
-    """Where it does, clients get it; the operator has a warning with both addresses, and an event."""
+    """If it does, clients get it; the operator gets a warning with both addresses, and an event."""
     spec("old", (*CLUMSY, "is-contradicted", *OPTIONS, "--public-key", "{public_key}"), **slow_gateway)
     events = io.StringIO()
     handler = logging.StreamHandler(events)
@@ -217,7 +217,7 @@ async def test_a_second_report_is_logged_and_the_first_kernel_has_to_prove_its_k
     assert [event[name] for name in names] == [kernel_id, "127.0.0.1", "127.0.0.1", False]
 
 
-async def test_a_contested_kernel_that_has_not_its_key_is_not_handed_out(
+async def test_a_contested_kernel_without_its_key_is_not_handed_out(
     slow_gateway: dict[str, str], tmp_path: Path, expect_log: Any
 ) -> None:
     """The start fails with both addresses, and nothing of it is left."""
@@ -234,8 +234,8 @@ async def test_a_contested_kernel_that_has_not_its_key_is_not_handed_out(
         assert "was reported twice, from 127.0.0.1 and then from 127.0.0.1, and has not proved" in message
 
 
-async def test_the_kernelspecs_that_are_taken_on_trust_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    """One line when the gateway starts; not those that prove who reports, nor those that nobody reports for."""
+async def test_kernelspecs_whose_reports_are_not_authenticated_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """One line when the gateway starts, without those that authenticate reports and those that need none."""
     spec("old", (sys.executable, str(SUPPORT / "bad_launcher.py"), "late", *OPTIONS))
     spec("demanding", ("run",), payload_version=2)
     spec("marked", OURS)
@@ -265,8 +265,8 @@ async def test_the_kernelspecs_that_are_taken_on_trust_are_named(caplog: pytest.
         assert named == (["elsewhere, old"] if allowed else [])
 
 
-def test_the_kernelspecs_that_we_ship_are_marked() -> None:
-    """Without its payload_version, too, none of them is taken on trust."""
+def test_the_shipped_kernelspecs_are_marked() -> None:
+    """Even without its payload_version, none of them is trusted without proof."""
     for file in (REPOSITORY / "etc" / "kernelspecs").glob("*/kernel.json"):
         content = json.loads(file.read_text())
         assert marked_version(content["argv"], str(file.parent)) == 2, file

@@ -54,7 +54,7 @@ async def witnessed(gateway: Gateway, witness: Path, **body: Any) -> tuple[str, 
 async def test_a_process_proxy_that_takes_long_to_import_does_not_block_others(
     witness: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Modules of third parties are read in a thread; that the loop was not held is what every test checks."""
+    """Modules of third parties are imported in a thread; every test checks that the loop was not blocked."""
     (witness / "slow_to_import.py").write_text(
         "import time\n"
         "from enterprise_gateway.services.processproxies.processproxy import LocalProcessProxy\n"
@@ -69,7 +69,7 @@ async def test_a_process_proxy_that_takes_long_to_import_does_not_block_others(
 
 
 async def test_a_start_without_a_name_starts_the_default_kernel(witness: Path) -> None:
-    """default_kernel_name is taken when the request names none, also after it was changed."""
+    """default_kernel_name is used when the request names none, also after it was changed."""
     async with running_gateway(config={"EnterpriseGatewayApp": {"default_kernel_name": "witness"}}) as gateway:
         for body in ({}, {"name": None}, None):
             model = await gateway.call("/api/kernels", "POST", body, status=201)
@@ -78,7 +78,7 @@ async def test_a_start_without_a_name_starts_the_default_kernel(witness: Path) -
 
 
 async def test_a_path_is_the_working_directory_within_the_root(witness: Path) -> None:
-    """The nearest directory of the path that exists below root_dir is taken, and none outside of it."""
+    """The nearest existing directory of the path below root_dir is used, and none outside of it."""
     root = witness / "root"
     (root / "deep" / "er").mkdir(parents=True)
     (root / "deep" / "book.ipynb").touch()
@@ -102,7 +102,7 @@ async def test_a_path_is_the_working_directory_within_the_root(witness: Path) ->
 
 
 async def test_any_directory_is_below_the_root_directory(witness: Path) -> None:
-    """With root_dir="/" the path is taken as it is."""
+    """With root_dir="/" the path is used unchanged."""
     (witness / "deep").mkdir()
     config = {**CONFIG, "RemoteMappingKernelManager": {"root_dir": "/"}}
     async with running_gateway(config=config) as gateway:
@@ -116,7 +116,7 @@ async def test_any_directory_is_below_the_root_directory(witness: Path) -> None:
 
 
 async def test_captured_headers_reach_the_back_end(tmp_path: Path, witness: Path) -> None:
-    """Headers that kernel_headers names are handed to launch_process, in its spelling, and no others."""
+    """Headers that kernel_headers names are passed to launch_process, in its spelling, and no others."""
     argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]
     stanza = {"class_name": "tests.support.proxies.OldStyleProxy"}
     write_kernelspec("witness", argv=argv, metadata={"process_proxy": stanza})
@@ -127,8 +127,8 @@ async def test_captured_headers_reach_the_back_end(tmp_path: Path, witness: Path
         assert json.loads(environment["HEADERS"]) == {"X-Trace": "42"}
 
 
-async def test_a_back_end_of_version_3_finds_what_it_read_there(witness: Path, expect_log: ExpectLog) -> None:
-    """Options, addresses, ports and identity stand where version 3 had them, on the kernel manager and the base."""
+async def test_a_back_end_of_version_3_finds_its_attributes(witness: Path, expect_log: ExpectLog) -> None:
+    """Options, addresses, ports and identity are where version 3 had them, on the kernel manager and the base class."""
     argv = json.loads((Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels/witness/kernel.json").read_text())["argv"]
     config = {"port_range": "20000..30000", "launch_timeout": 17, "authorized_users": "alice,bob"}
     stanza = {"class_name": "tests.support.proxies.OldStyleProxy", "config": config}
@@ -182,7 +182,7 @@ async def test_a_provisioner_that_a_kernelspec_names_is_used(
 
 
 async def test_the_rules_for_users_hold_for_provisioners_too() -> None:
-    """A user who may not start kernels does not come in by this door."""
+    """A user who may not start kernels cannot bypass this with a provisioner."""
     metadata = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
     write_kernelspec("provisioned", metadata=metadata)
     config = {"EnterpriseGatewayApp": {"unauthorized_users": ["mallory"], "list_kernels": True}}
@@ -256,7 +256,7 @@ class KernelWhoseClientLeaves(RemoteKernelManager):
         return super().connection()
 
 
-async def test_a_start_that_is_complete_when_its_client_leaves_is_given_up_too(witness: Path) -> None:
+async def test_a_start_that_is_complete_when_its_client_disconnects_is_cancelled_too(witness: Path) -> None:
     """The kernel is ended, its place is free again, and nothing of it is left."""
     manager_class = {"kernel_manager_class": f"{__name__}.KernelWhoseClientLeaves"}
     config = {"EnterpriseGatewayApp": {"max_kernels": 1}, "RemoteMappingKernelManager": manager_class}

@@ -8,8 +8,8 @@ from enterprise_gateway.core.errors import NotFoundError
 from tests.support.gateway import running_gateway
 
 
-async def test_it_is_what_the_methods_of_jupyter_client_see() -> None:
-    """Kernels are entered, replaced and removed for both at once; who iterates is not disturbed by that."""
+async def test_the_table_is_what_the_methods_of_jupyter_client_see() -> None:
+    """Kernels are entered, replaced and removed for both at once; iterations are not disturbed by that."""
     async with running_gateway() as gateway:
         manager = gateway.app.kernel_manager
         ids = [await manager.start_kernel(kernel_name="python3") for _ in range(2)]

@@ -27,7 +27,7 @@ from tests.support.wsclient import WebSocketClient, random_id
 
 
 class Kernel:
-    """What the handler needs of a kernel's manager."""
+    """What the handler needs of a kernel manager."""
 
     def __init__(self, channels: KernelChannels) -> None:
         self.channels = channels
@@ -108,7 +108,7 @@ class Relay:
         return await WebSocketClient.connect(port or self.port, path, context=self._client_context, **options)
 
     def is_owed_receipts(self) -> bool:
-        """Whether a client has not confirmed yet what it was sent."""
+        """Whether a client has yet to confirm what it was sent."""
         clients = [client for kernel in self.kernels.values() for client in kernel.channels._clients]
         return any(client._queue or client._flight for client in clients)
 

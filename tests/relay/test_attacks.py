@@ -1,4 +1,4 @@
-"""One client that sends what is meant to exhaust the gateway: nobody else notices.
+"""A client that tries to exhaust the gateway: no other client notices.
 
 That no frame holds the loop is checked by the loop itself, as in every test; these frames take seconds to decode.
 """
@@ -43,7 +43,7 @@ async def sent(relay, kernel_id, make_frame, **options):
 @pytest.mark.parametrize("is_binary", [False, True], ids=["text", "binary"])
 @pytest.mark.parametrize("kind", list(CONTENTS))
 async def test_content_is_passed_on_without_being_built(relay, kind, is_binary):
-    """Whatever the content of a large legacy message is, it costs nobody's time, and the kernel gets it."""
+    """Whatever the content of a large legacy message is, it does not delay others, and the kernel gets it."""
     kernel_id, _ = await relay.add()
 
     def make_frame():
@@ -113,8 +113,8 @@ async def test_the_order_of_messages_is_kept(relay):
 
 
 @pytest.mark.parametrize("msg_type", ["status", "error"])
-async def test_what_a_kernel_says_is_not_built_either(relay, expect_log, msg_type):
-    """A kernel's message of lists costs nobody's time."""
+async def test_messages_of_a_kernel_are_not_built_either(relay, expect_log, msg_type):
+    """A kernel's message of lists does not delay others."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel, allow_tracebacks=False)
     with loop_may_be_held("the content is made and signed"):

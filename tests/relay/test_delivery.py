@@ -1,4 +1,4 @@
-"""What was sent counts when it has arrived: connections that die without a word, and messages that clients refuse."""
+"""What was sent counts when it has arrived: connections that die silently, and messages that clients refuse."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def assert_complete(messages):
 @over_tls_too
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("away", [2, 100])
-async def test_client_behind_a_proxy_vanishes(relay, away, v1):
-    """Of a proxy that takes everything while its client is gone, nothing is lost, and nothing comes twice."""
+async def test_nothing_is_lost_or_repeated_when_a_client_behind_a_proxy_vanishes(relay, away, v1):
+    """A proxy accepts everything while its client is gone: nothing is lost, and nothing arrives twice."""
     relay.configure(eg_receipts=Receipts(clock := Clock()))
     kernel_id, _ = await relay.add()
     with TcpProxy(relay.port) as proxy:
@@ -82,8 +82,8 @@ async def test_client_behind_a_proxy_vanishes(relay, away, v1):
 
 
 @over_tls_too
-async def test_proxy_gives_up_its_client(relay):
-    """The same when it was the proxy that ended the connection meanwhile."""
+async def test_nothing_is_lost_or_repeated_when_a_proxy_drops_its_client(relay):
+    """The same when the proxy has ended the connection."""
     kernel_id, channels = await relay.add()
     with TcpProxy(relay.port) as proxy:
         client = await relay.open(kernel_id, "s", port=proxy.port)
@@ -99,7 +99,7 @@ async def test_proxy_gives_up_its_client(relay):
 
 
 async def outlive_the_line(relay, far, count, *, answers):
-    """Pull out the cable when ``count`` lines have come, and come back.
+    """Pull out the cable when ``count`` lines have come, and reconnect.
 
     Returns the answers that came before and after, and the sizes of what came after.
     """
@@ -128,10 +128,10 @@ async def outlive_the_line(relay, far, count, *, answers):
     ids=["plain-tcp", "plain-ping", "tls-ping"],
 )
 @pytest.mark.parametrize("count", [15, 100])
-async def test_line_dies(relay, far, count, answers):
-    """When the cable is pulled out after some lines, or after all, a client that comes back gets the rest, once.
+async def test_nothing_is_lost_or_repeated_when_the_line_dies(relay, far, count, answers):
+    """When the cable is pulled out after some lines, or after all, a client that reconnects gets the rest, once.
 
-    This is known by the answer to a ping; and, unless there is TLS, by what TCP has acknowledged.
+    The gateway knows it from the answer to a ping and, without TLS, from what TCP has acknowledged.
     """
     before, after, _ = await outlive_the_line(relay, far, count, answers=answers)
     assert_complete(before + after)
@@ -140,8 +140,8 @@ async def test_line_dies(relay, far, count, answers):
 @needs_faraway
 @pytest.mark.parametrize("relay", ["tls"], indirect=True)
 @pytest.mark.parametrize("count", [15, 100])
-async def test_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
-    """Nothing is lost; what comes twice is the end of what came before, 16 kB of it and no message more."""
+async def test_nothing_is_lost_when_the_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
+    """Only the end of what came before is repeated: 16 kB of it, and no message more."""
     before, after, lengths = await outlive_the_line(relay, far, count, answers=False)
     twice = len(before + after) - len({m["header"]["msg_id"] for m in before + after})
     assert before[len(before) - twice :] == after[:twice]
@@ -151,8 +151,8 @@ async def test_line_dies_under_tls_before_a_ping_is_answered(relay, far, count):
 
 @needs_faraway
 @over_tls_too
-async def test_laptop_wakes_up(relay, far):
-    """The same when its old connection is still open and takes at last what was sent into it."""
+async def test_nothing_is_lost_or_repeated_when_a_laptop_wakes_up(relay, far):
+    """The same when its old connection is still open and finally receives what was sent into it."""
     kernel_id, _ = await relay.add()
     port = relay.listen_on(far.address)
     client = await relay.open(kernel_id, "s", port=port, sock=await offload(far.connect, port))
@@ -168,7 +168,7 @@ async def test_laptop_wakes_up(relay, far):
 
 @needs_faraway
 @over_tls_too
-async def test_dead_line_is_cut(relay, far):
+async def test_a_dead_line_is_cut(relay, far):
     """A websocket whose peer's system has acknowledged nothing for a while is cut."""
     relay.configure(eg_keepalive=Keepalive(0.2, patience=1.0), ws_ping_interval=200)
     kernel_id, channels = await relay.add()
@@ -183,8 +183,8 @@ async def test_dead_line_is_cut(relay, far):
 
 @over_tls_too
 @pytest.mark.parametrize("through_proxy", [False, True], ids=["direct", "proxy"])
-async def test_client_vanishes_that_has_all(relay, through_proxy):
-    """A client that got everything before its network went sees nothing twice."""
+async def test_a_client_that_had_everything_when_it_vanished_sees_nothing_twice(relay, through_proxy):
+    """Its network failed when it had received everything."""
     relay.configure(eg_receipts=Receipts(clock := Clock()))
     kernel_id, _ = await relay.add()
     with TcpProxy(relay.port) as proxy:
@@ -200,7 +200,7 @@ async def test_client_vanishes_that_has_all(relay, through_proxy):
 
 @over_tls_too
 @pytest.mark.parametrize("command", ["print 3", "write 4000000"], ids=["little", "much"])
-async def test_client_that_reads_only_while_it_waits(relay, command):
+async def test_a_client_that_reads_only_while_it_waits_loses_nothing(relay, command):
     """A client that reads nothing for long is not closed, and loses nothing."""
     relay.configure(eg_keepalive=Keepalive(0.05, patience=0.5), ws_ping_interval=50)
     kernel_id, channels = await relay.add()
@@ -215,8 +215,8 @@ async def test_client_that_reads_only_while_it_waits(relay, command):
 
 
 @over_tls_too
-async def test_client_that_answers_no_pings(relay):
-    """A client that never answers pings gets nothing twice either: what its system acknowledged counts."""
+async def test_a_client_that_answers_no_pings_gets_nothing_twice(relay):
+    """What its system acknowledged counts as received."""
     kernel_id, _ = await relay.add()
     client = await relay.open(kernel_id, "s")
     client.answers_pings = False
@@ -229,7 +229,7 @@ async def test_client_that_answers_no_pings(relay):
 
 @pytest.mark.parametrize("is_said", [True, False], ids=["1009", "cut"])
 @pytest.mark.parametrize("command", ["display 11000000", "reply 11000000"])
-async def test_message_that_the_client_refuses(relay, expect_log, command, is_said):
+async def test_a_message_that_the_client_refuses_is_replaced_by_a_notice(relay, expect_log, command, is_said):
     """A message for which its client closes or cuts the connection is replaced by a notice, and the cell ends."""
     kernel_id, channels = await relay.add(replay=50 << 20)
     client = await relay.open(kernel_id, "s")
@@ -252,8 +252,8 @@ async def test_message_that_the_client_refuses(relay, expect_log, command, is_sa
     assert (status["status"] == "error") == (kind == "execute_reply")
 
 
-async def test_refusal_of_a_smaller_message(relay, expect_log):
-    """A client whose limit is lower says so, and the largest message that it was sent is taken for the one."""
+async def test_the_largest_message_is_assumed_to_be_the_refused_one(relay, expect_log):
+    """A client with a lower limit says so; the largest message that it was sent is replaced by a notice."""
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id, "s")
     client.max_size = 1 << 20
@@ -285,7 +285,7 @@ async def test_large_output_is_split(relay, v1):
     assert max(client.lengths) <= 100_000
 
 
-async def test_reply_over_the_limit(relay, expect_log):
+async def test_a_reply_over_the_limit_is_replaced(relay, expect_log):
     """A reply over the gateway's own limit is replaced by one that says so: the cell ends."""
     kernel_id, _ = await relay.add(max_message=1 << 20)
     async with await relay.open(kernel_id) as client:
@@ -296,8 +296,8 @@ async def test_reply_over_the_limit(relay, expect_log):
     assert "execute_reply message" in texts(messages, "stderr")
 
 
-async def test_reply_that_is_too_large_to_be_kept(relay):
-    """A client that was away when such a reply came gets an error in its place: the cell ends."""
+async def test_a_reply_that_is_too_large_to_be_kept_is_replaced_by_an_error(relay):
+    """A client that was disconnected when such a reply came gets an error in its place: the cell ends."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), replay=1 << 20)
     client = await relay.open(kernel_id, "s")
     msg_id = client.execute("reply 1100000 later")

@@ -1,4 +1,4 @@
-"""Limits for clients and users: who sends or keeps much waits or loses, and nobody else notices."""
+"""Limits for clients and users: those that send or keep too much wait or lose output, and others do not notice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_messages_of_a_user_beyond_the_rate_wait(relay, expect_log):
 
 
 async def test_large_messages_that_are_never_finished_are_bounded(relay, expect_log):
-    """Who begins many does not have the gateway keep them: the next one is refused, and another user's is not."""
+    """The gateway does not keep any number of them: the next one is refused, and another user's is not."""
     relay.configure(eg_ws_receive_limit=5_000_000)
     kernel_id, channels = await relay.add(user="greedy")
     other_id, _ = await relay.add(user="modest")
@@ -86,7 +86,7 @@ async def text_until_idle(socket, msg_id):
 
 
 async def test_kernels_of_users_share_what_is_kept(expect_log):
-    """What all kernels keep is bounded; the output of the user goes who keeps most, and the notebook says so."""
+    """What all kernels keep is bounded; the user with the most loses output, and the notebook says so."""
     write_kernelspec("python3")
     config = {"EnterpriseGatewayApp": {"replay_total_limit": 4_000_000}}
     async with running_gateway(config=config) as gateway:

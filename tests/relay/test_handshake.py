@@ -1,4 +1,4 @@
-"""Who may open a websocket and when, and what the others are told."""
+"""Who may open a websocket and when, and how others are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def refused(relay, kernel_id, session_id="s", **options):
     return caught.value
 
 
-async def test_unknown_kernel(relay, expect_log):
+async def test_an_unknown_kernel_is_not_found(relay, expect_log):
     """A websocket to a kernel that does not exist is refused with 404 and JSON."""
     with expect_log("Kernel does not exist", required=False):
         refusal = await refused(relay, random_id())
@@ -46,7 +46,7 @@ async def test_unknown_kernel(relay, expect_log):
         ("", "", 101),
     ],
 )
-async def test_origin(relay, origin, allow_origin, status):
+async def test_a_page_of_another_origin_is_refused_unless_allowed(relay, origin, allow_origin, status):
     """A page of another origin is refused unless that very origin, or all, are allowed."""
     kernel_id, _ = await relay.add()
     relay.configure(allow_origin=allow_origin)
@@ -58,8 +58,8 @@ async def test_origin(relay, origin, allow_origin, status):
         assert (refusal.status, refusal.body) == (403, b"Cross origin websockets not allowed")
 
 
-async def test_client_that_is_gone_when_its_websocket_is_accepted(relay):
-    """A connection that breaks just then is no failure of the gateway, and nothing of it stays attached."""
+async def test_a_client_that_is_gone_when_its_websocket_is_accepted_is_not_attached(relay):
+    """A connection that breaks just then is not a failure of the gateway, and nothing of it stays attached."""
     kernel_id, channels = await relay.add()
     client = socket.create_connection(("127.0.0.1", relay.port))
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that closing resets
@@ -74,14 +74,14 @@ async def test_client_that_is_gone_when_its_websocket_is_accepted(relay):
     assert channels.connections == 0
 
 
-async def test_own_origin(relay):
+async def test_a_page_of_the_gateways_own_origin_may_connect(relay):
     """A page that the gateway's own address served may connect."""
     kernel_id, _ = await relay.add()
     await (await relay.open(kernel_id, headers={"Origin": f"http://127.0.0.1:{relay.port}"})).close()
 
 
-async def test_token(relay):
-    """The token is asked for before anything is told about kernels, and frees nobody of the check of the origin."""
+async def test_the_token_is_checked_before_the_kernel_and_in_addition_to_the_origin(relay):
+    """The token is checked before anything is said about kernels, and does not replace the check of the origin."""
     kernel_id, _ = await relay.add()
     relay.configure(eg_auth_token="secret")
     assert (await refused(relay, kernel_id)).status == 401
@@ -91,8 +91,8 @@ async def test_token(relay):
     assert (await refused(relay, kernel_id, headers={**right, "Origin": "http://evil.example"})).status == 403
 
 
-async def test_plain_get(relay):
-    """A request that asks for no upgrade is answered 400 and the sentence of tornado."""
+async def test_a_request_without_an_upgrade_is_refused(relay):
+    """It is answered 400 with tornado's sentence."""
     kernel_id, _ = await relay.add()
     url = f"http://127.0.0.1:{relay.port}/api/kernels/{kernel_id}/channels"
     client = AsyncHTTPClient(force_instance=True)
@@ -101,7 +101,7 @@ async def test_plain_get(relay):
     assert (response.code, response.body) == (400, b'Can "Upgrade" only to "WebSocket".')
 
 
-async def test_pings(relay):
+async def test_only_clients_that_answer_pings_stay_connected(relay):
     """With a limit on silence a client that answers pings stays, and one that does not is closed."""
     kernel_id, channels = await relay.add()
     relay.configure(ws_ping_interval=50, eg_ws_ping_timeout=1)
@@ -132,8 +132,8 @@ async def starting(relay) -> AsyncIterator[tuple[str, KernelChannels, TinyKernel
     await offload(kernel.stop)
 
 
-async def test_it_opens_with_the_first_answer_of_a_new_kernel(starting):
-    """Clients that give an open websocket's kernel a second to answer do not give up one that takes longer to start."""
+async def test_a_websocket_opens_with_the_first_answer_of_a_new_kernel(starting):
+    """Clients that wait a second for the kernel of an open websocket do not time out while it is still starting."""
     _, channels, kernel, opening = starting
     kernel.start()
     client = await opening
@@ -142,7 +142,7 @@ async def test_it_opens_with_the_first_answer_of_a_new_kernel(starting):
 
 
 @pytest.mark.parametrize("state", ["restarting", "dead"])
-async def test_it_opens_when_a_new_kernel_is_restarted_or_dead(starting, state):
+async def test_a_websocket_opens_when_a_new_kernel_is_restarted_or_dead(starting, state):
     """Neither is a reason to wait: the client is to see it."""
     _, channels, _, opening = starting
     channels.announce_state(state)
@@ -150,7 +150,7 @@ async def test_it_opens_when_a_new_kernel_is_restarted_or_dead(starting, state):
     assert channels.connections == 1
 
 
-async def test_it_is_refused_when_a_new_kernel_is_shut_down(starting, relay):
+async def test_a_websocket_is_refused_when_a_new_kernel_is_shut_down(starting, relay):
     """The kernel that it was to be opened to does not exist any more."""
     kernel_id, channels, _, opening = starting
     del relay.kernels[kernel_id]
@@ -160,8 +160,8 @@ async def test_it_is_refused_when_a_new_kernel_is_shut_down(starting, relay):
     assert caught.value.status == 404
 
 
-async def test_a_client_that_goes_away_meanwhile_is_not_attached(starting):
-    """Nobody waits on for a client that is gone."""
+async def test_a_client_that_disconnects_while_it_waits_is_not_attached(starting):
+    """Nothing goes on waiting for a client that is gone."""
     _, channels, kernel, opening = starting
     opening.cancel()
     await asyncio.sleep(0.1)
@@ -185,7 +185,7 @@ async def open_two(
 
 
 @pytest.mark.parametrize("kept", [0, 1], ids=["first", "second"])
-async def test_of_two_that_waited_the_one_that_speaks_is_kept(starting, relay, kept):
+async def test_of_two_waiting_websockets_the_one_that_sends_is_kept(starting, relay, kept):
     """Jupyter Server may have forgotten either of them, and may have sent its client's request through the other."""
     kernel_id, channels, kernel, _ = starting
     clients = await open_two(relay, kernel_id, channels, kernel)
@@ -197,7 +197,7 @@ async def test_of_two_that_waited_the_one_that_speaks_is_kept(starting, relay, k
     messages = await speaking.run("print 2")
     assert texts(messages) == "line 0\nline 1\n"
     assert types(messages).count("execute_reply") == 1
-    async with await relay.open(kernel_id, "s") as third:  # one that comes later takes the place, as ever
+    async with await relay.open(kernel_id, "s") as third:  # a later one takes the place, as usual
         await speaking.until_closed()
         speaking.cut()
         assert await third.pending() == []
@@ -225,8 +225,8 @@ class Websocket:
         self._channels.leave(self)
 
 
-async def test_one_that_waited_and_comes_after_the_other_has_spoken_is_closed(relay):
-    """It was asked for before the other was open: the client has forgotten it."""
+async def test_a_waiting_websocket_that_opens_after_the_other_has_sent_is_closed(relay):
+    """It was requested before the other was open: the client has forgotten it."""
     _, channels = await relay.add()
     kept, late = Websocket(channels), Websocket(channels)
     header = {"msg_type": "kernel_info_request", "msg_id": "1", "session": "s"}
@@ -240,7 +240,7 @@ async def test_one_that_waited_and_comes_after_the_other_has_spoken_is_closed(re
     channels.detach(later)
 
 
-async def test_the_silent_one_of_two_that_waited_goes_unnoticed(starting, relay):
+async def test_the_silent_one_of_two_waiting_websockets_has_no_effect(starting, relay):
     """What a client missed is not counted by a websocket that it has forgotten."""
     kernel_id, channels, kernel, _ = starting
     client, forgotten = await open_two(relay, kernel_id, channels, kernel)
@@ -262,7 +262,7 @@ async def test_a_page_of_another_origin_does_not_wait(starting, relay):
     opening.cancel()
 
 
-async def test_it_opens_when_a_new_kernel_takes_too_long(relay, expect_log):
+async def test_a_websocket_opens_when_a_new_kernel_takes_too_long(relay, expect_log):
     """After info_timeout messages are passed on to a kernel that has not answered, so its websocket opens."""
     kernel = TinyKernel()
     with expect_log("sent no kernel_info_reply"):
@@ -272,8 +272,8 @@ async def test_it_opens_when_a_new_kernel_takes_too_long(relay, expect_log):
     await offload(kernel.stop)
 
 
-async def test_it_is_refused_while_a_contested_kernel_has_not_proved_its_key(relay, expect_log):
-    """Two launchers have reported for it: time does not make it the client's, but its first answer does."""
+async def test_a_websocket_is_refused_while_a_contested_kernel_has_not_proved_its_key(relay, expect_log):
+    """Two launchers have reported for it: its first answer proves that it is the client's, and a time-out does not."""
     kernel = TinyKernel()
     kernel_id, channels = await relay.add(kernel, ready=False, info_timeout=0.3)
     channels.contest()
@@ -310,7 +310,7 @@ async def test_a_contested_kernel_gets_nothing_of_its_clients_before_it_has_prov
                 await asyncio.sleep(0.01)  # control is a connection of its own
 
 
-async def test_it_opens_at_once_when_a_kernel_was_restarted(relay):
+async def test_a_websocket_opens_at_once_when_a_kernel_was_restarted(relay):
     """A websocket that is opened between a restart and the first answer does not wait."""
     kernel_id, channels = await relay.add(relay.tiny_kernel())
     restarted = TinyKernel()

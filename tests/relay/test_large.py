@@ -14,7 +14,7 @@ SIZE = 100_000_000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
-async def test_hundred_megabytes(zmq_context, v1):
+async def test_a_message_of_a_hundred_megabytes_passes(zmq_context, v1):
     """A message of 100 MB passes in each direction, as text and as buffer."""
 
     async def scenario():
@@ -35,5 +35,5 @@ async def test_hundred_megabytes(zmq_context, v1):
             assert length == SIZE - 1000
         await relay.close()
 
-    # Copying so much takes longer than a loop may be held: this runs on a loop that nobody watches.
+    # Copying so much takes longer than a loop may be blocked: this runs on a loop that is not watched.
     await asyncio.to_thread(asyncio.run, scenario())

@@ -1,4 +1,4 @@
-"""A kernel whose code puts out as much as it can at once: nobody else notices, and all of it arrives.
+"""A kernel whose code writes as much output as it can: others do not notice, and all of it arrives.
 
 That no message holds the loop is checked by the loop itself, as in every test.
 """
@@ -21,7 +21,7 @@ LINE = 'two words, "quoted" \\ and \u20ac and \U0001f600 and \x1b[0m\n'
 
 
 async def made(kernel, msg_type, make_content, buffers=()):
-    """Return the frames of a message; that they are made and signed in this process is not held against anybody."""
+    """Return the frames of a message; the time to make and sign them in this process is not counted."""
     with loop_may_be_held("a message is made and signed, by functions that keep the interpreter lock"):
         parts = [json.dumps({**HEADER, "msg_type": msg_type}).encode(), b"{}", b"{}", make_content()]
         frames = [b"topic", b"<IDS|MSG>", kernel._sign(parts), *parts, *buffers]
@@ -30,7 +30,7 @@ async def made(kernel, msg_type, make_content, buffers=()):
 
 
 async def heard(relay, kernel_id, channels, size, say, *, v1=True):
-    """Return what a client hears, until that is ``size`` bytes, when ``say`` is called."""
+    """Return what a client receives, until that is ``size`` bytes, when ``say`` is called."""
     path = f"/api/kernels/{kernel_id}/channels?session_id={random_id()}"
     listener = asyncio.create_task(asyncio.to_thread(hear, relay.port, path, size, v1=v1))
     while not channels.connections:
@@ -77,7 +77,7 @@ async def test_the_largest_message_does_not_block_others(relay, where, v1):
 
 
 async def test_the_longest_text_is_cut_in_the_time_that_others_leave(relay):
-    """An output stream's text of 50 MB comes in messages that Jupyter Server takes, and as it was."""
+    """An output stream's text of 50 MB arrives unchanged, in messages that Jupyter Server accepts."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel)
     line = json.dumps(LINE, ensure_ascii=False)[1:-1].encode()
@@ -136,7 +136,7 @@ async def test_what_is_sent_after_a_large_message_comes_after_it(relay):
 
 
 async def test_a_large_message_that_is_not_the_kernels_is_dropped(relay, expect_log):
-    """Its signature counts, and what comes next is delivered."""
+    """Its signature is checked, and the next message is delivered."""
     kernel = relay.tiny_kernel()
     kernel_id, _ = await relay.add(kernel)
     message = await made(kernel, "display_data", lambda: b'{"x":"' + b"x" * 8_000_000 + b'"}')
@@ -149,8 +149,8 @@ async def test_a_large_message_that_is_not_the_kernels_is_dropped(relay, expect_
     assert "display_data" not in received
 
 
-async def test_the_large_last_words_of_a_kernel_are_heard(relay):
-    """What a kernel that has died wrote last is waited for until it is checked."""
+async def test_the_last_large_output_of_a_dead_kernel_is_delivered(relay):
+    """The gateway waits until the last output of a kernel that has died is checked."""
     kernel = relay.tiny_kernel(says_idle=False)
     kernel_id, channels = await relay.add(kernel)
     message = await made(kernel, "display_data", lambda: b'{"x":"' + b"x" * 60_000_000 + b'"}')

@@ -1,4 +1,4 @@
-"""Frames as RFC 6455 has them, whole and in fragments, small and large: received as by tornado's own protocol."""
+"""Frames of RFC 6455, whole and in fragments, small and large, are received as by tornado's own protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def masked_frame(opcode, payload, *, is_final=True, reserved=0, mask=None):
 
 
 def message(size, is_text):
-    """Return a message for the kernel, of about that size, and the content that it has to get."""
+    """Return a message for the kernel, of about that size, and the content that the kernel must get."""
     filler = random.Random(size).randbytes(size // 2).hex()
     content = json.dumps({"x": filler})
     if is_text:
@@ -71,7 +71,7 @@ async def test_a_message_arrives_as_it_was_sent(relay, is_text, size, cuts):
     ],
     ids=["continuation", "interrupted", "control fragment", "long ping", "reserved", "opcode", "large opcode"],
 )
-async def test_what_is_no_frame_ends_the_connection(relay, frames):
+async def test_an_invalid_frame_ends_the_connection(relay, frames):
     """At once, and without a warning: a client can send that at will."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -95,7 +95,7 @@ async def test_a_message_over_the_limit_is_not_received(relay, fragments):
         assert client.closed in {(1009, "message too big"), (1006, "")}
 
 
-async def test_frames_without_a_mask_are_taken(relay):
+async def test_frames_without_a_mask_are_accepted(relay):
     """As tornado does, though clients have to mask."""
     kernel = relay.tiny_kernel()
     kernel_id, _ = await relay.add(kernel)

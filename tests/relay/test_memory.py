@@ -1,4 +1,4 @@
-"""What one client's messages cost of a real gateway's memory, and what of it stays when the client is gone."""
+"""What one client's messages cost of a real gateway's memory, and what remains when the client is gone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Attacked:
             self.kernel_id = json.loads(connection.getresponse().read())["id"]
         self.send([text_frame(channel="shell")])  # once, so that all is there that a message needs
         self._clear = Path(f"/proc/{gateway.process.pid}/clear_refs")
-        self._clear.write_text("5")  # the peak is what is taken now
+        self._clear.write_text("5")  # the peak is what is in use now
         self._before = self._memory("VmRSS")
         self.kernel = next(
             child for child in psutil.Process(gateway.process.pid).children() if "ipykernel" in str(child.cmdline())
@@ -47,12 +47,12 @@ class Attacked:
 
     @property
     def peak(self) -> float:
-        """Megabytes that were taken at most, beyond what was at the beginning."""
+        """Most megabytes in use, beyond those at the beginning."""
         return self._memory("VmHWM") - self._before
 
     @property
     def growth(self) -> float:
-        """Megabytes that are taken now, beyond what was at the beginning."""
+        """Megabytes in use now, beyond those at the beginning."""
         return self._memory("VmRSS") - self._before
 
     def _memory(self, name: str) -> float:

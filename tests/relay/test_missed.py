@@ -1,4 +1,4 @@
-"""What clients miss while they are away, or too slow, and what they are told of it."""
+"""What clients miss while they are disconnected, or too slow, and what they are told of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.support.wsclient import texts, types
 
 
 async def settle(kernel_channels, seconds=0.1):
-    """Let the relay take what the kernel has sent."""
+    """Let the relay receive what the kernel has sent."""
     await asyncio.sleep(seconds)
 
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
-async def test_reconnect_with_the_same_session(relay, v1):
+async def test_a_client_that_reconnects_with_its_session_gets_what_it_missed(relay, v1):
     """A client that lost its websocket gets output and reply of what ran meanwhile, once and in order."""
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id, "s", v1=v1)
@@ -46,7 +46,7 @@ async def test_unseen_output(relay):
             assert texts(await first.pending()) == "missed"
 
 
-async def test_output_before_the_first_client(relay):
+async def test_output_before_the_first_client_is_not_lost(relay):
     """Output from before any websocket was opened is not lost."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
     kernel.publish("stream", {"name": "stdout", "text": "early"})
@@ -55,7 +55,7 @@ async def test_output_before_the_first_client(relay):
         assert texts(await client.pending()) == "early"
 
 
-async def test_away_while_another_watches(relay):
+async def test_a_detached_session_catches_up_although_another_was_attached(relay):
     """A detached session catches up although another client was attached all the time."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "stays") as stays:
@@ -68,7 +68,7 @@ async def test_away_while_another_watches(relay):
     assert "execute_reply" not in types(messages)
 
 
-async def test_session_that_shows_up_later(relay):
+async def test_a_session_gets_its_replies_when_a_websocket_first_sends_for_it(relay):
     """A websocket without session id gets the replies of a session when it first speaks for it."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id):  # so that nothing counts as unseen
@@ -115,8 +115,8 @@ async def test_nothing_is_kept_when_switched_off(relay):
         assert await client.pending() == []
 
 
-async def test_second_websocket_of_a_session(relay):
-    """A second websocket with a session id closes the first and takes its place."""
+async def test_a_second_websocket_of_a_session_replaces_the_first(relay):
+    """The first one is closed."""
     kernel_id, channels = await relay.add()
     first = await relay.open(kernel_id, "s")
     msg_id = first.execute("hello")
@@ -129,8 +129,8 @@ async def test_second_websocket_of_a_session(relay):
         first.cut()
 
 
-async def test_slow_client(relay, expect_log):
-    """A client that does not read is closed at the limit, others go on; when it is back it gets every line."""
+async def test_a_slow_client_is_closed_and_gets_every_line_later(relay, expect_log):
+    """A client that does not read is closed at the limit, others go on; when it reconnects it gets every line."""
     kernel_id, channels = await relay.add(replay=50 << 20)
     relay.configure(eg_ws_queue_limit=300_000)
     slow = await relay.open(kernel_id, "slow", buffer=1024)
@@ -159,7 +159,7 @@ async def test_backlogged_output_is_merged(relay):
     """Texts that pile up for a slow client reach it as few messages, complete and in order."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
     async with await relay.open(kernel_id, "slow", buffer=1024) as slow:
-        for _ in range(20):  # more than the system takes for a client that does not read
+        for _ in range(20):  # more than the system buffers for a client that does not read
             kernel.publish("stream", {"name": "stderr", "text": "x" * 500_000})
         msg_id = slow.execute("print 5000")
         while channels.execution_state != "busy":
@@ -174,7 +174,7 @@ async def test_backlogged_output_is_merged(relay):
     assert texts(streams) == "".join(f"line {n}\n" for n in range(5000))
 
 
-async def test_too_large_for_the_limit(relay, expect_log):
+async def test_a_message_over_the_limit_is_replaced_by_a_note(relay, expect_log):
     """A message over the limit is replaced by a note; what follows still arrives."""
     kernel_id, _ = await relay.add(max_message=1 << 20)
     async with await relay.open(kernel_id) as client:
@@ -184,7 +184,7 @@ async def test_too_large_for_the_limit(relay, expect_log):
     assert "stream message" in texts(messages, "stderr")
 
 
-async def test_client_that_floods_a_stopped_kernel(relay, expect_log):
+async def test_a_client_that_floods_a_stopped_kernel_is_closed(relay, expect_log):
     """Messages that wait for a kernel are bounded: the websocket that sends too many is closed."""
     kernel_id, channels = await relay.add(pending=1 << 20)
     channels.announce_state("restarting")

@@ -48,7 +48,7 @@ async def ipykernel(tmp_path):
 
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
-async def test_first_cells(relay, ipykernel, v1):
+async def test_the_first_cells_lose_no_output(relay, ipykernel, v1):
     """Cells sent while the kernel still starts lose nothing of their output, and ``input()`` works at once."""
     kernel_id, channels = await relay.add(ipykernel, ready=False)
     async with await relay.open(kernel_id, "s", v1=v1) as client:
@@ -65,7 +65,7 @@ async def test_first_cells(relay, ipykernel, v1):
     assert channels.kernel_info["language_info"]["name"] == "python"
 
 
-async def test_debugger_comms_and_restart(relay, ipykernel):
+async def test_debugger_comms_and_restart_work(relay, ipykernel):
     """Debug messages, comms with buffers and a restart with other ports work with a real kernel."""
     kernel_id, channels = await relay.add(ipykernel, ready=False)
     await channels.ready(30)
@@ -93,7 +93,7 @@ async def test_debugger_comms_and_restart(relay, ipykernel):
 
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
-async def test_subshells(relay, ipykernel, v1):
+async def test_subshells_are_created_used_and_deleted(relay, ipykernel, v1):
     """A subshell is created, runs code while the main shell is busy, and is deleted; its id passes in the header."""
     kernel_id, channels = await relay.add(ipykernel, ready=False)
     await channels.ready(30)
@@ -126,7 +126,7 @@ async def test_subshells(relay, ipykernel, v1):
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("session", [ABSENT, "", None], ids=["absent", "empty", "null"])
-async def test_a_request_without_a_session(relay, ipykernel, session, v1):
+async def test_a_request_without_a_session_is_answered_on_its_websocket(relay, ipykernel, session, v1):
     """Reply, output and question come to the websocket that asked, and the reply and the question to no other."""
     kernel_id, channels = await relay.add(ipykernel, ready=False)
     await channels.ready(30)
@@ -144,7 +144,7 @@ async def test_a_request_without_a_session(relay, ipykernel, session, v1):
         assert not {"execute_reply", "input_request", "kernel_info_reply"} & set(types(await other.pending()))
 
 
-async def test_long_output(relay, ipykernel):
+async def test_long_output_arrives_complete_and_in_order(relay, ipykernel):
     """Everything that a loop prints arrives, in order."""
     kernel_id, _ = await relay.add(ipykernel, ready=False)
     async with await relay.open(kernel_id, "s", v1=False) as client:

@@ -1,4 +1,4 @@
-"""Messages between websockets and a kernel: every one arrives, unchanged, where it belongs."""
+"""Messages between websockets and a kernel: each arrives, unchanged, where it belongs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BOTH = pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 
 
 @BOTH
-async def test_execution(relay, v1):
-    """A request gets its reply and all its output, and nothing of the gateway's own conversation."""
+async def test_a_request_gets_its_reply_and_all_its_output(relay, v1):
+    """And nothing of the gateway's own messages to the kernel."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id, "s", v1=v1) as client:
         messages = await client.run("print 3")
@@ -34,7 +34,7 @@ async def test_execution(relay, v1):
 
 
 @BOTH
-async def test_buffers_survive(relay, v1):
+async def test_buffers_pass_unchanged(relay, v1):
     """Binary buffers pass in both directions byte for byte."""
     kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
     async with await relay.open(kernel_id, v1=v1) as client:
@@ -45,7 +45,7 @@ async def test_buffers_survive(relay, v1):
     assert kernel.received[-1]["buffers"] == BUFFERS
 
 
-async def test_protocols_side_by_side(relay):
+async def test_both_protocols_work_side_by_side(relay):
     """Websockets of both protocols on one kernel all see the output; only the one that asked sees the reply."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id, v1=True) as new, await relay.open(kernel_id, v1=False) as old:
@@ -62,7 +62,7 @@ async def test_protocols_side_by_side(relay):
     assert channels.connections == 0
 
 
-async def test_many_sessions_on_one_websocket(relay):
+async def test_one_websocket_can_carry_many_sessions(relay):
     """A websocket that carries several sessions, as a Jupyter Server does, gets the replies to all of them."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, v1=False) as client:
@@ -73,7 +73,7 @@ async def test_many_sessions_on_one_websocket(relay):
 
 
 @BOTH
-async def test_control_messages_overtake(relay, v1):
+async def test_control_messages_pass_on_their_own_channel(relay, v1):
     """Control messages pass on their own channel, and the reply to a debug request comes back."""
     kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
     async with await relay.open(kernel_id, v1=v1) as client:
@@ -84,7 +84,7 @@ async def test_control_messages_overtake(relay, v1):
 
 
 @pytest.mark.parametrize("attempt", range(10))
-async def test_input(relay, attempt):
+async def test_the_very_first_request_may_prompt(relay, attempt):
     """The very first request may prompt: the stdin socket is connected before the request goes out."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, v1=bool(attempt % 2)) as client:
@@ -98,7 +98,7 @@ async def test_input(relay, attempt):
         assert "execute_result" in types(await client.finish(second))
 
 
-async def test_messages_before_the_kernel_listens(relay):
+async def test_messages_sent_before_the_kernel_listens_are_executed_in_order(relay):
     """A websocket to a kernel that was taken over opens at once; what it sends is executed in order when it is up."""
     kernel = TinyKernel()
     kernel_id, channels = await relay.add(kernel, ready=False)
@@ -116,8 +116,8 @@ async def test_messages_before_the_kernel_listens(relay):
 
 
 @pytest.mark.parametrize("want", ["websocket", "request", "interrupt", "shutdown"])
-async def test_a_delayed_connection_is_made_as_soon_as_somebody_wants_the_kernel(relay, want):
-    """A websocket and the gateway's own requests do not wait for the delay."""
+async def test_a_delayed_connection_is_made_as_soon_as_the_kernel_is_used(relay, want):
+    """Neither websockets nor the gateway's own requests wait for the delay."""
     kernel = relay.tiny_kernel()
     kernel_id, channels = await relay.add(kernel, ready=False, delay=3600)
     await asyncio.sleep(0.05)
@@ -136,7 +136,7 @@ async def test_a_delayed_connection_is_made_as_soon_as_somebody_wants_the_kernel
 
 
 async def test_a_delayed_connection_is_made_after_the_delay_unless_the_kernel_is_gone(relay):
-    """Nobody need ask for the kernel: what it says before that is kept for clients to come."""
+    """Without any request for the kernel: what it sends before that is kept for later clients."""
     _, channels = await relay.add(ready=False, delay=0.05)
     _, gone = await relay.add(ready=False, delay=0.05)
     gone.close()
@@ -144,7 +144,7 @@ async def test_a_delayed_connection_is_made_after_the_delay_unless_the_kernel_is
     assert gone.connected_at == 0.0
 
 
-async def test_curve(relay):
+async def test_a_kernel_that_encrypts_its_transport_is_reached(relay):
     """A kernel that encrypts its transport is reached with the keys of its connection information."""
     kernel_id, _ = await relay.add(relay.tiny_kernel(curve=True))
     async with await relay.open(kernel_id) as client:
@@ -154,7 +154,7 @@ async def test_curve(relay):
         assert texts(await client.finish(first)) == "secret"
 
 
-async def test_twenty_thousand_messages(relay):
+async def test_twenty_thousand_messages_arrive_once_and_in_order(relay):
     """No message of a long stream is dropped, doubled or reordered, although each is sent alone."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, buffer=1 << 22) as client:
@@ -163,8 +163,8 @@ async def test_twenty_thousand_messages(relay):
             assert texts(messages) == "".join(f"line {number}\n" for number in range(20_000))
 
 
-async def test_draining_lets_others_have_their_turns(relay, zmq_context):
-    """However long each message takes, as it does while another thread computes, the loop is not held by many."""
+async def test_draining_does_not_block_the_loop(relay, zmq_context):
+    """However long each message takes, as it does while another thread computes, many do not block the loop."""
     kernel = relay.tiny_kernel()
     batches = [0]
 
@@ -192,7 +192,7 @@ async def test_draining_lets_others_have_their_turns(relay, zmq_context):
     assert max(batches) <= 10
 
 
-async def test_garbage_from_clients(relay, expect_log):
+async def test_malformed_frames_of_clients_are_dropped(relay, expect_log):
     """Malformed frames of every kind are dropped with a warning; the websocket goes on working."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id) as new, await relay.open(kernel_id, v1=False) as old:
@@ -226,7 +226,7 @@ async def test_garbage_from_clients(relay, expect_log):
             assert "execute_result" in types(await old.run("still here"))
 
 
-async def test_forged_messages(relay, expect_log):
+async def test_forged_messages_reach_no_client(relay, expect_log):
     """What is not signed with the kernel's key reaches no client."""
     kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
     header = b'{"msg_id":"1","msg_type":"stream","session":"s"}'
@@ -240,7 +240,7 @@ async def test_forged_messages(relay, expect_log):
             assert texts(await client.run("print 1")) == "line 0\n"
 
 
-async def test_odd_text_stays_readable(relay):
+async def test_legacy_frames_are_valid_utf_8_whatever_the_kernel_sends(relay):
     """Legacy text frames are valid UTF-8 even when a kernel's JSON is not."""
     kernel_id, _ = await relay.add(kernel := relay.tiny_kernel())
     async with await relay.open(kernel_id, v1=False) as client:
@@ -254,7 +254,7 @@ async def test_odd_text_stays_readable(relay):
         assert texts(await client.until("stream")) == "\N{REPLACEMENT CHARACTER}é"
 
 
-async def test_allowed_message_types(relay, expect_log):
+async def test_only_allowed_message_types_reach_the_kernel(relay, expect_log):
     """With an allow-list, other messages do not reach the kernel."""
     kernel_id, _ = await relay.add(kernel := relay.tiny_kernel(), allowed_message_types=frozenset({"execute_request"}))
     async with await relay.open(kernel_id) as client:
@@ -283,8 +283,8 @@ async def test_tracebacks_are_replaced(relay, v1):
     assert "secret" not in str(messages)
 
 
-async def test_activity(relay):
-    """Busy and idle follow what clients asked for; the gateway's own requests are no activity."""
+async def test_only_requests_of_clients_count_as_activity(relay):
+    """Busy and idle follow the requests of clients; the gateway's own requests do not count."""
     kernel_id, channels = await relay.add()
     states = []
     channels.on_change.append(lambda it: states.append((it.execution_state, it.connections)))
@@ -297,8 +297,8 @@ async def test_activity(relay):
     assert states == [("idle", 1), ("busy", 1), ("idle", 1), ("idle", 0)]
 
 
-async def test_unanswered_request(relay, expect_log):
-    """A request of the gateway that gets no answer fails after its time, and so does waiting for a silent kernel."""
+async def test_an_unanswered_request_of_the_gateway_fails_after_its_time_out(relay, expect_log):
+    """So does waiting for a silent kernel."""
     kernel = TinyKernel()
     with expect_log("sent no kernel_info_reply"):
         _, channels = await relay.add(kernel, ready=False, info_timeout=0.2)
@@ -315,8 +315,8 @@ async def test_unanswered_request(relay, expect_log):
     kernel.stop()
 
 
-async def test_warning_to_all(relay):
-    """A note of the gateway appears as error output of the cell that was executed last."""
+async def test_a_warning_appears_in_the_cell_that_was_executed_last(relay):
+    """As error output, for all clients."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
         msg_id = client.execute("hello")

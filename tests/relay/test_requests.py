@@ -65,7 +65,7 @@ async def test_a_kernel_that_dies_leaves_no_request_open(relay, state):
 
 
 async def test_the_first_cell_of_a_kernel_that_died_has_the_error_whatever_was_lost(relay):
-    """A process that ends itself takes along what it has said, its ``busy`` too; cells behind have no such output."""
+    """A process that ends itself loses what it has sent, its ``busy`` too; cells behind it have no such output."""
     kernel = TinyKernel()
     kernel.start()
     kernel_id, channels = await relay.add(kernel)
@@ -79,8 +79,8 @@ async def test_the_first_cell_of_a_kernel_that_died_has_the_error_whatever_was_l
         assert answers(client.history, second) == ["execute_reply", "idle"]
 
 
-async def test_what_waits_for_the_kernel_outlives_a_restart_and_not_a_death(relay):
-    """Requests that the old process was never given go to the new one; when there is none they are replied to."""
+async def test_waiting_requests_outlive_a_restart_but_not_a_death(relay):
+    """Requests that were never sent to the old process go to the new one; without one they get an error."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
         channels.announce_state("restarting", "it exited")
@@ -97,8 +97,8 @@ async def test_what_waits_for_the_kernel_outlives_a_restart_and_not_a_death(rela
     assert reply["content"]["evalue"].endswith("it could not be restarted.")
 
 
-async def test_a_dead_kernel_is_no_silence(relay):
-    """A request to a dead kernel is replied to at once, with the reason; an input reply goes nowhere."""
+async def test_requests_to_a_dead_kernel_are_answered_at_once(relay):
+    """With the reason; an input reply is discarded."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
         channels.announce_state("dead", "it exited with code 1")
@@ -115,8 +115,8 @@ async def test_a_dead_kernel_is_no_silence(relay):
         assert await client.pending() == []
 
 
-async def test_a_dead_kernel_is_still_known(relay):
-    """The error for who asks what kind of kernel it is has what is known: papermill looks for the language there."""
+async def test_the_error_of_a_dead_kernel_contains_its_kernel_info(relay):
+    """The error reply to a kernel_info request has what is known: papermill looks for the language there."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
         known = await channels.ready(5)
@@ -127,8 +127,8 @@ async def test_a_dead_kernel_is_still_known(relay):
         assert reply == {**known, **{name: reply[name] for name in ("status", "ename", "evalue", "traceback")}}
 
 
-async def test_a_requested_restart_ends_what_the_old_process_was_asked(relay):
-    """Its clients hear of no death: replies by the old process, then an error for the rest, then the new process."""
+async def test_a_requested_restart_ends_the_requests_to_the_old_process(relay):
+    """Clients are told of no death: replies by the old process, then an error for the rest, then the new process."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client, await relay.open(kernel_id) as other:
         quick, slow = client.execute("sleep 0.2"), client.execute("sleep 1")
@@ -164,7 +164,7 @@ async def test_a_shutdown_is_announced_before_the_websocket_is_closed(relay):
 
 
 async def test_the_error_waits_for_a_client_that_is_away(relay):
-    """A client whose websocket was gone when the kernel died finds the error when it comes back."""
+    """A client that was disconnected when the kernel died gets the error when it reconnects."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id, "other"):
         client = await relay.open(kernel_id, "s")
@@ -177,7 +177,7 @@ async def test_the_error_waits_for_a_client_that_is_away(relay):
 
 
 async def test_a_request_to_an_earlier_gateway_is_not_forgotten(relay):
-    """When a kernel dies that was taken over, who asked the earlier gateway is told too."""
+    """When a recovered kernel dies, clients that sent requests to the earlier gateway are told too."""
     kernel_id, channels = await relay.add()
     header = {"msg_id": "before", "msg_type": "execute_request", "session": "s"}
     memory = Memory(execution_state="busy", last_cell=json.dumps(header), requests=(json.dumps(header),))
@@ -194,7 +194,7 @@ async def test_a_request_to_an_earlier_gateway_is_not_forgotten(relay):
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "legacy"])
 @pytest.mark.parametrize("session", [ABSENT, "", None, 5, ["x"]], ids=repr)
 async def test_a_reply_needs_no_session(relay, session, v1):
-    """A client whose headers name no session, or nonsense, gets its replies and is asked for input."""
+    """A client whose headers name no session, or an invalid one, gets its replies and is asked for input."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "a", v1=v1) as client, await relay.open(kernel_id, "b", v1=v1) as other:
         assert "execute_reply" in types(await client.run("hello", session=session))
@@ -220,8 +220,8 @@ async def test_the_websocket_that_asked_gets_the_reply(relay):
 
 
 @pytest.mark.parametrize("sessions", [("a", "b"), ("", "")])
-async def test_the_same_message_id_twice(relay, sessions):
-    """Two clients that number their messages alike get one reply each, the one that is theirs."""
+async def test_clients_with_the_same_message_id_get_their_own_replies(relay, sessions):
+    """Two clients that use the same message ids get one reply each, their own."""
     kernel_id, _ = await relay.add()
     async with await relay.open(kernel_id, "1") as first, await relay.open(kernel_id, "2") as second:
         first.execute("error", session=sessions[0], msg_id="1")
@@ -259,7 +259,7 @@ def request(session: str = "elsewhere", **header: Any) -> dict[str, Any]:
 
 
 async def say(kernel: Any, channels: Any, parent: dict[str, Any], state: str) -> str:
-    """Publish a status, and return what the gateway takes the kernel for after it."""
+    """Publish a status, and return the state that the gateway considers the kernel to be in after it."""
     kernel.publish("status", {"execution_state": state}, parent)
     await asyncio.sleep(0.05)
     return channels.execution_state
@@ -297,8 +297,8 @@ async def test_a_lost_idle_status_does_not_keep_a_kernel_busy(relay):
     assert channels.execution_state == "idle"
 
 
-async def test_a_reply_without_idle_ends_the_work(relay):
-    """A kernel that replies and never says idle is not busy for ever."""
+async def test_a_reply_without_idle_ends_the_request(relay):
+    """A kernel that replies and never sends idle is not busy for ever."""
     kernel_id, channels = await relay.add(relay.tiny_kernel(says_idle=False))
     async with await relay.open(kernel_id) as client:
         await client.until("execute_reply", client.execute("hello"))
@@ -307,7 +307,7 @@ async def test_a_reply_without_idle_ends_the_work(relay):
         assert channels.execution_state == "idle"
 
 
-async def test_a_cell_of_an_earlier_gateway_is_open_work(relay):
+async def test_a_cell_of_an_earlier_gateway_keeps_the_kernel_busy(relay):
     """A kernel that was taken over while busy stays so when a request on a subshell ends."""
     _, channels = await relay.add(kernel := relay.tiny_kernel())
     await channels.ready(5)

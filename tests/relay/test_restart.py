@@ -12,8 +12,8 @@ from tests.support.tinykernel import TinyKernel
 from tests.support.wsclient import texts, types
 
 
-async def test_restart_on_other_ports(relay):
-    """An open websocket goes on with the new process, which has other ports and another key."""
+async def test_an_open_websocket_survives_a_restart_on_other_ports(relay):
+    """It goes on with the new process, which has another key, too."""
     first = relay.tiny_kernel()
     kernel_id, channels = await relay.add(first)
     async with await relay.open(kernel_id, "s") as client, await relay.open(kernel_id, "t", v1=False) as other:
@@ -50,7 +50,7 @@ async def test_a_death_is_not_announced_to_clients_that_have_used_the_new_proces
 ):
     """A client that comes from another gateway is not told that the kernel, which it just used, has died; others are.
 
-    All else that it missed it gets. The same after somebody has asked for another restart.
+    It gets everything else that it missed. The same after another requested restart.
     """
     here_id, here = await relay.add()
     other_id, there = await relay.add()
@@ -84,7 +84,7 @@ async def test_a_death_is_not_announced_to_clients_that_have_used_the_new_proces
 
 
 async def test_requests_of_the_gateway_end_with_the_process(relay):
-    """What the gateway asked the old process fails when the new one is connected."""
+    """Requests to the old process fail when the new one is connected."""
     _, channels = await relay.add(kernel := relay.tiny_kernel())
     kernel.publish("status", {"execution_state": "idle"})
     waiting = asyncio.ensure_future(channels.request("unanswered", {}, "stdin", timeout=5))
@@ -95,7 +95,7 @@ async def test_requests_of_the_gateway_end_with_the_process(relay):
     assert (await channels.request("shutdown_request", {"restart": False}))["status"] == "ok"
 
 
-async def test_death(relay):
+async def test_a_death_is_announced_with_its_reason(relay):
     """A dead kernel is announced with its reason."""
     kernel_id, channels = await relay.add()
     async with await relay.open(kernel_id) as client:
@@ -105,7 +105,7 @@ async def test_death(relay):
     assert channels.execution_state == "dead"
 
 
-async def test_end(relay):
+async def test_a_shutdown_closes_the_websockets_with_the_reason(relay):
     """When the kernel is shut down its websockets are closed with the reason."""
     kernel_id, channels = await relay.add()
     client = await relay.open(kernel_id)
@@ -116,8 +116,8 @@ async def test_end(relay):
     client.cut()
 
 
-async def test_a_kernel_that_is_slow_to_answer_has_lost_nothing(relay):
-    """One that was taken over and says nothing for long is held for busy; nobody is told that output is lost."""
+async def test_a_kernel_that_is_slow_to_answer_is_not_reported_to_have_lost_output(relay):
+    """A recovered kernel that is silent for long is considered busy; no client is told that output is lost."""
     kernel_id, channels = await relay.add(kernel := TinyKernel(), ready=False)
     channels.resume(Memory())
     async with await relay.open(kernel_id) as client:
@@ -134,8 +134,8 @@ async def test_a_kernel_that_is_slow_to_answer_has_lost_nothing(relay):
     assert texts(client.history, "stderr") == ""
 
 
-async def test_a_cell_of_an_earlier_gateway_has_a_gap(relay):
-    """What a taken over kernel says of a request that this gateway has not sent is preceded by a notice."""
+async def test_output_of_a_cell_of_an_earlier_gateway_is_preceded_by_a_notice(relay):
+    """That is output for a request that this gateway has not sent."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(), ready=False)
     await channels.ready(5)
     await asyncio.sleep(0.1)  # for what answers the gateway itself

@@ -1,6 +1,6 @@
 """A kernel changes hands, and answers the gateway that has it now.
 
-Many kernels see to their sockets between two cells only: who comes and goes meanwhile is noticed in a row when the cell
+Many kernels poll their sockets between two cells only: connections in between are noticed in a row when the cell
 is over. A ROUTER socket that still knows an identity then does not listen to a second connection of it, unless it has
 ROUTER_HANDOVER, which ipykernel and IRkernel set and others, as Toree, do not.
 """
@@ -17,14 +17,14 @@ from tests.support.wsclient import texts, types
 
 
 async def look(kernel):
-    """Wait until a kernel has seen to its sockets."""
+    """Wait until a kernel has polled its sockets."""
     looks = kernel.looks
     while kernel.looks < looks + 3:
         await asyncio.sleep(0.01)
 
 
-async def test_a_kernel_that_is_connected_to_twice_while_it_starts(relay):
-    """It answers on the newest connection, although it has not seen to the older ones before that."""
+async def test_a_kernel_that_is_connected_to_twice_while_it_starts_answers_on_the_newest_connection(relay):
+    """Although it has not polled the older ones before that."""
     kernel_id, channels = await relay.add(kernel := TinyKernel(), ready=False)
     try:
         for _ in range(3):
@@ -41,8 +41,8 @@ async def test_a_kernel_that_is_connected_to_twice_while_it_starts(relay):
 
 
 @pytest.mark.parametrize(("hands_over", "queued"), [(True, 0), (False, 0), (False, 2)])
-async def test_a_kernel_that_was_busy_all_the_time(relay, hands_over, queued):
-    """It executes for the next gateway; who waits for a reply gets an error where the reply is lost."""
+async def test_a_kernel_that_was_busy_all_the_time_executes_for_the_next_gateway(relay, hands_over, queued):
+    """A client that waits for a reply gets an error if the reply is lost."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel(hands_over=hands_over))
     client = await relay.open(kernel_id, "s")
     client.session = "s"
@@ -61,8 +61,8 @@ async def test_a_kernel_that_was_busy_all_the_time(relay, hands_over, queued):
     client.cut()
 
 
-async def test_a_kernel_that_sees_to_its_sockets_while_it_is_busy(relay):
-    """What it owes to earlier gateways, it replies and asks through the present one."""
+async def test_a_kernel_that_polls_its_sockets_while_it_is_busy_replies_through_the_present_gateway(relay):
+    """Its outstanding replies and questions for earlier gateways go through the present one."""
     kernel_id, channels = await relay.add(kernel := relay.tiny_kernel())
     client = await relay.open(kernel_id, "s")
     client.session = "s"

@@ -35,7 +35,7 @@ async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 1
 
 
 async def connected(client: Client, kernel_id: str, session_id: str | None = None) -> KernelSocket:
-    """Open a websocket as soon as a replica takes it; until then the answer is that none is there."""
+    """Open a websocket as soon as a replica accepts it; until then the answer is that there is no replica."""
     while True:
         try:
             return await client.websocket(kernel_id, session_id)
@@ -110,7 +110,7 @@ class Replicas:
             *self.options,
         ]
         env = {"EG_SESSION_DATABASE_URL": self.database_url, "EG_UNAUTHORIZED_USERS": "", **self.env}
-        # Replicas are different machines: they share no directory but the database's.
+        # Replicas stand for different machines: they share no directory but the database's.
         runtime = self.directory / f"runtime{number}"
         runtime.mkdir(mode=0o700, exist_ok=True)
         env["JUPYTER_RUNTIME_DIR"] = str(runtime)
@@ -125,7 +125,7 @@ class Replicas:
 
     @contextlib.contextmanager
     def frozen(self, number: int) -> Iterator[None]:
-        """Have a replica stand still in the block."""
+        """Suspend a replica in the block."""
         process = self.processes[number].process
         process.send_signal(signal.SIGSTOP)
         try:

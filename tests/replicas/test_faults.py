@@ -114,7 +114,7 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
     await eventually(there_is_no_other)
     await replicas.clients[-1].call(f"/api/kernels/{kernel_id}", "DELETE", status=204)
 
-    async def is_gone_everywhere():  # a replica that has not heard yet that the store is back answers by what it knows
+    async def is_gone_everywhere():  # a replica that has not noticed yet that the store is back uses what it knows
         answers = [await client.fetch(f"/api/kernels/{kernel_id}") for client in replicas.clients]
         return [answer.code for answer in answers] == [404] * len(answers)
 
@@ -129,10 +129,10 @@ async def check_that_it_lives(replicas, kernel_id, former, sockets):
 
 @pytest.mark.parametrize(("step", "outage"), [("ended", 6), ("launch", 0.3), ("launched", 0.3), ("launched", 6)])
 @pytest.mark.parametrize("cause", ["client", "death"])
-async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres, cause, step, outage):
-    """PostgreSQL stops when the old process has ended, before or after the new one is launched: the restart is done.
+async def test_a_restart_is_completed_when_the_store_goes_away_in_the_middle(replicas, postgres, cause, step, outage):
+    """PostgreSQL stops when the old process has ended, before or after the new one is launched.
 
-    It comes back before or after the leases have expired.
+    It returns before or after the leases have expired.
     """
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     async with postgres.away():
@@ -148,7 +148,7 @@ async def test_the_store_goes_away_in_the_middle_of_a_restart(replicas, postgres
 async def test_the_first_request_after_an_outage_finds_the_new_process(replicas, postgres, is_new):
     """A restart was done while PostgreSQL was away, and leases have expired: no replica takes it for cut short.
 
-    Not the one that did not know the kernel before, nor one that has just been started.
+    Neither the one that did not know the kernel before, nor one that has just been started.
     """
     write_kernelspec("stepping", metadata={"process_proxy": STEPS})
     first, second = await replicas.start()
@@ -173,7 +173,7 @@ async def test_the_first_request_after_an_outage_finds_the_new_process(replicas,
 async def test_clients_that_may_have_used_an_unreachable_process_are_told_of_its_end(replicas, postgres):
     """A replica has restarted a kernel while PostgreSQL was away, and is killed before it could say how it is reached.
 
-    Another replica replaces the process; clients of a third one hear of it, too.
+    Another replica replaces the process; clients of a third one are told, too.
     """
     write_kernelspec("stepping", metadata={"process_proxy": STEPS})
     await replicas.start(3)
@@ -226,8 +226,8 @@ async def test_a_delete_that_fails_leaves_no_restart_half_done(replicas, postgre
 
 @pytest.mark.parametrize("step", ["ended", "launch", "launched"])
 @pytest.mark.parametrize("cause", ["client", "death"])
-async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause, step):
-    """Another replica finishes the restart meanwhile; the one that wakes up starts no second process and follows."""
+async def test_another_replica_completes_the_restart_of_a_suspended_one(replicas, cause, step):
+    """The one that wakes up starts no second process, and connects to the new one."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     with replicas.frozen(0):
         held.go_on()
@@ -244,7 +244,7 @@ async def test_a_replica_stands_still_in_the_middle_of_a_restart(replicas, cause
 async def test_a_replica_that_wakes_up_in_an_outage_serves_no_client_with_its_own_process(
     replicas, postgres, cause, step
 ):
-    """It was in the middle of a restart, which another replica has finished: its clients wait for the store to tell."""
+    """It was in the middle of a restart, which another replica completed: its clients wait until the store is back."""
     (kernel_id, pid, sockets), restart, held = await held_restart(replicas, cause, step)
     async with contextlib.AsyncExitStack() as outage:
         with replicas.frozen(0):
@@ -271,8 +271,8 @@ async def pid_when_another_has_finished(replicas, kernel_id, sockets):
     return (await sockets[1].execute(PID))[0]
 
 
-async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(replicas):
-    """A kernel dies and is restarted while another replica stands still: clients there hear of it before any reply."""
+async def test_a_replica_that_wakes_up_announces_a_restart_before_it_relays(replicas):
+    """A kernel dies and is restarted while another replica is suspended: its clients are told before any reply."""
     await replicas.start(2, "--KernelRestarter.stable_start_time=0")
     kernel_id, pid, sockets = await used_kernel(replicas, "python3")
     with replicas.frozen(1):
@@ -301,10 +301,10 @@ async def test_a_replica_that_wakes_up_tells_of_a_restart_before_it_relays(repli
         ("death", b'"state": "running"'),
     ],
 )
-async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_answer_lost):
-    """The line to the database breaks at one of a restart's writes, before or after it is made: nothing is stuck.
+async def test_a_restart_does_not_get_stuck_when_a_write_is_lost(line, replicas, cause, write, is_answer_lost):
+    """The line to the database breaks at one of a restart's writes, before or after it is made.
 
-    The restart is done, or the client is told that it is not, and the kernel is then as it was.
+    The restart is completed, or the client is told that it failed, and the kernel is unchanged.
     """
     replicas.database_url = line.database_url
     await replicas.start(2)
@@ -334,10 +334,10 @@ async def test_a_write_of_a_restart_is_lost(line, replicas, cause, write, is_ans
 
 
 @pytest.mark.parametrize("write", [b'"state": "stopping"', b"DELETE FROM eg_kernel"])
-async def test_a_replica_is_killed_before_the_store_knows_of_a_delete(line, replicas, write):
-    """The line breaks at one of a delete's writes, and comes back when the replica is gone: no deleted kernel returns.
+async def test_no_deleted_kernel_returns_when_its_replica_is_killed(line, replicas, write):
+    """The line to the database breaks at one of a delete's writes, and is restored when the replica is gone.
 
-    It is gone if the client was told so, and else it is as it was.
+    The kernel is gone if the client was told so, and otherwise unchanged.
     """
     replicas.database_url = line.database_url
     one, two = await replicas.start()
@@ -390,8 +390,8 @@ async def _started(client):
     return (await client.fetch("/api/kernels", "POST", {"name": "python3"})).code == 201
 
 
-async def test_a_start_that_is_given_up_while_its_id_is_claimed_leaves_the_id_free(replicas, database_url):
-    """A client goes away while the store is slow to give the kernel's lease: another replica may use the id."""
+async def test_a_start_that_is_cancelled_while_its_id_is_claimed_leaves_the_id_free(replicas, database_url):
+    """A client disconnects while the store is slow to grant the kernel's lease: another replica may use the id."""
     one, two = await replicas.start()
     await one.start_kernel()
     body = {"name": "python3", "env": {"KERNEL_ID": str(uuid.uuid4())}}
@@ -408,7 +408,7 @@ async def test_a_start_that_is_given_up_while_its_id_is_claimed_leaves_the_id_fr
 
 
 async def test_a_claim_whose_answer_is_lost_leaves_the_id_free(line, replicas):
-    """The line breaks when a start's lease is taken, and nobody hears of it: another replica may use the id."""
+    """The line breaks when a start's lease is granted, and the answer is lost: another replica may use the id."""
     replicas.database_url = line.database_url
     one, two = await replicas.start()
     body = {"name": "python3", "env": {"KERNEL_ID": str(uuid.uuid4())}}

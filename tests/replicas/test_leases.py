@@ -1,4 +1,4 @@
-"""How long a replica may take a kernel for its own."""
+"""How long a replica may consider a kernel its own."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LEASE_SECONDS = 1.0
 
 
 async def held_after(replicas: Replicas, kernel_id: str) -> tuple[bool, bool]:
-    """Claim a kernel; return whether its lease was given, and whether it counts at that moment."""
+    """Claim a kernel; return whether its lease was granted, and whether it is valid at that moment."""
     return await replicas.claim(kernel_id), replicas.holds(kernel_id)
 
 
 async def test_a_lease_counts_from_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have expired when the answer is read: the replica, or the store, has stood still meanwhile."""
+    """It may have expired when the answer is read: the replica, or the store, may have been suspended."""
     database = tmp_path / "store.sqlite"
     monkeypatch.setenv("EG_SESSION_DATABASE_URL", f"sqlite:///{database}")
     config = {

@@ -1,4 +1,4 @@
-"""Replicas and kernels on SSH hosts: each has its own way to the kernel, and the last one cleans up."""
+"""Replicas and kernels on SSH hosts: each has its own connection to the kernel, and the last one cleans up."""
 
 from __future__ import annotations
 

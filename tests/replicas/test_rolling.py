@@ -1,4 +1,4 @@
-"""Rolling restarts: replicas are replaced one after the other while clients go on."""
+"""Rolling restarts: replicas are replaced one after the other while clients keep working."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GET, POST = ("GET",), ("POST", {})
 
 
 class Notebook:
-    """A client that executes all the time: counts up in the kernel, and reconnects when its websocket is closed."""
+    """A client that executes all the time: it counts in the kernel, and reconnects when its websocket is closed."""
 
     def __init__(self, client, kernel_id):
         self.client, self.kernel_id = client, kernel_id
@@ -154,8 +154,8 @@ async def test_starts_in_progress_are_answered_when_their_replica_is_stopped(rep
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_replica_that_stands_still_gets_no_more_requests(replicas):
-    """HAProxy finds out within seconds; what the replica had got it answers when it goes on."""
+async def test_a_suspended_replica_gets_no_more_requests(replicas):
+    """HAProxy notices within seconds; the replica answers what it had received when it continues."""
     await replicas.start()
     client = replicas.through_proxy
     with replicas.frozen(0):
@@ -171,7 +171,7 @@ async def test_a_replica_that_stands_still_gets_no_more_requests(replicas):
 
 
 class Replica(web.RequestHandler):
-    """A replica in the moment between being told to stop and closing its port, or one that stays."""
+    """A replica between the signal to stop and the closing of its port, or one that stays."""
 
     def initialize(self, code):
         self.code = code
@@ -184,7 +184,7 @@ class Replica(web.RequestHandler):
 
 
 @pytest.mark.needs("haproxy")
-async def test_a_get_that_a_replica_refuses_goes_to_another(tmp_path):
+async def test_a_get_that_a_replica_refuses_is_retried_on_another(tmp_path):
     """With the documented HAProxy; a request that may have had an effect is not sent twice."""
     ports = free_ports(2)
     replicas = [

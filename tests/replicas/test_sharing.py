@@ -1,4 +1,4 @@
-"""Two replicas, one set of kernels: whatever one can do, the other can, and both say the same."""
+"""Two replicas, one set of kernels: whatever one can do, the other can, and both show the same."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def _closed(socket):
     return True
 
 
-async def test_the_life_of_a_session_on_all_replicas(replicas):
+async def test_a_session_is_shared_by_all_replicas(replicas):
     """A notebook's session made on one replica is listed, shown, changed and ended on the other."""
     one, two = await replicas.start()
     body = {"path": "a.ipynb", "type": "notebook", "name": "", "kernel": {"name": "python3"}}
@@ -97,7 +97,7 @@ async def test_the_life_of_a_session_on_all_replicas(replicas):
     assert await two.call("/api/sessions") == await two.call("/api/kernels") == []
 
 
-async def test_a_session_is_for_a_kernel_that_another_replica_started(replicas):
+async def test_a_session_can_use_a_kernel_that_another_replica_started(replicas):
     """POST with the id of a kernel of one replica is answered by the other with that kernel, in the same model."""
     one, two = await replicas.start()
     kernel_id = await one.start_kernel()
@@ -130,7 +130,7 @@ async def test_a_path_has_one_session_when_all_replicas_are_asked_at_once(replic
 
 
 async def test_limits_hold_for_all_replicas_together(replicas):
-    """Of eight starts at once on two replicas as many succeed as the limit allows; a deleted kernel makes room."""
+    """Of eight simultaneous starts on two replicas as many succeed as the limit allows; a delete frees a place."""
     one, two = await replicas.start(2, "--EnterpriseGatewayApp.max_kernels=3")
     starts = [client.fetch("/api/kernels", "POST", {"name": "python3"}) for client in (one, two) * 4]
     answers = await asyncio.gather(*starts)
@@ -155,8 +155,8 @@ async def test_an_id_is_given_to_one_kernel(replicas):
 
 
 @pytest.mark.parametrize("database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True)
-async def test_a_client_that_goes_away_at_the_very_end_of_a_start_leaves_no_kernel(replicas, database_url):
-    """Its kernel runs, and only its place under the limits is still to be given back: the kernel is stopped again."""
+async def test_a_client_that_disconnects_at_the_very_end_of_a_start_leaves_no_kernel(replicas, database_url):
+    """Its kernel runs, and only its place under the limits is still to be released: the kernel is stopped again."""
     write_kernelspec("slow", metadata={"process_proxy": SLOW})
     one, two = await replicas.start()
     await two.start_kernel()
@@ -244,8 +244,8 @@ async def test_idle_kernels_are_culled_once_and_not_while_in_use_elsewhere(repli
     await one.call(f"/api/kernels/{idle}", status=404)
 
 
-async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
-    """Both replicas are asked to restart a kernel at once, again and again: it is one process at the end."""
+async def test_simultaneous_restarts_are_done_one_after_the_other(replicas):
+    """Both replicas are asked to restart a kernel at once, repeatedly: it is one process at the end."""
     one, two = await replicas.start()
     kernel_id = await one.start_kernel()
     socket = await two.websocket(kernel_id)
@@ -259,7 +259,7 @@ async def test_restarts_at_the_same_time_are_one_after_the_other(replicas):
 
 
 @pytest.mark.parametrize("load_balancer", ["haproxy", pytest.param("nginx", marks=pytest.mark.needs("nginx"))])
-async def test_kill_one_replica_and_the_other_goes_on(replicas, load_balancer):
+async def test_one_replica_goes_on_when_the_other_is_killed(replicas, load_balancer):
     """Clients of a replica that was killed go on through the other one within 5 s, and it manages the kernels."""
     replicas.load_balancer = load_balancer
     await replicas.start()

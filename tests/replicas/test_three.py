@@ -1,4 +1,4 @@
-"""Three replicas agree: what one starts, the others use, change and end, and what is done by itself is done once."""
+"""Three replicas agree: what one starts, the others use, change and end, and automatic actions are done once."""
 
 from __future__ import annotations
 

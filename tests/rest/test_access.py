@@ -39,14 +39,14 @@ UNAUTHORIZED = {"reason": "Unauthorized", "message": ""}
     ],
 )
 async def test_the_token_is_taken_from_query_or_header(path: str, header: str | None, status: int) -> None:
-    """The query argument wins over the header; both schemes are known, in exactly their spelling."""
+    """The query argument overrides the header; both schemes are accepted, in exactly their spelling."""
     async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": "right"}}) as gateway:
         answer = await gateway.call(path, status=status, headers={"Authorization": header} if header else {})
         assert status == 200 or answer == UNAUTHORIZED
 
 
 async def test_the_token_appears_in_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Neither access lines nor error lines hold the token of a query."""
+    """Neither access lines nor error lines contain the token of a query."""
     with caplog.at_level(logging.DEBUG):
         async with running_gateway(["--debug"], config={"EnterpriseGatewayApp": {"auth_token": "s3cr3t"}}) as gateway:
             for path in ("/api?token=s3cr3t", "/nowhere?a=b&token=s3cr3t", "/api/kernels/1-2-3-4-5?token=s3cr3t"):
@@ -82,7 +82,7 @@ async def test_the_token_appears_in_no_log_line(caplog: pytest.LogCaptureFixture
 async def test_a_token_in_any_form_appears_neither_in_the_log_nor_in_the_answer(
     query: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What authenticates is not logged however it is encoded, and neither is what was meant to."""
+    """A token is not logged however it is encoded, and neither is an invalid one."""
     with caplog.at_level(logging.DEBUG):
         async with running_gateway(["--debug"], config={"EnterpriseGatewayApp": {"auth_token": "s3cr3t"}}) as gateway:
             for path in ("/api", "/api/kernels/1-2-3-4-5/channels"):
@@ -97,7 +97,7 @@ async def test_a_token_in_any_form_appears_neither_in_the_log_nor_in_the_answer(
 
 
 def test_a_malformed_request_is_not_quoted_in_the_log(tmp_path: Path) -> None:
-    """Its header may be that with the token."""
+    """Its header may be the one with the token."""
     with gateway_process(tmp_path / "log", ["--debug"], env={"EG_AUTH_TOKEN": "s3cr3t"}) as gateway:
         port = int(gateway.url.rsplit(":", 1)[1])
         for line in (b"Authorization: token s3cr3t\x01", b"Authorization: token s3cr3t\x7f", b"token s3cr3t"):
@@ -130,7 +130,7 @@ def test_a_malformed_request_is_not_quoted_in_the_log(tmp_path: Path) -> None:
     ],
 )
 async def test_a_header_that_makes_no_sense_is_no_failure_of_the_gateway(header: str, status: int) -> None:
-    """It is refused, or of no matter; tornado refuses some before they get here, with 400."""
+    """It is refused or ignored; tornado refuses some before the gateway sees them, with 400."""
     async with running_gateway(config={"EnterpriseGatewayApp": {"trust_xheaders": True}}) as gateway:
         host = "" if header.startswith("Host") else f"Host: 127.0.0.1:{gateway.app.port}\r\n"
         for more in ("", "Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"):
@@ -142,8 +142,8 @@ async def test_a_header_that_makes_no_sense_is_no_failure_of_the_gateway(header:
             assert answered in ({400, 403, 404, 413} if more else {status, 400 if status != 200 else status})
 
 
-async def test_a_name_in_a_url_writes_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Line ends in it are escaped where the log tells of it."""
+async def test_a_name_in_a_url_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Line ends in it are escaped in the log."""
     with caplog.at_level(logging.DEBUG):
         async with running_gateway() as gateway:
             assert (await gateway.fetch("/api/kernelspecs/a%0aforged")).code == 404
@@ -182,8 +182,8 @@ async def test_cors_headers_are_sent_as_configured_and_on_errors_too() -> None:
         assert "Access-Control-Max-Age" not in (await gateway.fetch("/api")).headers
 
 
-async def test_requests_of_foreign_pages_are_refused_unless_allowed() -> None:
-    """An Origin other than the gateway's own is 404, until allow_origin permits it, exactly or by a star."""
+async def test_requests_from_foreign_pages_are_refused_unless_allowed() -> None:
+    """An Origin other than the gateway's own is 404, unless allow_origin permits it, exactly or by a star."""
     async with running_gateway() as gateway:
         own = f"http://127.0.0.1:{gateway.app.port}"
         settings = gateway.app.web_app.settings
@@ -245,7 +245,7 @@ async def test_websockets_of_foreign_pages_are_refused() -> None:
 async def test_without_a_token_the_gateway_answers_to_its_own_names_only(
     host: str, config: dict[str, Any], status: int
 ) -> None:
-    """DNS rebinding: a page that makes its own name point to the gateway is refused, whatever the gateway serves."""
+    """DNS rebinding: a page whose own name resolves to the gateway is refused, whatever the gateway serves."""
     async with running_gateway(config={"EnterpriseGatewayApp": config}) as gateway:
         response = await gateway.fetch("/api", headers={"Host": host})
         assert response.code == status
@@ -329,8 +329,8 @@ async def test_a_base_url_in_any_script_is_served_in_the_form_that_requests_have
         writer.close()
 
 
-async def test_a_base_url_is_no_pattern() -> None:
-    """A dot stands for itself, and so do parentheses and a plus."""
+async def test_a_base_url_is_not_a_pattern() -> None:
+    """A dot is matched literally, and so are parentheses and a plus."""
     async with running_gateway(config={"EnterpriseGatewayApp": {"base_url": "/a.b/c+(d)"}}) as gateway:
         await gateway.call("/api")
         gateway.url = gateway.url.replace("a.b", "axb")

@@ -1,4 +1,4 @@
-"""REST requests about kernels: what is answered, and what a request may reach."""
+"""REST requests about kernels: their answers, and what a request may affect."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_listing_kernels_is_forbidden_unless_switched_on() -> None:
         ({"name": "../python3"}, 404, "No kernelspec named"),
     ],
 )
-async def test_a_request_that_cannot_be_used_gets_one_sentence(body: Any, status: int, words: str) -> None:
+async def test_an_invalid_request_is_refused_with_one_sentence(body: Any, status: int, words: str) -> None:
     """Bad input is a 4xx whose message says what to change, never a traceback; nothing is started."""
     async with running_gateway(config=options()) as gateway:
         answer = await gateway.call("/api/kernels", "POST", body, status=status)
@@ -112,7 +112,7 @@ async def test_a_request_that_cannot_be_used_gets_one_sentence(body: Any, status
 
 
 async def test_a_body_that_is_too_large_is_not_read() -> None:
-    """A body beyond max_body_size is refused before it is buffered."""
+    """A body over max_body_size is refused before it is buffered."""
     async with running_gateway(config=options()) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.app.port)
         writer.write(b"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000000\r\n\r\n")
@@ -134,7 +134,7 @@ async def test_a_kernel_id_that_is_in_use_is_a_conflict() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_an_unknown_kernel_is_not_found(method: str) -> None:
-    """Requests for an id that no kernel has are 404, also those that only look like an id."""
+    """Requests for an id that no kernel has are 404, also for what only looks like an id."""
     async with running_gateway(config=options()) as gateway:
         for kernel_id in (str(uuid.uuid4()), "1-2-3-4-5"):
             answer = await gateway.call(f"/api/kernels/{kernel_id}", method, status=404)
@@ -204,7 +204,7 @@ async def test_client_variables_pass_by_rule_and_loader_variables_only_by_name()
         assert not loaders & set(environment)
 
 
-async def test_a_user_that_is_not_authorized_is_refused_and_nothing_is_left() -> None:
+async def test_an_unauthorized_user_is_refused_and_nothing_is_left() -> None:
     """403 with the documented text as reason; neither a kernel nor a connection file remains."""
     async with running_gateway(config=options(unauthorized_users=["mallory"])) as gateway:
         answer = await gateway.call("/api/kernels", "POST", {"env": {"KERNEL_USERNAME": "mallory"}}, status=403)
@@ -224,14 +224,14 @@ async def test_limits_count_starts_in_progress() -> None:
         assert len(await gateway.call("/api/kernels")) == 2
 
 
-async def test_limits_per_user_do_not_touch_other_users() -> None:
+async def test_limits_per_user_do_not_affect_other_users() -> None:
     """max_kernels_per_user refuses the user who has so many, and nobody else."""
     async with running_gateway(config=options(max_kernels_per_user=1)) as gateway:
         for user, status in (("alice", 201), ("alice", 403), ("bob", 201)):
             await gateway.call("/api/kernels", "POST", {"env": {"KERNEL_USERNAME": user}}, status=status)
 
 
-async def test_a_start_that_is_deleted_leaves_nothing(slow_kernelspec: str) -> None:
+async def test_a_start_that_is_cancelled_by_delete_leaves_nothing(slow_kernelspec: str) -> None:
     """DELETE of a kernel that is starting ends the start: its client gets 409, and the id is free again."""
     kernel_id = str(uuid.uuid4())
     body = {"name": slow_kernelspec, "env": {"KERNEL_ID": kernel_id}}
@@ -245,8 +245,8 @@ async def test_a_start_that_is_deleted_leaves_nothing(slow_kernelspec: str) -> N
         assert await gateway.start_kernel(env={"KERNEL_ID": kernel_id}) == kernel_id
 
 
-async def test_the_client_that_goes_away_takes_its_start_with_it(slow_kernelspec: str) -> None:
-    """A start whose client has closed its connection is given up: no kernel is left that nobody knows of."""
+async def test_a_client_that_disconnects_cancels_its_start(slow_kernelspec: str) -> None:
+    """A start whose client has closed its connection is cancelled: no kernel is left that no client knows of."""
     kernel_id = str(uuid.uuid4())
     body = json.dumps({"name": slow_kernelspec, "env": {"KERNEL_ID": kernel_id}}).encode()
     async with running_gateway(config=options()) as gateway:
@@ -273,8 +273,8 @@ class SlowAuthorizer:
         return True
 
 
-async def test_the_client_that_goes_away_before_its_start_gets_none(slow_kernelspec: str) -> None:
-    """A client that has closed its connection while its request was authorized has no kernel started for it."""
+async def test_no_kernel_is_started_for_a_client_that_disconnected_before(slow_kernelspec: str) -> None:
+    """Its connection was closed while its request was being authorized."""
     async with running_gateway(config=options()) as gateway:
         gateway.app.web_app.settings["authorizer"] = SlowAuthorizer()
         with pytest.raises(HTTPTimeoutError):
@@ -284,8 +284,8 @@ async def test_the_client_that_goes_away_before_its_start_gets_none(slow_kernels
         assert await gateway.call("/api/kernels") == []
 
 
-async def test_clients_that_go_away_at_once_leave_nothing(slow_kernelspec: str) -> None:
-    """A request whose client is gone when it is read starts no kernel."""
+async def test_clients_that_disconnect_at_once_leave_nothing(slow_kernelspec: str) -> None:
+    """A request whose client is already disconnected when it is read starts no kernel."""
     body = json.dumps({"name": slow_kernelspec}).encode()
     request = f"POST /api/kernels HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     async with running_gateway(config=options()) as gateway:

@@ -1,4 +1,4 @@
-"""The mixins of ``enterprise_gateway.mixins`` on what is no handler of the gateway."""
+"""The mixins of ``enterprise_gateway.mixins`` on objects that are not handlers of the gateway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prepares:
 
 
 class Bare(TokenAuthorizationMixin, Prepares):
-    """No handler, but what the token's check needs of one."""
+    """Not a handler, but what the token's check needs of one."""
 
     def __init__(
         self, method: str = "GET", headers: Mapping[str, str] | None = None, arguments: Mapping[str, str] | None = None
@@ -64,7 +64,7 @@ def test_the_token_is_checked_on_any_object(bare: Bare, allowed: bool) -> None:
     assert (bare.is_prepared, bare.sent, result) == (allowed, [] if allowed else [401], "prepared" if allowed else None)
 
 
-def test_without_a_token_everybody_is_let_in() -> None:
+def test_without_a_token_every_request_is_accepted() -> None:
     """An empty setting, or none, checks nothing; a class without ``prepare`` behind the mixin is fine."""
     for settings in ({"eg_auth_token": ""}, {}):
         bare = Bare()
@@ -75,7 +75,7 @@ def test_without_a_token_everybody_is_let_in() -> None:
 
 
 class Answer(JSONErrorsMixin):
-    """No handler, but what the writing of errors needs of one."""
+    """Not a handler, but what the writing of errors needs of one."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -116,10 +116,10 @@ def test_errors_are_written_on_any_object(status: int, error: Exception | None, 
 
 
 class Plain(TokenAuthorizationMixin, JSONErrorsMixin, CORSMixin, web.RequestHandler):
-    """A handler of somebody else's program."""
+    """A handler of another program."""
 
     def set_default_headers(self) -> None:
-        """Let pages of the configured origin in."""
+        """Allow pages of the configured origin."""
         self.set_cors_headers()
 
     def get(self) -> None:
@@ -131,7 +131,7 @@ class Plain(TokenAuthorizationMixin, JSONErrorsMixin, CORSMixin, web.RequestHand
 
 @pytest.fixture
 async def plain() -> AsyncIterator[Requests]:
-    """Serve the handler of somebody else's program, and nothing of ours."""
+    """Serve the handler of another program, and nothing of ours."""
     settings = {"eg_auth_token": "right", "eg_allow_origin": "https://jupyter.org"}
     server = httpserver.HTTPServer(web.Application([("/", Plain)], **settings))  # type: ignore[arg-type]
     sockets = netutil.bind_sockets(0, "127.0.0.1")

@@ -1,4 +1,4 @@
-"""The OpenAPI document is complete and true."""
+"""The OpenAPI document is complete and correct."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCUMENT = yaml.safe_load((Path(handlers.__file__).parent / "swagger.yaml").read
 LEFT_OUT = "negative_data_rejection,positive_data_acceptance,content_type_conformance"
 
 
-def test_both_forms_are_the_same() -> None:
+def test_the_yaml_and_json_documents_agree() -> None:
     """The YAML and the JSON document say the same."""
     assert json.loads((Path(handlers.__file__).parent / "swagger.json").read_text()) == DOCUMENT
 

@@ -54,8 +54,8 @@ ANYTHING = {
 }
 
 
-async def test_a_session_of_the_legacy_form_lives_and_ends() -> None:
-    """POST 201 with the model, list shows it, DELETE ends session and kernel, then 410."""
+async def test_a_session_in_the_legacy_format_is_created_listed_and_deleted() -> None:
+    """POST is 201 with the model, the list shows it, DELETE ends session and kernel, then it is 410."""
     async with running_gateway(config=CONFIG) as gateway:
         session = await gateway.call("/api/sessions", "POST", LEGACY, status=201)
         assert set(session) == {"id", "path", "name", "type", "notebook", "kernel"}
@@ -83,8 +83,8 @@ async def test_a_session_is_shown_changed_and_found_again_by_its_path() -> None:
         assert [kernel["id"] for kernel in await gateway.call("/api/kernels")] == [replaced["kernel"]["id"]]
 
 
-async def test_a_session_is_for_the_running_kernel_that_its_request_names() -> None:
-    """POST with a kernel's id starts nothing: the session has that kernel, and its model is jupyter_server's."""
+async def test_a_session_uses_the_running_kernel_that_its_request_names() -> None:
+    """POST with a kernel's id starts nothing: the session has that kernel, and its model is that of jupyter_server."""
     async with running_gateway(config=CONFIG) as gateway:
         kernel_id = await gateway.start_kernel()
         body = {"path": "a-console", "type": "console", "name": "A", "kernel": {"id": kernel_id, "name": "ignored"}}
@@ -101,7 +101,7 @@ async def test_a_session_is_for_the_running_kernel_that_its_request_names() -> N
         assert await gateway.call("/api/sessions") == await gateway.call("/api/kernels") == []
 
 
-async def test_a_session_for_a_kernel_that_is_not_there_is_not_made() -> None:
+async def test_no_session_is_created_for_an_unknown_kernel() -> None:
     """POST with the id of no kernel is 404 with a sentence, also when a kernelspec is named; nothing is started."""
     async with running_gateway(config=CONFIG) as gateway:
         for kernel_id in ("1-2-3-4-5", "../x", "f" * 36):
@@ -140,7 +140,7 @@ async def test_every_entry_of_a_session_can_be_changed() -> None:
         ({"path": "a", "type": "b", "kernel": {"name": "nope"}}, 404, "The 'nope' kernel is not available"),
     ],
 )
-async def test_a_session_request_that_cannot_be_used_says_why(body: Any, status: int, words: str) -> None:
+async def test_an_invalid_session_request_is_refused_with_a_reason(body: Any, status: int, words: str) -> None:
     """Bad bodies are 4xx, an unknown kernelspec is 404 with what clients show."""
     async with running_gateway(config=CONFIG) as gateway:
         answer = await gateway.call("/api/sessions", "POST", body, status=status)
@@ -163,8 +163,8 @@ async def test_a_session_whose_kernel_is_gone_is_forgotten() -> None:
         assert await gateway.call("/api/sessions") == []
 
 
-async def test_any_body_is_used_or_refused_with_a_sentence() -> None:
-    """Whatever is posted gets 201 and one kernel, or 4xx, a sentence and no kernel."""
+async def test_any_body_is_accepted_or_refused_with_a_sentence() -> None:
+    """Any body is answered 201 with one kernel, or 4xx with a sentence and no kernel."""
     write_kernelspec("cheap", argv=["sleep", "1000"])
     cheap = {"RemoteMappingKernelManager": {"default_kernel_name": "cheap"}}
     quick = {"RemoteKernelManager": {"shutdown_wait_time": 0.2}}
@@ -198,7 +198,7 @@ async def test_any_body_is_used_or_refused_with_a_sentence() -> None:
         {"path": "b", "kernel": {"name": "no-such-spec"}},
     ],
 )
-async def test_a_change_that_cannot_be_made_changes_nothing(change: Any) -> None:
+async def test_an_invalid_change_changes_nothing(change: Any) -> None:
     """A PATCH with one bad entry leaves path and kernel as they are, and starts nothing."""
     async with running_gateway(config=CONFIG) as gateway:
         session = await gateway.call("/api/sessions", "POST", BODY, status=201)
@@ -218,7 +218,7 @@ def slow_session(kernel: str, seconds: float, proxy: str = "SlowProxy") -> dict[
     return {**BODY, "kernel": {"name": kernel}}
 
 
-async def test_requests_for_one_path_at_a_time_share_one_session() -> None:
+async def test_simultaneous_requests_for_one_path_share_one_session() -> None:
     """Three simultaneous POSTs are answered with one session and its one kernel; another path has its own."""
     body = slow_session("slow", 0.3)
     async with running_gateway(config=CONFIG) as gateway:
@@ -241,8 +241,8 @@ async def test_requests_that_share_a_start_share_its_failure() -> None:
         await gateway.call("/api/sessions", "POST", BODY, status=201)
 
 
-async def test_a_client_that_goes_away_leaves_the_start_to_the_others() -> None:
-    """The one that began the start gives up, the other one gets its session; when all give up, nothing is left."""
+async def test_a_start_goes_on_for_the_others_when_one_client_disconnects() -> None:
+    """The one that began the start disconnects, the other gets its session; when all disconnect, nothing is left."""
     body = slow_session("slow", 1.5)
     async with running_gateway(config=CONFIG) as gateway:
         starts = gateway.app.kernel_manager.launches.under_way

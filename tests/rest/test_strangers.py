@@ -1,4 +1,4 @@
-"""What those can do of whom nobody knows anything yet: connections without a token, and what they may cost."""
+"""What clients can do before they are known: connections without a token, and what they may cost."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def line_to(gateway: Gateway, *sent: bytes) -> AsyncIterator[Line]:
     ],
 )
 async def test_a_refusal_does_not_wait_for_the_body(request_head: bytes, status: int) -> None:
-    """It is given when the headers have come, says that the connection ends, and asks for no body."""
+    """It is sent when the headers have arrived, says that the connection ends, and asks for no body."""
     async with guarded_gateway() as gateway, line_to(gateway, request_head) as line:
         answered, headers, body = await line.answer()
         assert (answered, headers["connection"]) == (status, "close")
@@ -122,7 +122,7 @@ async def test_a_client_that_never_stops_sending_is_cut_off() -> None:
         assert time.monotonic() < began + 5
 
 
-async def test_a_body_is_used_however_it_comes() -> None:
+async def test_a_body_is_accepted_however_it_is_sent() -> None:
     """In pieces, in chunks, asked for by 100-continue; and the connection serves the next request."""
     body = json.dumps({"name": "no-such-kernel"}).encode()
     chunked = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
@@ -146,7 +146,7 @@ async def test_a_body_is_used_however_it_comes() -> None:
 
 @pytest.mark.parametrize("form", ["declared", "one chunk", "many chunks"])
 async def test_a_body_over_the_limit_is_413(form: str) -> None:
-    """In one sentence that names the option, whether the size was said beforehand or not."""
+    """In one sentence that names the option, whether the size was declared beforehand or not."""
     async with guarded_gateway(max_body_size=100_000) as gateway, line_to(gateway) as line:
         if form == "declared":
             line.writer.write(head("POST", "/api/kernels", RIGHT, 100_001))
@@ -176,7 +176,7 @@ async def test_a_body_of_tiny_chunks_does_not_block_other_requests(method: str, 
 
 
 def chunk(size: int) -> bytes:
-    """Return a piece of a body whose length nobody has said."""
+    """Return a piece of a body of undeclared length."""
     return b"%x\r\n%s\r\n" % (size, bytes(size))
 
 
@@ -234,7 +234,7 @@ async def test_a_body_that_never_arrives_does_not_delay_the_stop() -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/kernels", "/api/swagger.json"])
-async def test_what_needs_no_token_needs_no_body_either(path: str) -> None:
+async def test_bodies_of_requests_that_need_no_token_are_discarded(path: str) -> None:
     """The body of a pre-flight request, or of one for the description, is not kept."""
     method = "OPTIONS" if path == "/api/kernels" else "GET"
     async with guarded_gateway(max_body_size=2048) as gateway:
@@ -247,7 +247,7 @@ async def test_what_needs_no_token_needs_no_body_either(path: str) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /api HTTP/1.1\r\nHost: localhost\r\nX-A: ", head()[:-1]])
-async def test_a_header_has_seconds_to_come(sent: bytes) -> None:
+async def test_headers_must_arrive_within_seconds(sent: bytes) -> None:
     """All of it together, however steadily bytes drip."""
     async with guarded_gateway() as gateway:
         gateway.app.connections.header_seconds = 0.5
@@ -261,8 +261,8 @@ async def test_a_header_has_seconds_to_come(sent: bytes) -> None:
             assert 0.4 < time.monotonic() - began < 3
 
 
-async def test_a_client_that_is_known_may_pause() -> None:
-    """Between its requests, as long as tornado's own limit for idle connections permits; a stranger may not."""
+async def test_a_known_client_may_pause() -> None:
+    """Between its requests, as long as tornado's own limit for idle connections permits; unknown clients may not."""
     async with guarded_gateway() as gateway:
         gateway.app.connections.header_seconds = 0.3
         async with line_to(gateway, head(headers=RIGHT)) as known, line_to(gateway, head("OPTIONS")) as stranger:
@@ -274,8 +274,8 @@ async def test_a_client_that_is_known_may_pause() -> None:
 
 @pytest.mark.parametrize("token", ["right", ""])
 @pytest.mark.parametrize("how", ["after a pause", "with the request before", "while that is answered"])
-async def test_a_header_of_a_known_client_has_seconds_to_come(how: str, token: str) -> None:
-    """From its first byte, whenever that came; who is known without a token is so after the first request."""
+async def test_headers_of_a_known_client_must_arrive_within_seconds(how: str, token: str) -> None:
+    """From its first byte, whenever that came; a client that needs no token is known after its first request."""
     half = head(headers=RIGHT)[:-4]
     async with running_gateway(config={"EnterpriseGatewayApp": {"auth_token": token}}) as gateway:
         gateway.app.connections.header_seconds = 0.5
@@ -299,7 +299,7 @@ async def test_a_header_of_a_known_client_has_seconds_to_come(how: str, token: s
 
 
 async def test_a_known_client_is_served_after_every_pause() -> None:
-    """Whether its headers come in one piece or in several, and its bodies late; in the meantime nobody counts."""
+    """Whether its headers come in one piece or in several, and its bodies late; no time-out runs during the pause."""
     async with guarded_gateway() as gateway:
         gateway.app.connections.header_seconds = 0.3
         async with line_to(gateway, head(headers=RIGHT)) as line:
@@ -335,8 +335,10 @@ async def test_the_headers_of_a_request_have_a_limit() -> None:
         ("max_pending_connections", "More than 3 connections have"),
     ],
 )
-async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, warning: str, expect_log: Any) -> None:
-    """Of an address, or of all: who has business says so at once, and gets in whatever flood there is."""
+async def test_the_oldest_stranger_is_disconnected_when_there_are_too_many(
+    option: str, warning: str, expect_log: Any
+) -> None:
+    """Of an address, or of all: a client that sends its request at once is served whatever flood there is."""
     async with guarded_gateway() as gateway, contextlib.AsyncExitStack() as stack:
         setattr(gateway.app, option, 3)
         known = await stack.enter_async_context(line_to(gateway, head(headers=RIGHT)))
@@ -366,7 +368,7 @@ async def test_the_oldest_stranger_goes_when_there_are_too_many(option: str, war
         ("", ""),
     ],
 )
-def test_what_one_party_has_counts_as_one_address(address: str, network: str) -> None:
+def test_all_addresses_of_one_party_count_as_one(address: str, network: str) -> None:
     """An IPv4 address, however it is written; of IPv6 a network of 2^64; Unix sockets have none."""
     assert network_of(address) == network
 
@@ -389,7 +391,7 @@ def network_with(*addresses: str) -> Iterator[ThreadPoolExecutor]:
 
 @pytest.mark.needs("ip", NAMESPACES)
 async def test_all_addresses_of_a_site_count_as_one(expect_log: Any) -> None:
-    """A stranger with an IPv6 network does not take everybody's places; other networks, and IPv4, have their own."""
+    """A stranger with an IPv6 network does not use up all places; other networks, and IPv4, have their own."""
     mine, others = [f"2001:db8:0:1::{number}" for number in range(1, 5)], ["2001:db8:0:2::1", "::ffff:127.0.0.1"]
     loop = asyncio.get_running_loop()
     with network_with(*mine, others[0]) as thread, contextlib.ExitStack() as sockets:
@@ -416,7 +418,7 @@ async def test_all_addresses_of_a_site_count_as_one(expect_log: Any) -> None:
 
 
 async def test_all_connections_together_have_a_limit(expect_log: Any) -> None:
-    """Websockets among them: beyond it strangers go first, and where there are none nobody else gets in."""
+    """Including websockets: beyond it strangers are disconnected first; if there are none, no new ones are let in."""
     async with guarded_gateway(max_connections=3) as gateway, contextlib.AsyncExitStack() as stack:
         kernel_id = json.loads((await gateway.fetch("/api/kernels?token=right", "POST", {})).body)["id"]
         await gateway.websocket(kernel_id, Authorization="token right")
@@ -439,7 +441,7 @@ async def test_all_connections_together_have_a_limit(expect_log: Any) -> None:
 
 
 def memory(gateway: ServerProcess, field: str) -> int:
-    """Return what the system says of the gateway's memory, in bytes."""
+    """Return the gateway's memory as the system reports it, in bytes."""
     status = Path(f"/proc/{gateway.process.pid}/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) << 10
 
@@ -498,8 +500,8 @@ def test_a_flood_of_bodies_without_a_token_costs_little(tmp_path: Path) -> None:
         assert max(waits) < 5
 
 
-def test_idle_connections_leave_files_for_kernels(tmp_path: Path) -> None:
-    """However few files the system permits: strangers have half of them at most."""
+def test_idle_connections_leave_file_descriptors_for_kernels(tmp_path: Path) -> None:
+    """However few file descriptors the system permits: strangers have half of them at most."""
     gateway = gateway_process(tmp_path / "log", env={**TOKEN, "EG_MAX_PENDING_CONNECTIONS_PER_ADDRESS": "100000"})
     gateway.command[:0] = ["sh", "-c", 'ulimit -n 256 && exec "$0" "$@"']
     with gateway, contextlib.ExitStack() as stack:
