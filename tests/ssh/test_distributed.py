@@ -380,7 +380,7 @@ async def test_impersonated_kernels_run_as_their_user(
         message = await failure(gateway, expect_log, "whoami", 500, env={"KERNEL_USERNAME": "bob"})
         assert "I am bob, bob, x y" in message
         message = await failure(gateway, expect_log, "whoami", 403, env={"KERNEL_USERNAME": "bob --"})
-        assert "no user name" in message
+        assert "not a user name" in message
 
 
 async def test_the_environment_is_the_launchs(hosts: list[Host]) -> None:
