@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
 
 import pytest
@@ -271,30 +270,6 @@ async def test_many_requests_share_one_scan(tmp_path):
     cache = KernelSpecCache(kernel_spec_manager=Counting())
     await asyncio.gather(*(cache.get_all_specs() for _ in range(100)))
     assert len(reads) == 1
-    await offload(cache.stop)
-
-
-async def test_a_start_does_not_wait_until_all_are_read(tmp_path):
-    """While the kernelspecs are read for the first time, each can be had already."""
-    go_on = threading.Event()
-    write_kernelspec("one", directory=tmp_path)
-
-    class Slow(KernelSpecManager):
-        def get_all_specs(self):
-            go_on.wait(10)
-            return super().get_all_specs()
-
-    cache = KernelSpecCache(
-        kernel_spec_manager=Slow(ensure_native_kernel=False, kernel_dirs=[str(tmp_path / "kernels")])
-    )
-    reading = asyncio.create_task(cache.get_all_specs())
-    await asyncio.sleep(0.05)
-    assert (await cache.get_kernel_spec("one")).display_name
-    with pytest.raises(NoSuchKernel):
-        await cache.get_kernel_spec("none")
-    assert not reading.done()
-    go_on.set()
-    assert "one" in await reading
     await offload(cache.stop)
 
 

@@ -85,7 +85,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         allowed = getattr(self.kernel_spec_manager, "allowed_kernelspecs", None)
         if allowed and kernel_name.lower() not in {name.lower() for name in allowed}:
             raise NoSuchKernel(kernel_name)
-        if self._is_caching and not self._is_filling:
+        if self._is_caching:
             item = (await self.snapshot()).items.get(kernel_name.lower())
             if item is not None:
                 return self._kernel_spec(item)
@@ -94,7 +94,7 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
         if not _POSSIBLE_NAME.fullmatch(kernel_name):  # jupyter_client would log it, including line ends
             raise NoSuchKernel(kernel_name)
         spec = await self._ask_manager(self.kernel_spec_manager.get_kernel_spec, kernel_name)
-        if self._is_caching and not self._is_filling:
+        if self._is_caching:
             await offload(self._add, kernel_name.lower(), spec)
         return cast(KernelSpec, spec)
 
@@ -157,11 +157,6 @@ class KernelSpecCache(EnvironmentDefaults, SingletonConfigurable):
     @property
     def _is_caching(self) -> bool:
         return self.cache_enabled and not inspect.iscoroutinefunction(self.kernel_spec_manager.get_all_specs)
-
-    @property
-    def _is_filling(self) -> bool:
-        """Whether all kernelspecs are being read for the first time: a request for one need not wait for all."""
-        return self._refreshing is not None and not self._checked_at
 
     @property
     def _check_interval(self) -> float:
