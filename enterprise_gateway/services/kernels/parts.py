@@ -61,10 +61,10 @@ class LastingParts:
         """Whether a kernel is being started, restarted or stopped here."""
         return kernel_id in self.launches or bool(self.transitions.under_way(kernel_id))
 
-    def find_files(self, besides: Collection[str]) -> list[Remnant]:
+    def find_files(self, excluded: Collection[str]) -> list[Remnant]:
         """Return the files in the runtime directory of kernels other than those given; blocks."""
         label = self.resources.deployment.label
-        return list(local_files(self.directory(), [label] if label else [], besides))
+        return list(local_files(self.directory(), [label] if label else [], excluded))
 
 
 class StoreParts:
