@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -159,6 +159,39 @@ def _listen_once(port_range: PortRange, attempts: int) -> socket.socket:
     raise PortRangeError(f"No free port for a tunnel found within {port_range} after {attempts + 1} attempts.")
 
 
+class _Openers:
+    """A few threads that open channels, made when there is work for them.
+
+    No ThreadPoolExecutor: while one waits for the thread it has just made, no other of the process accepts work, and
+    the event loop offers them some all the time.
+    """
+
+    def __init__(self, name: str, connect: Callable[[_Link], None]) -> None:
+        self._name = f"eg-tunnel-open-{name}"
+        self._connect = connect
+        self._links: queue.SimpleQueue[_Link | None] = queue.SimpleQueue()
+        self._threads = 0
+
+    def open(self, link: _Link) -> None:
+        """Have a thread connect ``link``."""
+        self._links.put(link)
+        if self._threads < _OPENERS:
+            threading.Thread(target=self._run, name=f"{self._name}_{self._threads}", daemon=True).start()
+            self._threads += 1
+
+    def close(self) -> None:
+        """End the threads; what none of them has begun is forgotten."""
+        with suppress(queue.Empty):
+            while True:
+                self._links.get_nowait()
+        for _ in range(self._threads):
+            self._links.put(None)
+
+    def _run(self) -> None:
+        while (link := self._links.get()) is not None:
+            self._connect(link)
+
+
 class _Listener:
     """A local port and where it leads."""
 
@@ -184,7 +217,7 @@ class _Forwarder:
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self.selector.register(self._wake_receiver, selectors.EVENT_READ, self._on_wake)
-        self._openers = ThreadPoolExecutor(_OPENERS, thread_name_prefix=f"eg-tunnel-open-{name}")
+        self._openers = _Openers(name, self._connect)
         self._waiting: dict[_Link, None] = {}  # an ordered set
         self._retry_at = math.inf
         self._retry_seconds = 0.0
@@ -233,7 +266,7 @@ class _Forwarder:
                 link.pump()
             if self._waiting and time.monotonic() >= self._retry_at:
                 self._retry()
-        self._openers.shutdown(wait=False, cancel_futures=True)
+        self._openers.close()
         self.selector.close()
         self._wake_receiver.close()
         self._wake_sender.close()
@@ -279,10 +312,7 @@ class _Forwarder:
         if self.is_interrupted:
             self._wait(link)
         else:
-            self._submit(link)
-
-    def _submit(self, link: _Link) -> None:
-        self._openers.submit(self._connect, link)
+            self._openers.open(link)
 
     def _connect(self, link: _Link) -> None:
         """Open a link's channel; runs in one of the openers' threads."""
@@ -295,10 +325,10 @@ class _Forwarder:
         except GatewayError as error:
             reason = str(error)
             self.call(lambda: self._on_unreachable(link, reason))
-        except BaseException as error:
+        except Exception as error:
+            self.log.exception("Tunnel to port %d of %s:", listener.port, self.name)
             reason = repr(error)
             self.call(lambda: self._on_unreachable(link, reason))
-            raise
         else:
             self.call(lambda: self._on_answer(link, channel))
 
@@ -309,7 +339,7 @@ class _Forwarder:
             self.log.info("The tunnels to %s work again.", self.name)
             waiting, self._waiting = list(self._waiting), {}
             for each in waiting:
-                self._submit(each)
+                self._openers.open(each)
         if channel is None:
             link.close()
         else:
@@ -333,7 +363,7 @@ class _Forwarder:
         self._retry_at = math.inf  # until the answer is there
         link = next(iter(self._waiting))
         del self._waiting[link]
-        self._submit(link)
+        self._openers.open(link)
 
     def forget(self, link: _Link) -> None:
         self.blocked.discard(link)
